@@ -1,0 +1,26 @@
+"""everlearn updates a pre-trained model with new data, keeps what it could do, and proves both."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Examples", "Method", "Stream", "Task", "compare", "load", "run"]
+
+if TYPE_CHECKING:
+    from everlearn.compare import compare
+    from everlearn.method import Method
+    from everlearn.model import load
+    from everlearn.run import run
+    from everlearn.streams.stream import Examples, Stream, Task
+
+_HOMES = {"run": "run", "compare": "compare", "load": "model", "Method": "method",
+          "Stream": "streams.stream", "Task": "streams.stream", "Examples": "streams.stream"}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    # torch is imported with the first name that needs it, so `everlearn --help` answers at once.
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"everlearn.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'everlearn' has no attribute '{name}'")

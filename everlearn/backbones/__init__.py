@@ -1,0 +1,61 @@
+"""Pre-trained encoders with named sites. `load(name)` reads one; `names()` lists the short names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from everlearn.errors import EverlearnError
+
+if TYPE_CHECKING:
+    from everlearn.backbones.backbone import Backbone
+
+_NAMES = {
+    "minilm": "all-MiniLM-L6-v2 sentence encoder, 22.7 M parameters, width 384 (extra: offline)",
+    "vit-tiny": "ViT-Ti/16 of timm, 5.5 M parameters, width 192; vit-tiny@112 reads 112-pixel images (extra: vision)",
+    "tiny": "two random transformer blocks of width 32 for texts and images: for tests",
+}
+
+
+def names() -> dict[str, str]:
+    """The short names and what they stand for. Besides them: any transformers encoder or plain timm
+    ViT by hub or timm name, a local folder, or a safetensors file named after its timm model."""
+    return dict(_NAMES)
+
+
+def default_for(modality: str) -> str:
+    """The short name of the backbone for a stream's modality."""
+    return "vit-tiny" if modality == "image" else "minilm"
+
+
+def load(name: str) -> Backbone:
+    """The backbone called `name`, frozen, in evaluation mode.
+
+    Args:
+        name: a short name, a hub name (``owner/model``), a timm name (``vit_small_patch16_224``),
+            a folder in transformers' format, or a ``.safetensors`` file whose name begins with its
+            timm model's. ``@SIZE`` behind a timm ViT sets the image size in pixels.
+
+    Raises:
+        EverlearnError: it does not exist or cannot be read; the message says what would serve.
+
+    >>> load("tiny").width
+    32
+    """
+    from everlearn.backbones import text, tiny, vision
+
+    if name == "tiny":
+        return tiny.TinyBackbone()
+    if name == "minilm":
+        return text.minilm()
+    bare = name.split("@")[0]
+    if bare == "vit-tiny" or bare.endswith(".safetensors"):
+        return vision.load_timm(name)
+    if Path(name).is_dir() or "/" in name:
+        return vision.load_transformers(name) if vision.reads_images(name) else text.load_text(name)
+    if vision.is_timm_name(bare):
+        return vision.load_timm(name)
+    raise EverlearnError(
+        f"unknown backbone '{name}': give one of {', '.join(_NAMES)}, a timm ViT's name (needs the extra "
+        "'vision'), a hub name as owner/model, or the path of a folder or safetensors file"
+    )

@@ -1,0 +1,218 @@
+"""What every backbone offers: features, named sites, and an identity that says what computed them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from everlearn.peft.delta import Delta, Site, only
+from everlearn.streams.stream import Input
+
+
+class Hidden(NamedTuple):
+    """The last layer: `states` (n, tokens, width) and `mask` (n, tokens), 1 where a token counts.
+
+    Prompt tokens, where any were appended, are the last `prompts` columns.
+    """
+
+    states: torch.Tensor
+    mask: torch.Tensor
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """The sites of one transformer block."""
+
+    query: Site
+    key: Site
+    value: Site
+    attention: Site
+    mlp: Site
+    output: Site
+
+
+class Backbone(nn.Module):
+    """A pre-trained encoder. Frozen unless a method says otherwise.
+
+    Subclasses give `prepare`, `hidden`, `pool`, `tokens` and `block`, and set
+
+    * `name`, as the user wrote it;
+    * `modality`: the kinds of input it reads, e.g. ``("text",)``;
+    * `width`: size of a feature;
+    * `precision`: of passes without gradient, ``float32`` or ``bfloat16``;
+    * `settings`: what else decides the features (preprocessing, pooling), as plain JSON.
+    """
+
+    name: str
+    modality: tuple[str, ...]
+    width: int
+    depth: int
+    precision = "float32"
+    settings: dict[str, Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attached: list[Delta] = []
+        self.origin: dict[str, str] = {}  # digests of the pre-trained tensors, once a method has them
+        self._digests: dict[str, tuple[weakref.ref[torch.Tensor], int, str]] = {}
+
+    # -- what subclasses give ------------------------------------------------------------------
+    def prepare(self, inputs: Sequence[Input]) -> Any:
+        """Raw inputs to what `hidden` takes: token ids, pixels. Part of the backbone's identity."""
+        raise NotImplementedError
+
+    def hidden(self, prepared: Any) -> Hidden:
+        """The last layer's states."""
+        raise NotImplementedError
+
+    def pool(self, hidden: Hidden) -> torch.Tensor:
+        """One feature an example, of shape (n, width)."""
+        raise NotImplementedError
+
+    @property
+    def tokens(self) -> Site:
+        """The embedded sequence before the first block."""
+        raise NotImplementedError
+
+    def block(self, index: int) -> Block:
+        """The sites of block `index`, from 0."""
+        raise NotImplementedError
+
+    def lengths(self, inputs: Sequence[Input]) -> list[int]:
+        """A cost for each input, to sort batches by; equal where inputs are of one size."""
+        return [0] * len(inputs)
+
+    # -- what methods use ----------------------------------------------------------------------
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def forward(self, inputs: Sequence[Input]) -> torch.Tensor:
+        """Features (n, width) as the model stands now, with gradient where something is trained."""
+        return self.pool(self.hidden(self.prepare(inputs)))
+
+    def infer(
+        self, inputs: Sequence[Input],
+        compute: Callable[[list[Input], list[int]], torch.Tensor] | None = None, batch_size: int = 64,
+    ) -> torch.Tensor:  # fmt: skip
+        """Features (n, width) without gradient, in length-sorted batches; nothing is stored.
+
+        Args:
+            compute: features of some inputs, given with their rows; `forward` by default.
+        """
+        features = torch.empty(len(inputs), self.width, device=self.device)
+        lengths = self.lengths(inputs)
+        order = sorted(range(len(inputs)), key=lengths.__getitem__)
+        with self.inference():
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                batch = [inputs[row] for row in rows]
+                features[rows] = (compute(batch, rows) if compute else self(batch)).float()
+        return features
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Evaluation mode, no gradient, the backbone's precision; everything as before afterwards."""
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad(), torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+            ):  # fmt: skip
+                yield
+        finally:
+            self.train(was_training)
+
+    def encode(self, inputs: Sequence[Input]) -> torch.Tensor:
+        """Features (n, width) of the frozen backbone, from the feature store where it has them."""
+        from everlearn.features import default_store  # the store imports Backbone
+
+        return default_store().encode(self, inputs).to(self.device)
+
+    def attach(self, delta: Delta, site: Site) -> Delta:
+        """Put `delta` on `site`. The method owns the delta's parameters; the backbone knows of it."""
+        delta.attach(site)
+        self.attached.append(delta)
+        return delta
+
+    def detach(self, delta: Delta) -> None:
+        delta.detach()
+        self.attached = [other for other in self.attached if other is not delta]
+
+    def pretrained(self) -> Any:
+        """Inside the block no delta acts: the pre-trained model as it came."""
+        return only(self.attached, active=False)
+
+    @property
+    def active(self) -> list[Delta]:
+        return [delta for delta in self.attached if delta.is_active]
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether neither the backbone nor an active delta is being trained."""
+        modules: list[nn.Module] = [self, *self.active]
+        return not any(p.requires_grad for module in modules for p in module.parameters())
+
+    # -- identity ------------------------------------------------------------------------------
+    def digests(self, module: nn.Module | None = None, prefix: str = "") -> dict[str, str]:
+        """SHA-256 of every tensor by name; a tensor is hashed again only after it was written to."""
+        found = {}
+        module = self if module is None else module
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            known = self._digests.get(prefix + name)
+            if known is None or known[0]() is not tensor or known[1] != tensor._version:
+                known = (weakref.ref(tensor), tensor._version, digest(tensor))
+                self._digests[prefix + name] = known
+            found[name] = known[2]
+        return found
+
+    def identity(self) -> str:
+        """What decides a feature: weights, active deltas, preprocessing, pooling, precision."""
+        deltas = [
+            (delta.site_name, type(delta).__name__, self.digests(delta, f"delta {number} "))
+            for number, delta in enumerate(self.attached)
+            if delta.is_active
+        ]
+        what = json.dumps([self.digests(), deltas, self.settings, self.precision], sort_keys=True)
+        return hashlib.sha256(what.encode()).hexdigest()[:32]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
+        # Digests belong to the tensors of this copy; the other one hashes its own.
+        clone = self.__class__.__new__(self.__class__)
+        memo[id(self)] = clone
+        clone.__dict__.update(
+            {k: {} if k == "_digests" else copy.deepcopy(v, memo) for k, v in self.__dict__.items()}
+        )
+        return clone
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    data = tensor.detach().cpu().contiguous()
+    return hashlib.sha256(data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def has_bfloat16(device: torch.device | str = "cpu") -> bool:
+    """Whether the hardware multiplies bfloat16 matrices natively."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(supported and supported()) and "bf16" in _cpu_flags()
+
+
+def _cpu_flags() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line for line in file if line.startswith("flags")), "")
+    except OSError:  # not Linux: no such file, and no claim of native bfloat16
+        return ""

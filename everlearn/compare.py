@@ -1,0 +1,275 @@
+"""Several methods on one stream: cheapest first, one failure stops nothing, and it ends with a pick."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from everlearn.config import Config, build_config, check_out, find_recipe, merge
+from everlearn.errors import EverlearnError, unknown
+from everlearn.metrics import pareto_front, passes
+
+if TYPE_CHECKING:
+    from everlearn.method import Method
+    from everlearn.streams.stream import Stream
+
+Results = dict[str, Any]
+
+COST = ("nothing", "head", "peft", "backbone")  # what a method trains, cheapest first
+NEAR = 0.005  # half a point: a cheaper method this close to the best is preferred
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method of a compare: the name of its sub-folder, its class and settings, its recipe."""
+
+    label: str
+    cls: type[Method]
+    settings: Config
+    recipe: Path | None
+
+    @property
+    def cost(self) -> tuple[bool, int, str]:
+        """Sorts cheapest first; what retrains on everything comes last."""
+        return self.cls.tags.retrains, COST.index(self.cls.tags.trains), self.label
+
+
+def compare(
+    methods: str | Sequence[str | Config] = "all",
+    stream: str | Config | Stream = "clinc150",
+    *,
+    backbone: str | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    recipe: str = "auto",
+) -> list[Results]:
+    """Learn one stream with each method, and say which one to take.
+
+    What the frozen backbone says about an example is computed once and shared by all. A method that
+    fails is recorded and the others go on; one that does not cover the stream's kind or modality is
+    left out; both are said. Called again with the same `out`, nothing that is finished is repeated.
+
+    Args:
+        methods: "all", "family:NAME", names with commas, or a list of names and method sections.
+        stream: a name, a file, a stream section, or a Stream.
+        out: a folder for one run per method, compare.json and report.html; None keeps nothing.
+        progress: print progress to stderr.
+        recipe: "auto" takes a method's recipe for this stream where there is one; "none" takes none.
+
+    Returns:
+        One dict per method, cheapest first: the content of its results.json, or {"method", "error"},
+        or {"method", "skipped"}.
+
+    Raises:
+        EverlearnError: an unknown name or key, or `out` already holds something else.
+        everlearn.run.Interrupted: the user stopped it; all is saved, and the same call goes on.
+
+    >>> [results["method"] for results in compare("joint,simplecil", "digits", backbone="tiny")]
+    ['simplecil', 'joint']
+    """
+    from everlearn import streams
+
+    config = build_config({"backbone": backbone, "seed": seed}, recipe="none")[0]
+    if isinstance(stream, (str, dict)):
+        config = build_config(merge(config, {"stream": stream}), recipe="none")[0]
+        name = config["stream"]["name"]
+    else:
+        name = stream.name
+    entries = _entries(select(methods), name, recipe)
+    if isinstance(stream, (str, dict)):
+        section = dict(config["stream"])
+        stream = streams.load(section.pop("name"), **section)
+
+    folder = Path(out) if out is not None else None
+    if folder is not None:
+        statement = {"stream": name, "fingerprint": stream.fingerprint(), "backbone": backbone, "seed": seed}
+        _claim(folder, statement, entries)
+    results: list[Results] = []
+    for entry in entries:
+        results.append(_learn(entry, stream, config, folder, progress))
+        if folder is not None:
+            _update(folder / "compare.json", results=results)
+    if folder is not None:
+        from everlearn.report import render, write_page
+
+        text = recommendation(results)
+        _update(folder / "compare.json", recommendation=text)
+        write_page(render(results, text), folder / "report.html")
+    return results
+
+
+def select(methods: str | Sequence[str | Config]) -> list[str | Config]:
+    """The methods that a selection names, each once.
+
+    Raises:
+        EverlearnError: an unknown family, or no method at all.
+
+    >>> select("ranpac,joint,ranpac")
+    ['ranpac', 'joint']
+    """
+    from everlearn import methods as registry
+
+    chosen: list[str | Config] = []
+    for word in methods.split(",") if isinstance(methods, str) else methods:
+        word = word.strip() if isinstance(word, str) else word
+        if word == "all":
+            chosen += registry.names()
+        elif isinstance(word, str) and word.startswith("family:"):
+            chosen += _family(word.removeprefix("family:"))
+        elif word:
+            chosen.append(word)
+    if not chosen:
+        raise EverlearnError("no method to compare: give names with commas, family:NAME or all")
+    return [method for i, method in enumerate(chosen) if method not in chosen[:i]]
+
+
+def recommendation(results: Sequence[Results]) -> str:
+    """Which methods pass the gate, the front of old, new and cost among them, and a pick.
+
+    >>> recommendation([{"method": "l2p", "error": "out of memory"}])
+    'No method finished, so there is nothing to recommend.'
+    """
+    from everlearn.console import duration, percent
+
+    done = [r for r in results if "final_accuracy" in r]
+    if not done:
+        return "No method finished, so there is nothing to recommend."
+    joint = next((r["gain"] for r in done if r["method"] == "joint"), None)
+    candidates = [r for r in done if r["method"] != "joint"] or done
+    verdicts = [passes(r["retention"], r["gain"], joint) for r in candidates]
+    accepted = "pass" if "pass" in verdicts else "unknown"
+    good = [r for r, verdict in zip(candidates, verdicts, strict=True) if verdict == accepted]
+    gate = "the gate" if joint is not None else "the first half of the gate (retention at least 80 %)"
+    unsaid = "" if joint is not None else " Joint was not run, so the second half (gain) is unknown: add joint."
+
+    def figures(r: Results) -> str:
+        return (f"final {percent(r['final_accuracy'])}, retention {percent(r['retention'])}, "
+                f"gain {percent(r['gain'])}, {duration(_seconds(r))}")  # fmt: skip
+
+    best = max(good or candidates, key=lambda r: r["final_accuracy"] or 0.0)
+    if not good:
+        return f"No method passes {gate}; the best final score has {best['method']} ({figures(best)}).{unsaid}"
+    front = [good[i] for i in pareto_front([_worth(r) for r in good])]
+    pick = min(
+        (r for r in good if (r["final_accuracy"] or 0.0) >= (best["final_accuracy"] or 0.0) - NEAR), key=_seconds
+    )
+    why = "the best final score" if pick is best else f"within half a point of {best['method']} and cheaper"
+    return (f"{_listed(good)} pass{'es' if len(good) == 1 else ''} {gate}; on the front of old, new and cost: "
+            f"{_listed(front)}. Take {pick['method']} ({figures(pick)}): {why}.{unsaid}")  # fmt: skip
+
+
+def _worth(r: Results) -> tuple[float, float, float]:
+    """Old, new and cost, where larger is better; a single task has no old score to lose."""
+    return r["retention"] if r["retention"] is not None else 1.0, r["gain"] or 0.0, -_seconds(r)
+
+
+def _seconds(r: Results) -> float:
+    """What the method itself takes: the first one also encodes, for all that follow."""
+    return r["seconds"]["total"] - r["seconds"]["encode"]
+
+
+def _listed(results: Sequence[Results]) -> str:
+    *others, last = [r["method"] for r in results]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _family(family: str) -> list[str]:
+    from everlearn import methods as registry
+
+    families: dict[str, list[str]] = {}
+    for name in registry.names():
+        families.setdefault(registry.get(name).tags.family, []).append(name)
+    if family not in families:
+        raise unknown("family", family, families)
+    return families[family]
+
+
+def _entries(chosen: Sequence[str | Config], stream: str, recipe: str) -> list[Entry]:
+    """The methods, checked, cheapest first."""
+    from everlearn import methods as registry
+
+    entries: dict[str, Entry] = {}
+    for method in chosen:
+        name = method if isinstance(method, str) else str(method.get("name"))
+        path = find_recipe(stream, name) if recipe == "auto" else None
+        settings = build_config({"method": method}, recipe=str(path or "none"))[0]["method"]
+        plain = label = name.rpartition(":")[2]
+        while label in entries:
+            label = f"{plain}-{len(entries) + 1}"
+        entries[label] = Entry(label, registry.get(name), settings, path)
+    return sorted(entries.values(), key=lambda entry: entry.cost)
+
+
+def _learn(entry: Entry, stream: Stream, config: Config, folder: Path | None, progress: bool) -> Results:
+    """The results of one method: read, resumed or run; or why there are none."""
+    from everlearn.evaluation import supports
+    from everlearn.run import Interrupted, resume, run
+
+    def say(text: str) -> None:
+        if progress:
+            print(f"{entry.label}: {text}", file=sys.stderr)
+
+    directory = folder / entry.label if folder is not None else None
+    if reason := supports(entry.cls.tags, stream):
+        say(f"skipped, {reason}")
+        return {"method": entry.label, "skipped": reason}
+    if directory is not None and (directory / "results.json").is_file():
+        say("finished earlier, not repeated")
+        return {**_read(directory / "results.json"), "method": entry.label}
+    say(f"settings: recipe {entry.recipe.parent.name}/{entry.recipe.stem}" if entry.recipe else "the paper's settings")
+    try:
+        if directory is not None and (directory / "config.yaml").is_file():
+            result = resume(directory, progress=progress)
+        else:
+            result = run(entry.settings, stream, backbone=config["backbone"], seed=config["seed"],
+                         out=directory, progress=progress)  # fmt: skip
+    except Interrupted:
+        say("stopped and saved; the same command with the same --out goes on")
+        raise
+    except Exception as error:  # whatever it was, the other methods still have their turn
+        reason = " ".join(str(error).split())
+        reason = reason if isinstance(error, EverlearnError) else f"{type(error).__name__}: {reason}"
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        say(f"failed, {reason}")
+        return {"method": entry.label, "error": reason}
+    if directory is not None:
+        (directory / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
+    return {**result.results, "method": entry.label}
+
+
+def _claim(folder: Path, statement: Config, entries: Sequence[Entry]) -> None:
+    """Write down what this folder compares, or make sure that it compares just that."""
+    file = folder / "compare.json"
+    old = _read(file) if file.is_file() else {}
+    if not old:
+        check_out(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    settings = {entry.label: entry.settings for entry in entries}
+    for key, value in statement.items():
+        if key in old and old[key] != value:
+            other = "on other data" if key == "fingerprint" else f"with {key} {old[key]}"
+            raise EverlearnError(f"{folder} holds a compare {other}: give another folder with --out")
+    for label, earlier in old.get("methods", {}).items():
+        if settings.get(label, earlier) != earlier:
+            raise EverlearnError(f"{folder} holds {label} with other settings: give another folder with --out")
+    _update(file, **statement, methods={**old.get("methods", {}), **settings})
+
+
+def _read(file: Path) -> Config:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _update(file: Path, **values: Any) -> None:
+    """Replace some values of a JSON file, all at once: a killed compare leaves the old file or the new."""
+    data = {**(_read(file) if file.is_file() else {}), **values}
+    new = file.with_suffix(".tmp")
+    new.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    new.replace(file)

@@ -1,0 +1,301 @@
+"""What to run, as plain YAML: defaults, a recipe, a file and the command line, merged and checked."""
+
+from __future__ import annotations
+
+import glob
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_type_hints
+
+from everlearn.errors import EverlearnError, unknown
+
+Config = dict[str, Any]
+"""{"stream": {"name": …}, "method": {"name": …}, "backbone": name or None, "seed": int}"""
+
+DEFAULTS: Config = {"stream": {"name": "clinc150"}, "method": {"name": "ranpac"}, "backbone": None, "seed": 0}
+DATA_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+ELSEWHERE = {"seed": "--seed", "backbone": "--backbone"}  # constructor arguments that are not in "method"
+
+
+def build_config(
+    options: Config, *, file: str | Path | None = None, recipe: str = "auto"
+) -> tuple[Config, Path | None]:
+    """The checked configuration, and the recipe that took part in it.
+
+    Later wins: the defaults, the recipe, the file, the options. A section whose `name` changes starts
+    afresh. A file that names the method is a complete statement, so "auto" adds no recipe to it: the
+    config.yaml of an earlier run reproduces that run.
+
+    Args:
+        options: any part of a configuration, as the command line gave it; text values are converted.
+        file: a YAML file of the same shape.
+        recipe: "auto" (the one for this stream and method, if there is one), "none", or a YAML file.
+
+    Raises:
+        EverlearnError: an unknown name or key, a value of the wrong type, or a file that cannot be read.
+
+    >>> build_config({"stream": {"name": "digits"}, "seed": "3"}, recipe="none")[0]["seed"]
+    3
+    """
+    _check_sections(options, "key")
+    from_file = read_config(file) if file is not None else {}
+    wanted = merge(merge(DEFAULTS, from_file), options)
+    method = wanted["method"]["name"]
+    path = None
+    if recipe == "auto":
+        if _name(from_file.get("method")) != method:
+            path = find_recipe(wanted["stream"]["name"], method)
+    elif recipe != "none":
+        path = Path(recipe)
+    if path is None:
+        return check_config(wanted), None
+    names = {section: {"name": wanted[section]["name"]} for section in ("stream", "method")}
+    base = merge(merge(DEFAULTS, names), read_config(path))
+    return check_config(merge(merge(base, from_file), options)), path
+
+
+def read_config(path: str | Path) -> Config:
+    """The mapping in a YAML file.
+
+    Raises:
+        EverlearnError: no such file, not YAML, or not a mapping with the keys of a configuration.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise EverlearnError(f"{path}: no such file: give the path of a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise EverlearnError(f"{path}: not a text file ({error.reason}): give a YAML file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise EverlearnError(f"{path}{line}: {problem}: correct the file") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise EverlearnError(f"{path}: a {type(data).__name__} where a mapping with the keys "
+                             f"{', '.join(DEFAULTS)} was expected")  # fmt: skip
+    data.pop("saving", None)  # how often a run was saved changes nothing of what it computed
+    _check_sections(data, f"key in {path}")
+    return data
+
+
+def merge(base: Config, over: Config) -> Config:
+    """`base` with the values of `over`; a stream or method of another name brings none of the old keys.
+
+    >>> merge({"method": {"name": "l2p", "pool": 5}}, {"method": {"name": "ewc"}})
+    {'method': {'name': 'ewc'}}
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        if key not in ("stream", "method"):
+            merged[key] = value
+            continue
+        section = {"name": value} if isinstance(value, str) else dict(value)
+        old = merged.get(key, {})
+        old = {"name": old} if isinstance(old, str) else old
+        renamed = "name" in section and section["name"] != old.get("name")
+        merged[key] = section if renamed else {**old, **section}
+    return merged
+
+
+def check_config(config: Config) -> Config:
+    """The same configuration in full, as plain YAML values: light checks first, constructors last.
+
+    Raises:
+        EverlearnError: an unknown name or key, with the nearest right one; or a value of the wrong type.
+    """
+    from everlearn import backbones, methods, streams
+
+    _check_sections(config, "key")
+    config = merge(DEFAULTS, config)
+    stream, method, backbone = dict(config["stream"]), dict(config["method"]), config["backbone"]
+    _check_name("stream", stream.get("name"), streams.names(), _is_data)
+    _check_name("method", method.get("name"), methods.names(), lambda name: ":" in name)
+    if backbone is not None:
+        _check_name("backbone", backbone, backbones.names(), _is_backbone)
+    seed = convert("seed", config["seed"], int)
+    if seed < 0:
+        raise EverlearnError(f"seed: {seed} is negative: give 0 or more")
+    stream.update(check_arguments("stream", streams.load, _without_name(stream)))
+    if len(method) > 1:  # the constructor is imported, and torch with it, only if there is something to check
+        method.update(check_arguments("method", methods.get(method["name"]), _without_name(method)))
+    return {"stream": stream, "method": method, "backbone": backbone, "seed": seed}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One keyword argument of a method or stream: its type, its default and what its docstring says."""
+
+    name: str
+    type: Any
+    type_name: str
+    default: Any
+    help: str
+
+
+def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
+    """The keyword-only arguments of a function or class, in order; `**kwargs` stand for the base class's.
+
+    >>> def load(name, *, tasks: int = 10): ...
+    >>> arguments(load)["tasks"].default
+    10
+    """
+    owners = [c for c in function.__mro__ if "__init__" in vars(c)] if isinstance(function, type) else [function]
+    found: dict[str, Argument] = {}
+    for owner in owners:
+        target = vars(owner)["__init__"] if isinstance(owner, type) else owner
+        parameters = inspect.signature(target).parameters.values()
+        named = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+        # Only these: other annotations may be imported for type checkers alone.
+        hints = get_type_hints(SimpleNamespace(__annotations__=named), vars(sys.modules[target.__module__]))
+        texts = _argument_texts(owner.__doc__ or "")
+        for p in parameters:
+            if p.name in named and p.name not in found:
+                shown = p.annotation if isinstance(p.annotation, str) else getattr(p.annotation, "__name__", "")
+                found[p.name] = Argument(p.name, hints.get(p.name, Any), shown, p.default, texts.get(p.name, ""))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def check_arguments(section: str, function: Callable[..., Any], values: Config) -> Config:
+    """The values converted to the types in the signature; tuples become lists, as YAML writes them."""
+    known = {name: argument for name, argument in arguments(function).items() if name not in ELSEWHERE}
+    for name in values:
+        if name in ELSEWHERE:
+            raise EverlearnError(f"{section}.{name} is not a setting of the {section}: give {ELSEWHERE[name]}")
+        if name not in known:
+            raise unknown(f"key of the {section}", name, known)
+    return {name: convert(f"{section}.{name}", value, known[name].type, known[name].type_name)
+            for name, value in values.items()}  # fmt: skip
+
+
+def convert(key: str, value: Any, type_: Any, type_name: str = "") -> Any:
+    """The value as the type; text, as the command line gives it, is read as the type asks.
+
+    >>> convert("method.rate", "1e-3", float)
+    0.001
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    if isinstance(value, str) and value.lower() in ("none", "null"):
+        value = "null" if type_ is not str else value
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=type_)
+    try:
+        result = parser.parse_object({"value": value})["value"]
+    except ArgumentError:
+        result = None  # jsonargparse also answers None for null where the type has no None
+    if result is None and not (value in (None, "null") and _allows_none(type_)):
+        expected = type_name or getattr(type_, "__name__", str(type_))
+        raise EverlearnError(f"{key}: {value!r} is not of type {expected}")
+    return list(result) if isinstance(result, tuple) else result
+
+
+def find_recipe(stream: str, method: str) -> Path | None:
+    """The paper's settings for this method on this stream: recipes/<stream>/<method>.yaml, if it exists.
+
+    >>> find_recipe("clinc150", "no_such_method") is None
+    True
+    """
+    if not all(re.fullmatch(r"[\w.-]+", name) for name in (stream, method)):
+        return None  # a file or a dotted path
+    package = Path(__file__).parent
+    for root in (package / "recipes", package.parent / "recipes"):  # in a wheel; in a checkout
+        if (path := root / stream / f"{method}.yaml").is_file():
+            return path
+    return None
+
+
+def default_out(config: Config, root: str | Path = "runs") -> Path:
+    """A folder that is new or empty: runs/<stream>-<method>-seed<seed>, then with -2, -3, …"""
+    stream, method = config["stream"]["name"], config["method"]["name"].rpartition(":")[2]
+    plain = re.sub(r"[^\w.-]+", "-", f"{Path(stream).stem}-{method}-seed{config['seed']}")
+    folders = (Path(root) / (plain if number == 1 else f"{plain}-{number}") for number in count(1))
+    return next(f for f in folders if not f.exists() or (f.is_dir() and not any(f.iterdir())))
+
+
+def check_out(folder: str | Path) -> Path:
+    """The folder, if a run may be written there.
+
+    Raises:
+        EverlearnError: it is a file, or already holds a run; nothing in it is touched.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise EverlearnError(f"{folder} is a file: give another folder with --out")
+    held = [name for name in ("config.yaml", "results.json", "compare.json", "checkpoints") if (folder / name).exists()]
+    if held:
+        what = "a compare" if "compare.json" in held else "a run"
+        remedy = "" if what == "a compare" else f"continue it with `everlearn resume {folder}`, or "
+        raise EverlearnError(f"{folder} already holds {what} ({held[0]}): {remedy}give another folder with --out")
+    return folder
+
+
+def _name(section: Any) -> Any:
+    return section.get("name") if isinstance(section, dict) else section
+
+
+def _without_name(section: Config) -> Config:
+    return {key: value for key, value in section.items() if key != "name"}
+
+
+def _allows_none(type_: Any) -> bool:
+    return type_ is Any or type_ is None or type(None) in getattr(type_, "__args__", ())
+
+
+def _check_sections(config: Config, kind: str) -> None:
+    for key, value in config.items():
+        if key not in DEFAULTS:
+            raise unknown(kind, key, DEFAULTS)
+        if key in ("stream", "method") and not isinstance(value, (str, dict)):
+            raise EverlearnError(f"{key}: {value!r} is neither a name nor a mapping with a name and settings")
+
+
+def _check_name(kind: str, name: Any, known: dict[str, str], is_other: Callable[[str], bool]) -> None:
+    if not isinstance(name, str) or not name:
+        raise EverlearnError(f"{kind}: {name!r} is not a name: give one of {', '.join(sorted(known))}")
+    if name not in known and not is_other(name):
+        raise unknown(kind, name, known)
+
+
+def _is_data(name: str) -> bool:
+    """What `streams.load` takes besides its names: a path, the stem of paths, or owner/name on the hub."""
+    path = Path(name)
+    if path.exists() or (path.name and any(path.parent.glob(f"{glob.escape(path.name)}_*"))):
+        return True
+    if path.suffix.lower() in DATA_ENDINGS or name.count("/") > 1 or name.startswith((".", "/")):
+        raise EverlearnError(f"no such file or folder: {name}")
+    return "/" in name
+
+
+def _is_backbone(name: str) -> bool:
+    """What `backbones.load` takes besides its short names; timm is asked only about names it might know."""
+    bare, _, size = name.partition("@")
+    if "/" in name or Path(name).exists() or bare.endswith(".safetensors") or (size and bare == "vit-tiny"):
+        return True
+    if "_" not in bare:
+        return False
+    from everlearn.backbones import vision
+
+    return vision.is_timm_name(bare)
+
+
+def _argument_texts(docstring: str) -> dict[str, str]:
+    """What the Args section of a docstring says about each argument, on one line."""
+    section = re.search(r"^Args:\n((?:[ \t]+.*\n|\n)+)", inspect.cleandoc(docstring) + "\n", re.MULTILINE)
+    if not section:
+        return {}
+    entries = re.findall(r"^    (\w+)[^:\n]*:((?:.*)(?:\n {5,}.*)*)", section[1], re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}

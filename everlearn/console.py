@@ -1,0 +1,293 @@
+"""What a person sees in the terminal: progress, the tables of results, at most 100 columns wide."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from everlearn.metrics import FORMULAS, passes
+from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
+
+Results = dict[str, Any]
+"""The content of results.json."""
+
+WIDTH = 100
+SHOWN_TASKS = 12  # a larger matrix shows this many rows and columns, evenly spread
+GATE_WORDS = {"pass": "pass", "fail": "fail", "unknown": "?"}
+
+
+class Progress:
+    """A progress bar on stderr with the time that remains; nested bars share one display.
+
+    A finished bar leaves one plain line, which is all that is printed where stderr is not a terminal.
+    Nothing at all is printed if not `enabled`.
+
+    Args:
+        total: steps in all. None for a bar that is only `show`n now and then, and leaves no line.
+        label: what is being done: "task 3 of 10".
+
+    >>> with Progress(2, "task 1 of 1", enabled=False) as bar:
+    ...     bar.advance(2, "loss 0.3")
+    """
+
+    display: ClassVar[Bars | None] = None
+    depth: ClassVar[int] = 0
+
+    def __init__(self, total: int | None, label: str, enabled: bool = True) -> None:
+        self.total, self.label, self.enabled = total, label, enabled
+        self.leaves_line = total is not None
+        self.done, self.text = 0, ""
+
+    def __enter__(self) -> Progress:
+        self.started = time.monotonic()
+        if not self.enabled:
+            return self
+        if Progress.depth == 0 and sys.stderr.isatty():
+            Progress.display = Bars(
+                TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            Progress.display.start()
+        Progress.depth += 1
+        if Progress.display:
+            self.bar = Progress.display.add_task(self.label, total=self.total, text="", visible=self.leaves_line)
+        return self
+
+    def advance(self, n: int = 1, text: str | None = None) -> None:
+        """Count n more steps; `text`, if given, replaces what stands behind the bar."""
+        self.text = self.text if text is None else text
+        self.show(self.done + n)
+
+    def show(self, done: int) -> None:
+        """Say how many steps are done, of the `total` as it is now."""
+        self.done = done
+        if self.enabled and Progress.display:
+            visible = self.leaves_line or done != self.total
+            Progress.display.update(self.bar, completed=done, total=self.total, text=self.text, visible=visible)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self.enabled:
+            return
+        Progress.depth -= 1
+        if Progress.display:
+            Progress.display.remove_task(self.bar)
+            if Progress.depth == 0:
+                Progress.display.stop()
+        if kind is None and self.leaves_line:
+            parts = [f"{self.label}: {duration(time.monotonic() - self.started)}", self.text]
+            line = ", ".join(part for part in parts if part)
+            (Progress.display.console if Progress.display else Console(stderr=True, width=WIDTH)).print(
+                Text(line), soft_wrap=True, highlight=False
+            )
+        if Progress.depth == 0:
+            Progress.display = None
+
+
+def final_table(results: Results, directory: Path | None = None) -> None:
+    """Print one run: the accuracy matrix, every figure with its formula, the gate, and what it cost.
+
+    Args:
+        results: the content of results.json.
+        directory: the run folder, for the last lines.
+    """
+    out = _console()
+    metric = results["metric"]
+    head = f"{results['method']} on {results['stream']} ({results['kind']}, {results['modality']})"
+    out.print(Text(f"{head}, backbone {results['backbone']}, seed {results['seed']}", style="bold"))
+    out.print(_matrix(results))
+    out.print(_figures(results))
+    out.print(_gate_line(results))
+    out.print(_costs(results))
+    for warning in results["warnings"]:
+        out.print(Text(f"warning: {warning}", style="yellow"))
+    for note in results["notes"]:
+        out.print(Text(f"note: {note}"))
+    if results["paper_compat"]:
+        out.print(Text(f"paper_compat: this {metric} was obtained with a published shortcut that leaks", style="red"))
+    if directory is not None:
+        out.print(Text(f"report   {directory / 'report.html'}"), soft_wrap=True)
+        if results["modality"] != "pairs":
+            out.print(Text(f"predict  everlearn predict {directory} --input FILE"), soft_wrap=True)
+
+
+def compare_table(results: Sequence[Results]) -> None:
+    """Print one line a method, best final score first; failed and skipped ones last, with the reason."""
+    out = _console()
+    done = sorted((r for r in results if "final_accuracy" in r), key=lambda r: -(r["final_accuracy"] or 0.0))
+    joint = next((r["gain"] for r in done if r["method"] == "joint"), None)
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("method", overflow="fold", min_width=8)
+    for name in ("final", "average", "forgetting", "retention", "gain", "gate", "trained", "stored", "time", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for r in done:
+        table.add_row(
+            Text(r["method"]), percent(r["final_accuracy"]), percent(r["average_accuracy"]), percent(r["forgetting"]),
+            percent(r["retention"]), percent(r["gain"]), GATE_WORDS[passes(r["retention"], r["gain"], joint)],
+            short_count(r["trainable_parameters"]), human_bytes(r["stored_bytes"]),
+            duration(r["seconds"]["total"]), human_bytes(r["peak_rss_bytes"]),
+        )  # fmt: skip
+    if done:
+        out.print(Text(f"{done[0]['metric']} in % on {done[0]['stream']}, best final score first", style="bold"))
+        out.print(table)
+    for r in results:
+        if "final_accuracy" not in r:
+            word, why = ("failed", r["error"]) if "error" in r else ("skipped", r["skipped"])
+            out.print(Text(f"{r['method']} {word}: {why}", style="red" if word == "failed" else ""))
+
+
+def cache_table(entries: Sequence[dict[str, Any]]) -> None:
+    """Print what the feature store holds, one line for each backbone."""
+    out = _console()
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("identity", overflow="ellipsis", max_width=24)
+    table.add_column("what", overflow="fold")
+    for name in ("examples", "size", "last used"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for e in entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(e["last_used"]))
+        table.add_row(e["identity"], Text(e["description"]), f"{e['examples']:,}", human_bytes(e["bytes"]), used)
+    out.print(table if entries else "the feature store is empty")
+
+
+def percent(value: float | None) -> str:
+    """A score in percent with one decimal; "-" where it is not defined.
+
+    >>> percent(0.9734)
+    '97.3'
+    """
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def short_count(n: int) -> str:
+    """A count in three or four characters.
+
+    >>> short_count(1_234_567)
+    '1.2M'
+    """
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= size:
+            return f"{n / size:.1f}{unit}"
+    return str(n)
+
+
+def human_bytes(n: float) -> str:
+    """Bytes with a unit of 1024.
+
+    >>> human_bytes(3 * 1024**2)
+    '3.0 MiB'
+    """
+    if n < 1024:
+        return f"{n:.0f} B"
+    for unit in ("KiB", "MiB"):
+        n /= 1024
+        if n < 1024:
+            return f"{n:.1f} {unit}"
+    return f"{n / 1024:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(75), duration(7300)
+    ('1 min 15 s', '2 h 2 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _console() -> Console:
+    """Standard output, as wide as the terminal but never wider than 100 columns."""
+    return Console(width=min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns), highlight=False, markup=False)
+
+
+def _spread(n: int) -> list[int]:
+    """Up to `SHOWN_TASKS` of n positions, evenly spread, the first and the last among them."""
+    if n <= SHOWN_TASKS:
+        return list(range(n))
+    return sorted({round(k * (n - 1) / (SHOWN_TASKS - 1)) for k in range(SHOWN_TASKS)})
+
+
+def _matrix(results: Results) -> Table:
+    tasks, shown = results["tasks"], _spread(len(results["tasks"]))
+    caption = "" if len(shown) == len(tasks) else f" ({len(shown)} of {len(tasks)} tasks; the report has all)"
+    table = Table(
+        box=None, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left", title_style="",
+        title=f"{results['metric']} in %: row = after learning, column = on the test of{caption}",
+    )  # fmt: skip
+    table.add_column("", no_wrap=True, overflow="ellipsis", max_width=20)
+    for column in shown:
+        table.add_column(str(column + 1), justify="right", no_wrap=True, min_width=4)
+    table.add_column("all", justify="right", no_wrap=True, style="bold")
+    for row in shown:
+        scores = results["accuracy_matrix"][row]
+        cells = [percent(scores[c]) if c <= row else "" for c in shown]
+        name = tasks[row]["name"]
+        label = name if name == f"task {row + 1}" else f"{row + 1} {name}"
+        table.add_row(Text(label), *cells, percent(results["curve"][row]))
+    return table
+
+
+def _figures(results: Results) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim", overflow="fold")
+    names = ("final_accuracy", "average_accuracy", "forgetting", "backward_transfer", "forward_transfer")
+    for name in (*names, "retention", "gain"):
+        style = "bold" if name in ("retention", "gain") else ""
+        table.add_row(Text(name.replace("_", " "), style=style), percent(results[name]), Text(FORMULAS[name]))
+    return table
+
+
+def _gate_line(results: Results) -> Text:
+    """The pair, never one number: what was kept, and what was gained."""
+    retention, gain = results["retention"], results["gain"]
+    line = Text(f"retention {percent(retention)} %, gain {percent(gain)} %: ", style="bold")
+    if retention is None:
+        return line.append("the gate needs at least two tasks", style="not bold")
+    if retention < RETENTION:
+        return line.append(f"fails the gate (retention is below {RETENTION:.0%})", style="red")
+    line.append(f"passes the first half of the gate (retention is at least {RETENTION:.0%}); ", style="green")
+    if results["method"] == "joint":
+        return line.append("joint is the measure of the second half", style="not bold")
+    return line.append(
+        f"for the second (gain at least {GAIN_OF_REFERENCE:.0%} of retraining on everything) run "
+        f"`everlearn compare --methods {results['method']},joint`", style="not bold",
+    )  # fmt: skip
+
+
+def _costs(results: Results) -> Table:
+    seconds, environment = results["seconds"], results["environment"]
+    phases = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items() if name not in ("total", "encode"))
+    stored = ", ".join(f"{name} {human_bytes(size)}" for name, size in results["stored"].items() if size)
+    cpu = f"{environment.get('cpu', 'CPU')}, {environment.get('threads', '?')} threads"
+    rows = {
+        "trained": f"{results['trainable_parameters']:,} parameters",
+        "stored": human_bytes(results["stored_bytes"]) + (f" ({stored})" if stored else ""),
+        "time": f"{duration(seconds['total'])} ({phases}), of which encoding took {duration(seconds['encode'])}",
+        "memory": f"{human_bytes(results['peak_rss_bytes'])} at the peak",
+        "features": f"encoded {results['examples_encoded']:,} examples, "
+                    f"{results['examples_served']:,} served from the feature store",
+        "machine": environment.get("accelerator") or cpu,
+    }  # fmt: skip
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows.items():
+        table.add_row(name, Text(text))
+    return table

@@ -1,0 +1,278 @@
+"""The feature store: what a frozen encoder says about an example, computed once.
+
+A feature is addressed by what decides it: the backbone's identity (weights with attached deltas,
+preprocessing, pooling, precision) and the example's content. Methods, epochs, evaluations, runs and
+processes share it.
+
+On disk, one folder an identity, in it segments of up to 2,048 features: `NAME.keys` (16 bytes an
+example) and `NAME.f32` (float32 rows, memory-mapped). A segment appears by renaming, its keys last,
+so a crash leaves nothing half written and no lock is needed to read or to add.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from everlearn.errors import EverlearnError
+
+if TYPE_CHECKING:
+    import torch
+
+    from everlearn.backbones.backbone import Backbone
+    from everlearn.streams.stream import Input
+
+CHUNK = 2048
+DEFAULT_LIMIT = 10 * 2**30
+KEY_BYTES = 16
+
+
+def cache_root() -> Path:
+    """Where features are kept: the folder EVERLEARN_CACHE, else ~/.cache/everlearn."""
+    return Path(os.environ.get("EVERLEARN_CACHE") or Path.home() / ".cache" / "everlearn") / "features"
+
+
+class FeatureStore:
+    """Features by identity and content.
+
+    Args:
+        root: the folder; made when the first feature is written.
+        limit: bytes; the least recently used segments make room. EVERLEARN_CACHE_BYTES by default.
+
+    Attributes:
+        encoded: how many examples this process has encoded through the store.
+        served: how many it found there.
+        on_progress: called with (done, total) while examples are encoded.
+    """
+
+    def __init__(self, root: str | Path | None = None, *, limit: int | None = None) -> None:
+        self.root = Path(root) if root else cache_root()
+        self.limit = limit if limit is not None else int(os.environ.get("EVERLEARN_CACHE_BYTES", DEFAULT_LIMIT))
+        self.encoded = self.served = 0
+        self.seconds = 0.0
+        self.on_progress: Callable[[int, int], None] | None = None
+        self._shelves: dict[str, _Shelf] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FeatureStore:
+        return self  # one store a process, whoever is copied
+
+    def encode(self, backbone: Backbone, inputs: Sequence[Input]) -> torch.Tensor:
+        """Features (n, width), float32. Encodes what is missing and keeps it.
+
+        The examples are taken in chunks of the request, and a chunk is kept whole or not at all:
+        after a crash the same request meets the same batches, so features do not depend on it.
+
+        Raises:
+            EverlearnError: a feature is not finite, or the store's folder cannot be written.
+        """
+        import torch
+
+        shelf = self._shelf(backbone)
+        keys = [_key(item) for item in inputs]
+        shelf.refresh(keys)
+        missing_total = len({key for key in keys if key not in shelf.index})
+        done = 0
+        started = time.perf_counter()
+        for start in range(0, len(keys), CHUNK):
+            rows = range(start, min(start + CHUNK, len(keys)))
+            missing = {keys[row]: row for row in reversed(rows) if keys[row] not in shelf.index}
+            if not missing:
+                continue
+            wanted = sorted(missing.values())
+            features = backbone.infer([inputs[row] for row in wanted]).cpu()
+            _check_finite(features, [inputs[row] for row in wanted], backbone)
+            shelf.add([keys[row] for row in wanted], features.numpy())
+            done += len(wanted)
+            if self.on_progress:
+                self.on_progress(done, missing_total)
+        if done:
+            self.seconds += time.perf_counter() - started
+            self._evict()
+        self.encoded += done
+        self.served += len(keys) - done
+        return torch.from_numpy(shelf.read(keys))
+
+    def _shelf(self, backbone: Backbone) -> _Shelf:
+        identity = backbone.identity()
+        if identity not in self._shelves:
+            about = {"backbone": backbone.name, "width": backbone.width, "precision": backbone.precision,
+                     "deltas": len(backbone.active)}  # fmt: skip
+            self._shelves[identity] = _Shelf(self.root / identity, backbone.width, about)
+        return self._shelves[identity]
+
+    def _evict(self) -> None:
+        """Remove the least recently used segments until the store fits its limit."""
+        segments = [(file.stat(), file) for file in _existing(self.root.glob("*/*.f32"))]
+        total = sum(stat.st_size for stat, _ in segments)
+        for stat, file in sorted(segments, key=lambda pair: pair[0].st_mtime):
+            if total <= self.limit:
+                break
+            # Keys first: whoever reads the folder meanwhile never finds keys without features.
+            file.with_suffix(".keys").unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+            total -= stat.st_size
+
+
+class _Shelf:
+    """The features of one identity."""
+
+    def __init__(self, folder: Path, width: int, about: dict[str, Any]) -> None:
+        self.folder, self.width, self.about = folder, width, about
+        self.index: dict[bytes, tuple[np.ndarray, int]] = {}
+        self._known: set[str] = set()
+
+    def refresh(self, keys: Sequence[bytes]) -> None:
+        """Read the segments that other processes have added, if any key is still missing."""
+        if self._known and all(key in self.index for key in keys):
+            return
+        for file in sorted(_existing(self.folder.glob("*.keys"))):
+            if file.stem not in self._known:
+                self._open(file)
+
+    def _open(self, file: Path) -> None:
+        try:
+            packed = file.read_bytes()
+            rows = np.memmap(file.with_suffix(".f32"), np.float32, "r").reshape(-1, self.width)
+        except FileNotFoundError:
+            return  # evicted by another process between listing and opening
+        if len(packed) != KEY_BYTES * len(rows):
+            return  # not ours to repair: the examples are encoded again
+        self._known.add(file.stem)
+        for row in range(len(rows)):
+            self.index.setdefault(packed[row * KEY_BYTES : (row + 1) * KEY_BYTES], (rows, row))
+        with contextlib.suppress(OSError):  # a read-only store serves as well, only its age is not kept
+            os.utime(file.with_suffix(".f32"))
+
+    def add(self, keys: Sequence[bytes], features: np.ndarray) -> None:
+        """Keep one chunk, whole or not at all."""
+        name = uuid.uuid4().hex
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            about = self.folder / "about.json"
+            if not about.exists():
+                _write(about, json.dumps(self.about).encode())
+            _write(self.folder / f"{name}.f32", np.ascontiguousarray(features, np.float32).tobytes())
+            _write(self.folder / f"{name}.keys", b"".join(keys))
+        except OSError as error:
+            (self.folder / f"{name}.f32").unlink(missing_ok=True)
+            raise EverlearnError(
+                f"the feature store at {self.folder.parent} cannot be written ({error.strerror or error}): "
+                "make room or point EVERLEARN_CACHE at another folder"
+            ) from error
+        self._open(self.folder / f"{name}.keys")
+
+    def read(self, keys: Sequence[bytes]) -> np.ndarray:
+        """The rows of `keys`, gathered segment by segment."""
+        out = np.empty((len(keys), self.width), np.float32)
+        places: dict[int, tuple[np.ndarray, list[int], list[int]]] = {}
+        for position, key in enumerate(keys):
+            rows, row = self.index[key]
+            _, at, taken = places.setdefault(id(rows), (rows, [], []))
+            at.append(position)
+            taken.append(row)
+        for rows, at, taken in places.values():
+            out[at] = rows[taken]
+        return out
+
+
+_default: FeatureStore | None = None
+_override: FeatureStore | None = None
+
+
+def default_store() -> FeatureStore:
+    """The store of this process; a new one when EVERLEARN_CACHE has changed."""
+    global _default
+    if _override is not None:
+        return _override
+    if _default is None or _default.root != cache_root():
+        _default = FeatureStore()
+    return _default
+
+
+@contextlib.contextmanager
+def using_store(store: FeatureStore) -> Iterator[FeatureStore]:
+    """Inside the block `store` is this process's store, wherever EVERLEARN_CACHE points."""
+    global _override
+    before, _override = _override, store
+    try:
+        yield store
+    finally:
+        _override = before
+
+
+def cache_info() -> list[dict[str, Any]]:
+    """What the store holds, one entry an identity: description, examples, bytes, when last used."""
+    entries = []
+    for folder in sorted(_existing(cache_root().glob("*"))):
+        files = [(file, file.stat()) for file in _existing(folder.glob("*.f32"))]
+        about = folder / "about.json"
+        if not about.exists():
+            continue
+        known = json.loads(about.read_text())
+        size = sum(stat.st_size for _, stat in files)
+        entries.append({
+            "identity": folder.name,
+            "description": f"{known['backbone']}, {known['precision']}, {known['deltas']} deltas",
+            "examples": size // (4 * known["width"]), "bytes": size,
+            "last_used": max((stat.st_mtime for _, stat in files), default=folder.stat().st_mtime),
+        })  # fmt: skip
+    return entries
+
+
+def clear_cache(identity: str | None = None) -> int:
+    """Remove everything, or one identity; returns the bytes freed."""
+    freed = 0
+    for entry in cache_info():
+        if identity in (None, entry["identity"]):
+            shutil.rmtree(cache_root() / entry["identity"])
+            freed += entry["bytes"]
+    global _default
+    _default = None
+    return freed
+
+
+def _key(item: Input) -> bytes:
+    """16 bytes that address an example's content; a text never collides with an image of its bytes."""
+    data, kind = (item.encode(), b"text") if isinstance(item, str) else (_bytes(item), b"image")
+    return hashlib.blake2b(data, digest_size=KEY_BYTES, person=kind).digest()
+
+
+def _bytes(item: bytes | Path) -> bytes:
+    return item.read_bytes() if isinstance(item, Path) else item
+
+
+def _write(file: Path, data: bytes) -> None:
+    """The file appears whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _existing(found: Any) -> list[Path]:
+    """The files of a glob that are still there."""
+    return [file for file in found if file.exists()]
+
+
+def _check_finite(features: torch.Tensor, inputs: Sequence[Input], backbone: Backbone) -> None:
+    import torch
+
+    finite = torch.isfinite(features).all(dim=1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise EverlearnError(
+            f"backbone '{backbone.name}' gives NaN or infinite features, first for {str(inputs[row])[:60]!r}: "
+            "its weights or this example are damaged; nothing was stored"
+        )

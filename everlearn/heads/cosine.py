@@ -1,0 +1,47 @@
+"""Cosine: one trained direction per class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from everlearn.heads.linear import append_rows
+
+
+class Cosine(nn.Module):
+    """Scores σ·cos(w, f): the length of neither the weights nor the features counts.
+
+    Classes learned later cannot outgrow old ones, which is how a linear head comes to prefer them.
+    `grow` appends rows as `Linear` does, in `begin_task` only.
+
+    Args:
+        width: length of a feature vector.
+        scale: first value of σ, which is trained with the weights.
+
+    >>> head = Cosine(4, scale=2.0)
+    >>> head.grow(3)
+    >>> scores = head(torch.randn(5, 4))
+    >>> scores.shape, bool(scores.abs().max() <= 2.0)
+    (torch.Size([5, 3]), True)
+    """
+
+    def __init__(self, width: int, scale: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(0, width))
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    @property
+    def classes(self) -> int:
+        return len(self.weight)
+
+    def grow(self, classes: int) -> None:
+        """Have `classes` rows in all; nothing changes where there are that many. New rows point
+        anywhere, with length about 1, so that a step turns them as fast as it turns old ones."""
+        new, width = classes - self.classes, self.weight.shape[1]
+        if new > 0:
+            self.weight = append_rows(self.weight, torch.randn(new, width) * width**-0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, width) features -> (n, classes) scores between -σ and σ."""
+        return self.scale * normalize(features, dim=1) @ normalize(self.weight, dim=1).T

@@ -1,0 +1,46 @@
+"""ZeroShot: a class is what the text encoder says of its name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from everlearn.state import Stateful
+
+
+class ZeroShot(Stateful):
+    """Scores cos(f, embedding of the class name); nothing is trained, no example is needed.
+
+    Args:
+        width: length of a feature vector, and of a text embedding.
+
+    >>> head = ZeroShot(2)
+    >>> head.set(torch.tensor([[5.0, 0.0], [0.0, 2.0]]))
+    >>> head(torch.tensor([[0.0, 3.0]])).tolist()
+    [[0.0, 1.0]]
+    """
+
+    embeddings: Tensor
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("embeddings", torch.empty(0, width))
+
+    @property
+    def classes(self) -> int:
+        return len(self.embeddings)
+
+    def set(self, embeddings: Tensor) -> None:
+        """Take the (classes, width) text embeddings of all class names, in label order, of any length."""
+        self.embeddings = normalize(embeddings.detach().to(self.embeddings), dim=1)
+
+    def grow(self, classes: int) -> None:
+        """Have `classes` rows in all; a class scores 0 until `set` gives its embedding."""
+        new = classes - self.classes
+        if new > 0:
+            self.embeddings = torch.cat([self.embeddings, self.embeddings.new_zeros(new, self.embeddings.shape[1])])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, width) features -> (n, classes) cosines."""
+        return normalize(features, dim=1) @ self.embeddings.T

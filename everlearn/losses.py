@@ -1,0 +1,93 @@
+"""Losses as plain functions: scores in, one number out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from everlearn.memory.per_parameter import PerParameter
+
+
+def cross_entropy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+    """Cross-entropy, where `classes` is given over these classes alone.
+
+    Training on the current task's classes only leaves the scores of old classes, which have no
+    examples now, neither pushed down nor pulled up.
+
+    Args:
+        scores: (n, classes). labels: (n,), each within `classes`, or the loss is infinite.
+
+    >>> scores = torch.tensor([[100.0, 0.0, 0.0]])
+    >>> round(float(cross_entropy(scores, torch.tensor([1]), classes=[1, 2])), 4)  # ln 2
+    0.6931
+    """
+    if classes is not None:
+        outside = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
+        outside[list(classes)] = False
+        scores = scores.masked_fill(outside, float("-inf"))
+    return functional.cross_entropy(scores, labels)
+
+
+def distillation(scores: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """T² · KL(softmax(teacher / T) ‖ softmax(scores / T)), mean over examples: 0 where they agree.
+
+    T² keeps the gradient's size the same for every temperature (Hinton et al., 2015). A teacher of
+    fewer classes is compared on its own, which are the first columns of `scores`.
+
+    Args:
+        scores: (n, classes). teacher: (n, at most as many classes); no gradient reaches it.
+
+    >>> float(distillation(torch.tensor([[2.0, 1.0, 9.0]]), torch.tensor([[2.0, 1.0]])))
+    0.0
+    """
+    student = functional.log_softmax(scores[:, : teacher.shape[1]] / temperature, dim=1)
+    target = functional.log_softmax(teacher.detach() / temperature, dim=1)
+    return temperature**2 * functional.kl_div(student, target, reduction="batchmean", log_target=True)
+
+
+def multiple_negatives_ranking(
+    queries: Tensor, documents: Tensor, texts: Sequence[str] | None = None, scale: float = 20.0
+) -> Tensor:
+    """Cross-entropy of finding each query's document among all documents of the batch, by cosine.
+
+    Args:
+        queries: (n, width).
+        documents: (m, width), m ≥ n: document i answers query i, those from n on answer none.
+        texts: the m documents' texts. Where given, a copy of the positive elsewhere in the batch is
+            not counted as a negative.
+        scale: the inverse temperature.
+
+    >>> documents = torch.eye(2)[[0, 1, 0]]
+    >>> round(float(multiple_negatives_ranking(documents[:2], documents, ["a", "b", "a"])), 4)
+    0.0
+    """
+    scores = scale * functional.normalize(queries, dim=1) @ functional.normalize(documents, dim=1).T
+    if texts is not None:
+        number = {text: i for i, text in enumerate(texts)}
+        same = torch.tensor([number[text] for text in texts], device=scores.device)
+        copies = same[: len(queries), None] == same
+        copies.fill_diagonal_(False)
+        scores = scores.masked_fill(copies, float("-inf"))
+    return functional.cross_entropy(scores, torch.arange(len(queries), device=scores.device))
+
+
+def quadratic_penalty(
+    parameters: Iterable[tuple[str, Tensor]],
+    anchor: PerParameter | Mapping[str, Tensor],
+    importance: PerParameter | Mapping[str, Tensor],
+) -> Tensor:
+    """Σ importance · (parameter − anchor)²: what keeps weights that mattered where they were (EWC, SI, MAS).
+
+    Args:
+        parameters: (name, tensor) pairs, as from `named_parameters()`; those without an anchor are free.
+        anchor: the values to stay near, by name. importance: of the same shapes.
+
+    >>> at, weight = {"w": torch.zeros(2)}, {"w": torch.tensor([1.0, 0.5])}
+    >>> float(quadratic_penalty([("w", torch.tensor([2.0, 2.0]))], at, weight))
+    6.0
+    """
+    terms = [(importance[name] * (value - anchor[name]).square()).sum() for name, value in parameters if name in anchor]
+    return torch.stack(terms).sum() if terms else torch.zeros(())

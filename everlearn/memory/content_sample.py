@@ -1,0 +1,101 @@
+"""ContentSample: a bounded set of feature rows that no order of arrival can change."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from everlearn.errors import EverlearnError
+from everlearn.state import Stateful
+
+
+class ContentSample(Stateful):
+    """The `capacity` feature rows with the smallest keys, with their labels.
+
+    A row's key looks random and depends on the row's direction alone, so the sample is a uniform one
+    of the distinct rows seen, and is the same for any order, split into tasks or merge. (`Reservoir`
+    keeps raw examples and draws; its content depends on the order.) Equal rows have equal keys: all
+    of them are in the sample, or none is.
+
+    Args:
+        width: length of a feature vector.
+        capacity: most rows kept.
+        seed: of the keys.
+
+    >>> rows, labels = torch.randn(9, 4), torch.arange(9)
+    >>> one, other = ContentSample(4, capacity=3), ContentSample(4, capacity=3)
+    >>> one.add(rows, labels)
+    >>> other.add(rows.flip(0), labels.flip(0))
+    >>> len(one), torch.equal(one.labels, other.labels)
+    (3, True)
+    """
+
+    features: Tensor
+    labels: Tensor
+    keys: Tensor
+    limit: Tensor
+    directions: Tensor
+
+    def __init__(self, width: int, capacity: int, seed: int = 0):
+        super().__init__()
+        self.capacity = capacity
+        draw = torch.Generator().manual_seed(seed)
+        self.register_buffer("directions", torch.randn(width, 2, generator=draw, dtype=torch.float64), persistent=False)
+        self.register_buffer("features", torch.zeros(0, width))
+        self.register_buffer("labels", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("keys", torch.zeros(0, dtype=torch.float64))  # ascending
+        # A row offered is kept exactly if its key is below the limit, which only falls. Rows that leave by
+        # `remove` are thus not replaced, or which rows stand in for them would depend on the order.
+        self.register_buffer("limit", torch.tensor(1.0, dtype=torch.float64))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def keys_of(self, features: Tensor, which: int = 0) -> Tensor:
+        """A number in [0, 1) for each of (n, width) rows, (n,); two independent ones: `which` is 0 or 1.
+
+        A hash of the bits would differ between two machines, or two batches, whose encoders round
+        differently; this one moves by 1e-4 when a feature moves by 1e-7, so the same rows are kept.
+        """
+        rows = normalize(features.to(self.directions), dim=1)
+        return (rows @ self.directions[:, which] * 1000).remainder(1)
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Offer (n, width) rows with their (n,) labels."""
+        self._add(features, labels, self.keys_of(features))
+
+    def merge(self, other: ContentSample) -> None:
+        """Offer all that `other` was offered; both have the same seed."""
+        self.limit = torch.minimum(self.limit, other.limit.to(self.limit))
+        self._keep(self.keys < self.limit)
+        self._add(other.features, other.labels, other.keys)
+
+    def remove(self, features: Tensor, labels: Tensor) -> None:
+        """Forget those of the rows that are kept, up to the encoder's rounding.
+
+        Raises:
+            EverlearnError: where a row that must be kept is not, so it was never added; all stay.
+        """
+        stay = torch.ones_like(self.labels, dtype=torch.bool)
+        inside = self.keys_of(features) < self.limit - 1e-3
+        for row, label in zip(features[inside].to(self.features), labels[inside].tolist(), strict=True):
+            distance = (self.features - row).abs().amax(1) / row.abs().amax()
+            same = (stay & (self.labels == label) & (distance < 1e-4)).nonzero()
+            if not len(same):
+                raise EverlearnError("remove: an example was never added with this label; nothing was removed")
+            stay[same[0]] = False
+        self._keep(stay)
+
+    def _add(self, features: Tensor, labels: Tensor, keys: Tensor) -> None:
+        new = keys < self.limit.to(keys)
+        self.features = torch.cat([self.features, features[new].to(self.features)])
+        self.labels = torch.cat([self.labels, labels[new].to(self.labels)])
+        self.keys = torch.cat([self.keys, keys[new].to(self.keys)])
+        self._keep(self.keys.argsort(stable=True))
+        if len(self) > self.capacity:
+            self.limit = self.keys[self.capacity].clone()
+            self._keep(self.keys < self.limit)
+
+    def _keep(self, rows: Tensor) -> None:
+        self.features, self.labels, self.keys = self.features[rows], self.labels[rows], self.keys[rows]

@@ -1,0 +1,61 @@
+"""PerParameter: one tensor for each trained parameter, such as its Fisher information."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from everlearn.state import Stateful
+
+
+class PerParameter(Stateful):
+    """A tensor of the same shape for each parameter that requires a gradient, by its name.
+
+    `fisher["head.weight"]`, `fisher.items()` and `"head.weight" in fisher` work as in a dictionary.
+    The tensors are buffers, so they are saved, moved and copied with the method.
+
+    >>> import torch
+    >>> head = torch.nn.Linear(2, 3)
+    >>> fisher = PerParameter()
+    >>> fisher.grow(head.named_parameters())
+    >>> fisher["bias"] = torch.ones(3)
+    >>> {name: value.sum().item() for name, value in fisher.items()}
+    {'weight': 0.0, 'bias': 3.0}
+    """
+
+    def grow(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Have a tensor for each parameter: zeros for new ones, zeros below the old rows (or beyond
+        the old columns) where a parameter has grown. Called in `begin_task`, after what grows."""
+        for name, parameter in parameters:
+            if not parameter.requires_grad:
+                continue
+            old = self[name] if name in self else parameter.detach().new_zeros([0] * parameter.dim())
+            more = [new - had for new, had in zip(parameter.shape, old.shape, strict=True)]
+            self[name] = pad(old, [size for extra in reversed(more) for size in (0, extra)])
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._buffers[_key(name)]
+        assert value is not None
+        return value
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.register_buffer(_key(name), value.detach().clone())
+
+    def __iter__(self) -> Iterator[str]:
+        return (key[1:].replace("/", ".") for key in self._buffers)
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, self[name]) for name in self)
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and _key(name) in self._buffers
+
+
+def _key(name: str) -> str:
+    """The buffer of a parameter: torch forbids dots, and the first slash keeps clear of attributes."""
+    return "/" + name.replace(".", "/")

@@ -1,0 +1,81 @@
+"""One paper, one file. The registry is the imports below; `names()` reads the files without importing them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from everlearn.errors import EverlearnError, unknown
+
+if TYPE_CHECKING:
+    from everlearn.method import Method
+    from everlearn.methods.er import ER as ER
+    from everlearn.methods.ewc import EWC as EWC
+    from everlearn.methods.finetune import Finetune as Finetune
+    from everlearn.methods.frozen import Frozen as Frozen
+    from everlearn.methods.joint import Joint as Joint
+    from everlearn.methods.l2p import L2P as L2P
+    from everlearn.methods.lora import SequentialLoRA as SequentialLoRA
+    from everlearn.methods.lwf import LwF as LwF
+    from everlearn.methods.ranpac import RanPAC as RanPAC
+    from everlearn.methods.simplecil import SimpleCIL as SimpleCIL
+
+_PREFIX = "everlearn.methods."
+
+
+def _registry() -> dict[str, str]:
+    """File name to class name, from the import lines above."""
+    lines = ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+    return {
+        node.module.removeprefix(_PREFIX): node.names[0].name
+        for node in lines
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_PREFIX)
+    }  # fmt: skip
+
+
+def names() -> dict[str, str]:
+    """Every method and the first line of its docstring, without importing torch."""
+    folder = Path(__file__).parent
+    summaries = {}
+    for name in sorted(_registry()):
+        text = ast.get_docstring(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))) or ""
+        summaries[name] = text.split("\n", 1)[0]
+    return summaries
+
+
+def get(name: str) -> type[Method]:
+    """The class of a method by its file's name, or of your own as ``package.module:Class``.
+
+    Raises:
+        EverlearnError: there is no such method.
+    """
+    from everlearn.method import Method
+
+    if ":" in name:
+        module_name, _, class_name = name.partition(":")
+        try:
+            found = getattr(importlib.import_module(module_name), class_name)
+        except (ImportError, AttributeError) as error:
+            raise EverlearnError(f"method '{name}' cannot be imported ({error}): give package.module:Class") from error
+        if not (isinstance(found, type) and issubclass(found, Method)):
+            raise EverlearnError(f"method '{name}' is not a subclass of everlearn.Method")
+        return found
+    registry = _registry()
+    if name not in registry:
+        raise unknown("method", name, registry)
+    return getattr(importlib.import_module(_PREFIX + name), registry[name])
+
+
+def name_of(method: type[Method]) -> str:
+    """What `get` finds the class by."""
+    module, _, file = method.__module__.rpartition(".")
+    return file if f"{module}." == _PREFIX else f"{method.__module__}:{method.__qualname__}"
+
+
+def __getattr__(name: str) -> Any:
+    for file, class_name in _registry().items():
+        if class_name == name:
+            return getattr(importlib.import_module(_PREFIX + file), name)
+    raise AttributeError(f"module 'everlearn.methods' has no attribute '{name}'")

@@ -1,0 +1,65 @@
+"""Learning without Forgetting: the old model's answers on the new data (Li & Hoiem, 2016)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from everlearn.backbones.backbone import Backbone
+from everlearn.losses import distillation
+from everlearn.method import Tags
+from everlearn.methods.finetune import Finetune
+from everlearn.streams.stream import Examples, Task
+
+
+class LwF(Finetune):
+    """Learning without Forgetting. Li & Hoiem, ECCV 2016 / TPAMI 2018, https://arxiv.org/abs/1606.09282
+
+    Cross-entropy on the new labels plus distillation (temperature 2) from the model as it was before
+    the task, on the new inputs, over the old classes. No old data is kept, only the old model; its
+    answers are computed once an example and come from the feature store afterwards.
+
+    Args:
+        backbone: a pre-trained encoder; all of it is trained.
+        strength: weight of the distillation, lambda of the paper.
+        temperature: T of the paper.
+        epochs: passes over each task.
+        batch_size: examples a step.
+        lr: learning rate of the backbone (AdamW).
+        head_lr: learning rate of the head.
+        seed: of the order of examples and the head.
+
+    Relations: `ewc` holds the weights instead of the answers.
+
+    >>> from everlearn import backbones
+    >>> LwF(backbones.load("tiny")).teacher is None
+    True
+    """
+
+    tags = Tags(family="regularisation", trains="backbone", needs_boundaries=True)
+
+    def __init__(
+        self, backbone: Backbone, *, strength: float = 1.0, temperature: float = 2.0, epochs: int = 5,
+        batch_size: int = 32, lr: float = 5e-5, head_lr: float = 1e-2, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, head_lr=head_lr, seed=seed)
+        self.strength, self.temperature = strength, temperature
+        self.teacher: nn.ModuleDict | None = None
+
+    def begin_task(self, task: Task) -> None:
+        if task.index > 0:
+            now = nn.ModuleDict({"backbone": self.backbone, "head": self.head})
+            self.teacher = copy.deepcopy(now).requires_grad_(False).eval()
+        super().begin_task(task)
+
+    def loss(self, batch: Examples) -> torch.Tensor:
+        scores = self.head(self.backbone(batch.inputs))
+        loss = nn.functional.cross_entropy(scores, self.labels(batch))
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            before = self.teacher["head"](self.teacher["backbone"].encode(batch.inputs))
+        old = scores[:, : before.shape[1]]
+        return loss + self.strength * distillation(old, before, temperature=self.temperature)

@@ -1,0 +1,69 @@
+"""The accuracy matrix: row i = after learning task i, column j = score on the tests of task j.
+
+Every figure of a run is read off this one matrix. A cell is None where nothing was measured: above
+the diagonal, and for a task without test examples. What cannot be computed is None, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+Matrix = Sequence[Sequence[float | None]]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are there.
+
+    >>> mean([0.5, None, 1.0])
+    0.75
+    """
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def square(matrix: Matrix) -> Matrix:
+    """The matrix itself, if it has as many columns as rows; else ValueError."""
+    if not matrix or any(len(row) != len(matrix) for row in matrix):
+        raise ValueError(f"an accuracy matrix is square; got rows of {[len(row) for row in matrix]} cells")
+    return matrix
+
+
+def curve(matrix: Matrix, counts: Sequence[int]) -> list[float | None]:
+    """The score over all tests seen so far, after each of T tasks.
+
+    Args:
+        matrix: (T, T) scores.
+        counts: (T,) test examples per task, the weights of the mean.
+
+    Raises:
+        ValueError: if the matrix is not square, or `counts` has another length.
+
+    >>> curve([[1.0, None], [0.5, 0.8]], [100, 200])
+    [1.0, 0.7]
+    """
+    if len(counts) != len(square(matrix)):
+        raise ValueError(f"{len(matrix)} tasks but {len(counts)} counts of test examples")
+    scores: list[float | None] = []
+    for row in matrix:
+        seen = [(score, n) for score, n in zip(row, counts, strict=True) if score is not None and n]
+        total = sum(n for _, n in seen)
+        scores.append(sum(score * n for score, n in seen) / total if total else None)
+    return scores
+
+
+def final_accuracy(matrix: Matrix, counts: Sequence[int]) -> float | None:
+    """The score over all tests after the last task.
+
+    >>> final_accuracy([[1.0, None], [0.5, 0.8]], [100, 200])
+    0.7
+    """
+    return curve(matrix, counts)[-1]
+
+
+def average_accuracy(matrix: Matrix, counts: Sequence[int]) -> float | None:
+    """The mean of `curve`: how good the model was while it learned ("average incremental accuracy").
+
+    >>> average_accuracy([[1.0, None], [0.5, 0.8]], [100, 200])
+    0.85
+    """
+    return mean(curve(matrix, counts))

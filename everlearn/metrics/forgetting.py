@@ -1,0 +1,40 @@
+"""Forgetting and retention: what is left of the old tasks after the last one."""
+
+from __future__ import annotations
+
+from everlearn.metrics.accuracy_matrix import Matrix, mean, square
+
+
+def forgetting(matrix: Matrix) -> float | None:
+    """How far the old tasks fell below their best, on average; negative where they only improved.
+
+    Args:
+        matrix: (T, T) scores; None for a single task, which has nothing to forget.
+
+    Raises:
+        ValueError: if the matrix is not square.
+
+    >>> forgetting([[0.75, None], [0.5, 1.0]])
+    0.25
+    """
+    *earlier, last = square(matrix)
+    drops = []
+    for j, now in enumerate(last[:-1]):
+        past = [score for row in earlier if (score := row[j]) is not None]
+        drops.append(max(past) - now if past and now is not None else None)
+    return mean(drops)
+
+
+def retention(matrix: Matrix) -> float | None:
+    """The score on old tasks now, divided by their score when they were learned.
+
+    Above 1 where later tasks helped the old ones; None for a single task, or if nothing was learned.
+
+    >>> retention([[0.8, None], [0.6, 1.0]])
+    0.7499999999999999
+    """
+    last = square(matrix)[-1]
+    pairs = [(last[j], matrix[j][j]) for j in range(len(matrix) - 1)]
+    known = [(now, then) for now, then in pairs if now is not None and then is not None]
+    learned = sum(then for _, then in known)
+    return sum(now for now, _ in known) / learned if learned else None

@@ -1,0 +1,173 @@
+"""Retrieval: nDCG, recall and reciprocal rank at k, as trec_eval defines them, and the search before them.
+
+The three measures take the best documents of each query in order, and what is relevant to it: a
+grade per document id, where 0 or less means not relevant. They return one value per query. A query
+with no relevant document scores 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from everlearn.errors import EverlearnError
+
+if TYPE_CHECKING:
+    import torch
+
+Rankings = Sequence[Sequence[str]]
+Relevance = Sequence[Mapping[str, int]]
+
+SCORES_AT_ONCE = 1 << 22  # 16 MiB of float32: what a search holds, however large the corpus
+QUERIES_AT_ONCE = 256
+
+
+def ndcg_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndarray:
+    """nDCG@k with linear gain: the discounted grades found ÷ those of the best possible ranking.
+
+    Args:
+        rankings: n lists of document ids, best first.
+        relevant: n mappings from document id to grade.
+
+    Returns:
+        (n,) float64, between 0 and 1.
+
+    Raises:
+        ValueError: if the two differ in length, or a ranking names a document twice.
+
+    >>> ndcg_at_k([["b", "a"]], [{"a": 1}]).round(4)
+    array([0.6309])
+    """
+    discounts = 1 / np.log2(np.arange(2, k + 2))
+    found = _grades(rankings, relevant, k) @ discounts
+    best = np.zeros((len(relevant), k))
+    for row, grades in zip(best, relevant, strict=True):
+        ideal = sorted((grade for grade in grades.values() if grade > 0), reverse=True)[:k]
+        row[: len(ideal)] = ideal
+    return _divide(found, best @ discounts)
+
+
+def recall_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndarray:
+    """The share of a query's relevant documents that are among its first k: (n,) float64.
+
+    >>> recall_at_k([["b", "a"]], [{"a": 2, "c": 1}])
+    array([0.5])
+    """
+    total = np.array([sum(grade > 0 for grade in grades.values()) for grades in relevant], dtype=float)
+    return _divide((_grades(rankings, relevant, k) > 0).sum(axis=1), total)
+
+
+def mrr_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndarray:
+    """One ÷ the rank of the first relevant document, 0 if it is not among the first k: (n,) float64.
+
+    >>> mrr_at_k([["b", "a"], ["b"]], [{"a": 1}, {"a": 1}])
+    array([0.5, 0. ])
+    """
+    hits = _grades(rankings, relevant, k) > 0
+    return np.where(hits.any(axis=1), 1 / (hits.argmax(axis=1) + 1), 0.0)
+
+
+def search(
+    query_embeddings: np.ndarray | torch.Tensor,
+    doc_embeddings: np.ndarray | torch.Tensor,
+    doc_ids: Sequence[str],
+    k: int = 10,
+) -> list[list[str]]:
+    """The ids of the k documents with the largest dot product, best first, for each query.
+
+    Exact, in blocks: it never holds more than `SCORES_AT_ONCE` scores. Equal scores are ordered by
+    document id, the larger first, as trec_eval does; so the order of the corpus changes nothing.
+
+    Args:
+        query_embeddings: (n, d); where both are tensors, the work is done where the documents are.
+        doc_embeddings: (m, d)
+        doc_ids: m ids.
+
+    Raises:
+        EverlearnError: if an embedding is not finite, which would rank first everywhere.
+        ValueError: if shapes do not fit.
+
+    >>> search(np.eye(2), np.eye(2), ["a", "b"], k=1)
+    [['a'], ['b']]
+    """
+    import torch
+
+    documents = torch.as_tensor(doc_embeddings)
+    queries = torch.as_tensor(query_embeddings, device=documents.device).float()
+    if len(documents) != len(doc_ids) or queries.ndim != 2 or queries.shape[1:] != documents.shape[1:]:
+        shapes = f"queries {tuple(queries.shape)}, documents {tuple(documents.shape)}"
+        raise ValueError(f"{shapes} and {len(doc_ids)} ids do not fit together")
+    _finite(queries, "query")
+    order = torch.tensor(sorted(range(len(doc_ids)), key=doc_ids.__getitem__, reverse=True), dtype=torch.long)
+    order = order.to(documents.device)
+    found: list[list[str]] = []
+    for some in queries.split(QUERIES_AT_ONCE):
+        best_scores = some.new_empty((len(some), 0))
+        best = order.new_empty((len(some), 0))
+        for rows in order.split(SCORES_AT_ONCE // QUERIES_AT_ONCE):
+            block = documents[rows].float()
+            _finite(block, "document")
+            # What was found so far stands first, so a tie goes to it: the order is that of the ids.
+            scores = torch.cat([best_scores, some @ block.T], dim=1)
+            candidates = torch.cat([best, rows.expand(len(some), -1)], dim=1)
+            columns = _first_largest(scores, min(k, scores.shape[1]))
+            best_scores, best = scores.gather(1, columns), candidates.gather(1, columns)
+        found += [[doc_ids[i] for i in row] for row in best.tolist()]
+    return found
+
+
+def evaluate_rankings(
+    query_embeddings: np.ndarray | torch.Tensor,
+    doc_embeddings: np.ndarray | torch.Tensor,
+    doc_ids: Sequence[str],
+    relevant: Relevance,
+    k: int = 10,
+) -> dict[str, float]:
+    """Search, then the means over all queries: {"nDCG@k", "recall@k", "mrr@k"}.
+
+    Args and errors: those of `search`, and `relevant`: n mappings from document id to grade.
+
+    >>> evaluate_rankings(np.eye(2), np.eye(2), ["a", "b"], [{"a": 1}, {"a": 1}])["mrr@10"]
+    0.75
+    """
+    rankings = search(query_embeddings, doc_embeddings, doc_ids, k)
+    measures = {"nDCG": ndcg_at_k, "recall": recall_at_k, "mrr": mrr_at_k}
+    return {f"{name}@{k}": float(f(rankings, relevant, k).mean()) for name, f in measures.items()}
+
+
+def _grades(rankings: Rankings, relevant: Relevance, k: int) -> np.ndarray:
+    """(n, k) grades of the documents found, 0 where there is none or it is not relevant."""
+    grades = np.zeros((len(relevant), k))
+    for row, ranking, known in zip(grades, rankings, relevant, strict=True):
+        first = ranking[:k]
+        if len(set(first)) < len(first):
+            raise ValueError(f"a ranking names a document twice: {list(first)}")
+        row[: len(first)] = [max(known.get(document, 0), 0) for document in first]
+    return grades
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.zeros(len(b)), where=b > 0)
+
+
+def _first_largest(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """(n, k) columns of the k largest scores of each row, best first; of equal ones the first column."""
+    values, columns = scores.topk(k)
+    columns = columns.sort(dim=1).values
+    columns = columns.gather(1, scores.gather(1, columns).sort(dim=1, descending=True, stable=True).indices)
+    # topk may take any of the columns that tie for the last place; only such rows are sorted in full.
+    tied = (scores >= values[:, -1:]).sum(dim=1) > k
+    if tied.any():
+        columns[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return columns
+
+
+def _finite(embeddings: torch.Tensor, what: str) -> None:
+    rows = (~embeddings.isfinite().all(dim=1)).nonzero()
+    if len(rows):
+        raise EverlearnError(
+            f"{len(rows)} {what} embeddings hold NaN or infinity: the backbone diverged; "
+            "lower its learning rate"
+        )

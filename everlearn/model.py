@@ -1,0 +1,73 @@
+"""A learned model, loaded from its run's folder: ask it, without the data it was learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from everlearn import backbones, checkpoint, methods
+from everlearn.errors import EverlearnError
+from everlearn.method import Method
+from everlearn.run import read_run, restore_method
+from everlearn.streams.stream import Examples, Input
+
+
+class Model:
+    """A trained method with the names of its classes.
+
+    Args:
+        method: the method, restored.
+        class_names: names in the order of the scores; empty for retrieval.
+    """
+
+    def __init__(self, method: Method, class_names: Sequence[str]) -> None:
+        self.method = method.eval().requires_grad_(False)
+        self.class_names = list(class_names)
+
+    def predict(self, inputs: Sequence[Input]) -> list[str]:
+        """The class name of each input."""
+        return [self.class_names[k] for k in self._scores(inputs).argmax(1).tolist()]
+
+    def predict_proba(self, inputs: Sequence[Input]) -> np.ndarray:
+        """The softmax of the scores (n, classes). For heads that score by cosine or least squares it
+        orders the classes, but is not calibrated."""
+        return self._scores(inputs).double().softmax(1).numpy()
+
+    def embed(self, inputs: Sequence[Input]) -> np.ndarray:
+        """Features (n, width), float32."""
+        return self.method.embed(inputs).float().cpu().numpy()
+
+    def _scores(self, inputs: Sequence[Input]) -> torch.Tensor:
+        if not self.class_names:
+            raise EverlearnError("a retrieval model has no classes to predict: use embed")
+        rows = Examples(inputs, torch.zeros(len(inputs), dtype=torch.long), [str(i) for i in range(len(inputs))])
+        with torch.no_grad():
+            return self.method.predict(rows).float().cpu()
+
+
+def load(directory: str | Path) -> Model:
+    """The model of a run, as it was after the last task that was saved.
+
+    Args:
+        directory: a run's folder.
+
+    Raises:
+        EverlearnError: not a run's folder, nothing saved yet, a damaged checkpoint, or other weights.
+    """
+    folder = Path(directory)
+    config, _ = read_run(folder)
+    name = checkpoint.newest(folder / "checkpoints")
+    if name is None:
+        raise EverlearnError(f"{folder} holds no checkpoint yet: run `everlearn resume {folder}`")
+    saved = checkpoint.load(folder / "checkpoints", name)
+    if saved.state["step"]:
+        raise EverlearnError(f"{folder} stopped inside task {saved.state['task'] + 1}: run `everlearn resume {folder}`")
+    settings = dict(config["method"])
+    cls = methods.get(settings.pop("name"))
+    method = cls(backbones.load(config["backbone"]), **settings, seed=config["seed"])
+    restore_method(method.to("cuda" if torch.cuda.is_available() else "cpu"), saved)
+    last = saved.state["tasks"][-1]
+    return Model(method, [] if last["modality"] == "pairs" else last["class_names"])

@@ -1,0 +1,36 @@
+"""LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2022, https://arxiv.org/abs/2106.09685)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from everlearn.peft.delta import Delta
+
+
+class LoRA(Delta):
+    """y + (alpha / rank) · x Aᵀ Bᵀ, with A random and B zero: the output is unchanged at first.
+
+    Args:
+        width: size of the site's input.
+        out_width: size of the site's output.
+        rank: r of the paper.
+        alpha: the scale is alpha / rank.
+
+    >>> import torch
+    >>> delta, x, y = LoRA(8, 8, rank=2), torch.ones(1, 8), torch.ones(1, 8)
+    >>> torch.equal(delta(x, y), y)
+    True
+    """
+
+    def __init__(self, width: int, out_width: int, *, rank: int = 8, alpha: float = 16.0) -> None:
+        super().__init__()
+        self.scale = alpha / rank
+        self.a = nn.Parameter(torch.empty(rank, width))
+        self.b = nn.Parameter(torch.zeros(out_width, rank))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return y + self.scale * (x @ self.a.T) @ self.b.T

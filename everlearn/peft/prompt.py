@@ -1,0 +1,45 @@
+"""Prompt tokens: vectors that join the embedded sequence (Lester et al., 2021; Jia et al., 2022).
+
+Prompts are appended at the end. For an encoder without relative positions the place makes no
+difference, and position embeddings, padding and the CLS token of the example stay where they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from everlearn.peft.delta import Delta
+
+
+class PromptTokens(Delta):
+    """Appends given tokens, one set an example, to the sequence at a backbone's `tokens` site.
+
+    The tokens are not parameters here: who owns them (a pool, a task) hands them in for one pass.
+
+    >>> import torch
+    >>> delta, y = PromptTokens(), torch.zeros(1, 3, 8)
+    >>> with delta.given(torch.ones(1, 2, 8)):
+    ...     tuple(delta(y, y).shape)
+    (1, 5, 8)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_active = False
+        self._tokens: torch.Tensor | None = None
+
+    @contextmanager
+    def given(self, tokens: torch.Tensor) -> Iterator[None]:
+        """Inside the block every pass gets `tokens`, of shape (n, p, width)."""
+        self._tokens, self.added_tokens, self.is_active = tokens, tokens.shape[1], True
+        try:
+            yield
+        finally:
+            self._tokens, self.added_tokens, self.is_active = None, 0, False
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        assert self._tokens is not None, "PromptTokens is used inside `with prompts.given(tokens):`"
+        return torch.cat([y, self._tokens.to(y.dtype)], dim=1)

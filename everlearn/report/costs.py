@@ -1,0 +1,70 @@
+"""What a run cost: parameters, bytes, seconds, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from everlearn.console import duration, human_bytes
+from everlearn.report import figures
+from everlearn.report.figures import ACCENT, COLOURS
+from everlearn.report.markup import Html, facts, figure, join, tag
+
+# Encoding happens within these phases, so it is no part of the bar.
+PHASES = {"begin": COLOURS[5], "train": ACCENT, "end": COLOURS[2], "evaluate": COLOURS[4]}
+
+
+def costs(run: Mapping[str, Any]) -> Html:
+    """The costs in figures, then where the time and the bytes went."""
+    seconds = run["seconds"]
+    phases = [(name, seconds[name], colour) for name, colour in PHASES.items() if seconds.get(name)]
+    stored = [(part, size) for part, size in run["stored"].items() if size]
+    coloured = [(part, size, COLOURS[i % len(COLOURS)]) for i, (part, size) in enumerate(stored)]
+    per_task = run.get("seconds_per_task") or []
+    return join(
+        [
+            facts(
+                [
+                    ("Trainable parameters", f"{run['trainable_parameters']:,}"),
+                    ("Stored", human_bytes(run["stored_bytes"])),
+                    ("Time", duration(seconds["total"])),
+                    ("Of it, encoding with the frozen backbone", duration(seconds.get("encode", 0.0))),
+                    ("Peak memory", human_bytes(run["peak_rss_bytes"])),
+                    ("Examples encoded", f"{run['examples_encoded']:,}"),
+                    ("Examples served from the feature store", f"{run['examples_served']:,}"),
+                ]
+            ),
+            tag(
+                "div",
+                _shares("seconds", "Time by phase", phases, duration),
+                _shares("stored", "Stored bytes by part", coloured, human_bytes),
+                figure(
+                    "seconds-per-task",
+                    "Time by task",
+                    figures.columns(
+                        "seconds of each task, by phase",
+                        [[part.get(name) or 0.0 for name in PHASES] for part in per_task],
+                        [str(i + 1) for i in range(len(per_task))],
+                        list(PHASES.values()),
+                        "seconds",
+                        "task",
+                    ),
+                    figures.legend([("box", colour, name) for name, _, colour in phases]),
+                )
+                if len(per_task) > 1
+                else None,
+                class_="charts",
+            ),
+        ]
+    )
+
+
+def _shares(
+    name: str, title: str, parts: Sequence[tuple[str, float, str]], show: Callable[[float], str]
+) -> Html | None:
+    if not parts:
+        return None
+    total = sum(size for _, size, _ in parts)
+    items = [("box", colour, f"{part} {show(size)}, {100 * size / total:.0f} %") for part, size, colour in parts]
+    bar = figures.share_bar(f"{title}: " + "; ".join(text for _, _, text in items), parts)
+    return figure(name, title, bar, figures.legend(items))

@@ -1,0 +1,291 @@
+"""Drawings as hand-written SVG: a few kilobytes each, sharp on paper, and readable on a phone.
+
+A drawing is 480 units wide and grows with its box; the style sheet enlarges its text on narrow
+screens. Colours are those of Okabe and Ito, which colour-blind readers can tell apart, and lines
+differ in their marks as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from everlearn.report.markup import Html, join, tag
+
+INK, GREY, ACCENT = "#1f2328", "#b4bcc6", "#0072b2"
+COLOURS = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6f4ea1", "#7f6000")
+MARKS = ["circle", "square", "triangle", "diamond"]
+WIDTH = 480
+CROWDED = 40  # tasks, beyond which marks would only hide each other
+LEFT, RIGHT, TOP, BOTTOM = 46, 20, 34, 52
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart: a value per position, None where there is none."""
+
+    name: str
+    values: Sequence[float | None]
+    colour: str = ACCENT
+    mark: str | None = "circle"
+    width: float = 2.5
+    dashes: str | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One numbered point of a scatter."""
+
+    number: int
+    name: str
+    x: float
+    y: float
+    kind: str
+
+
+class Axes:
+    """The frame of a drawing: where a value lies, its grid and its labels."""
+
+    def __init__(
+        self, x: tuple[float, float], y: tuple[float, float], height: int = 290, y_ticks: Sequence[float] = ()
+    ) -> None:
+        self.x_range, self.y_range, self.height = x, y, height
+        self.y_ticks = y_ticks or ticks(*y)
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return LEFT + (value - low) / ((high - low) or 1) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return self.height - BOTTOM - (value - low) / ((high - low) or 1) * (self.height - TOP - BOTTOM)
+
+    def grid(self, x_title: str, y_title: str, x_labels: Sequence[tuple[float, str]]) -> Html:
+        bottom = self.height - BOTTOM
+        parts = []
+        for value in self.y_ticks:
+            y = self.y(value)
+            parts += [
+                tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"),
+                tag("text", short(value), x=LEFT - 8, y=y + 5, text_anchor="end"),
+            ]
+        parts += [tag("text", name, x=self.x(at), y=bottom + 20, text_anchor="middle") for at, name in x_labels]
+        parts += [
+            tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="axis"),
+            tag("text", y_title, x=4, y=16, class_="title"),
+            tag("text", x_title, x=WIDTH - RIGHT, y=self.height - 8, text_anchor="end", class_="title"),
+        ]
+        return tag("g", *parts)
+
+
+def svg(label: str, height: int, *children: object) -> Html:
+    """A drawing that says in words what it shows."""
+    return tag("svg", *children, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=label, class_="chart")
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers from low to high, about so many.
+
+    >>> ticks(0, 100)
+    [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
+    """
+    span = (high - low) or 1.0
+    power = 10 ** math.floor(math.log10(span / about))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if span / (power * factor) <= about)
+    first = math.ceil(low / step - 1e-9)
+    return [round(float(step * i), 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def around(values: Sequence[float], floor: float = 0.0, ceiling: float = 100.0) -> tuple[float, float]:
+    """Round bounds that hold all values with room to spare, within floor and ceiling where these do."""
+    low, high = min(values, default=floor), max(values, default=ceiling)
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 1e9) if high - low <= 8 * step)
+    low, high = math.floor(low / step - 0.2) * step, math.ceil(high / step + 0.2) * step
+    return (max(low, floor) if min(values, default=0) >= floor else low,
+            min(high, ceiling) if max(values, default=0) <= ceiling else high)  # fmt: skip
+
+
+def short(value: float) -> str:
+    """A number as an axis prints it.
+
+    >>> short(0.5), short(20.0), short(1500000)
+    ('0.5', '20', '1.5M')
+    """
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if unit == 'k' else size):.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def some_labels(names: Sequence[str], about: int = 10) -> list[tuple[float, str]]:
+    """As many of the names as fit side by side, with their positions."""
+    step = max(1, math.ceil(len(names) / about))
+    return [(float(i), name) for i, name in enumerate(names) if i % step == 0]
+
+
+def line_chart(label: str, lines: Sequence[Line], names: Sequence[str], y_title: str, x_title: str = "task") -> Html:
+    """Lines over the tasks; values are in percent. The last line lies on top."""
+    known = [value for line in lines for value in line.values if value is not None]
+    axes = Axes((-0.3, max(len(names) - 0.7, 0.3)), around(known))
+    drawn = []
+    for line in lines:
+        points = [(axes.x(i), axes.y(value)) for i, value in enumerate(line.values) if value is not None]
+        path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        drawn.append(
+            tag(
+                "g",
+                tag("title", f"{line.name}: " + ", ".join("none" if v is None else f"{v:.1f}" for v in line.values)),
+                tag(
+                    "path",
+                    d=path,
+                    fill="none",
+                    stroke=line.colour,
+                    stroke_width=line.width,
+                    stroke_dasharray=line.dashes,
+                    stroke_linejoin="round",
+                )
+                if len(points) > 1
+                else None,
+                *(mark(line.mark, x, y, line.colour) for x, y in points if line.mark and len(names) <= CROWDED),
+            )
+        )
+    return svg(label, axes.height, axes.grid(x_title, y_title, some_labels(names)), *drawn)
+
+
+def mark(kind: str, x: float, y: float, colour: str, hollow: bool = False, r: float = 4.5) -> Html:
+    """A point: circle, square, triangle or diamond."""
+    style = {"fill": "#fff" if hollow else colour, "stroke": colour if hollow else "#fff"}
+    style["stroke_width"] = "2" if hollow else "1"
+    if kind == "circle":
+        return tag("circle", cx=x, cy=y, r=r, **style)
+    corners = {
+        "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+        "triangle": ((0, -1.25), (1.2, 1), (-1.2, 1)),
+        "diamond": ((0, -1.4), (1.4, 0), (0, 1.4), (-1.4, 0)),
+    }[kind]
+    scaled = " ".join(f"{x + dx * r * 0.9:.1f},{y + dy * r * 0.9:.1f}" for dx, dy in corners)
+    return tag("polygon", points=scaled, **style)
+
+
+def then_and_now(
+    label: str, pairs: Sequence[tuple[float | None, float | None]], names: Sequence[str], y_title: str
+) -> Html:
+    """For each task the score when it was learned (hollow) and now (full), joined by a line; in percent."""
+    axes = Axes((-0.5, len(names) - 0.5), around([v for pair in pairs for v in pair if v is not None]))
+    size = 4.5 if len(names) <= CROWDED else 2.0
+    drawn = []
+    for i, (then, now) in enumerate(pairs):
+        if then is None or now is None:
+            continue
+        x, colour = axes.x(i), COLOURS[1] if now < then else ACCENT
+        drawn.append(
+            tag(
+                "g",
+                tag("title", f"{names[i]}: {then:.1f} when learned, {now:.1f} now"),
+                tag("line", x1=x, x2=x, y1=axes.y(then), y2=axes.y(now), stroke=colour, stroke_width=size * 2 / 3),
+                mark("circle", x, axes.y(then), colour, hollow=True, r=size),
+                mark("circle", x, axes.y(now), colour, r=size),
+            )
+        )
+    return svg(label, axes.height, axes.grid("task", y_title, some_labels(names)), *drawn)
+
+
+def columns(
+    label: str, stacks: Sequence[Sequence[float]], names: Sequence[str], colours: Sequence[str],
+    y_title: str, x_title: str, edges: bool = False,
+) -> Html:  # fmt: skip
+    """One column a name, made of one piece a colour; `edges` puts the n + 1 names between the columns."""
+    top = max((sum(stack) for stack in stacks), default=0) or 1.0
+    axes = Axes((-0.5, len(stacks) - 0.5), (0, top * 1.04), 250)
+    width = (WIDTH - LEFT - RIGHT) / max(len(stacks), 1)
+    gap = min(width * 0.2, 8) if not edges else min(width * 0.1, 1)
+    drawn = []
+    for i, stack in enumerate(stacks):
+        base = 0.0
+        for size, colour in zip(stack, colours, strict=True):
+            y = axes.y(base + size)
+            drawn.append(tag("rect", x=axes.x(i) - width / 2 + gap / 2, y=y, width=width - gap,
+                             height=axes.y(base) - y, fill=colour) if size > 0 else None)  # fmt: skip
+            base += size
+    labels = [(at - 0.5 * edges, name) for at, name in some_labels(names, 6 if edges else 10)]
+    return svg(label, axes.height, axes.grid(x_title, y_title, labels), *drawn)
+
+
+def share_bar(label: str, parts: Sequence[tuple[str, float, str]]) -> Html:
+    """One bar made of (name, size, colour) parts, each as long as its share."""
+    total, base, drawn = sum(size for _, size, _ in parts) or 1.0, 0.0, []
+    for name, size, colour in parts:
+        drawn.append(tag("rect", tag("title", name), x=base / total * 100, y="0", width=size / total * 100,
+                         height="4", fill=colour))  # fmt: skip
+        base += size
+    return tag(
+        "svg", *drawn, viewBox="0 0 100 4", preserveAspectRatio="none", role="img", aria_label=label, class_="bar"
+    )
+
+
+POINTS = {"front": (ACCENT, ACCENT, "#fff"), "pass": ("#d6ebf7", ACCENT, INK), "unknown": ("#fff", ACCENT, INK),
+          "fail": ("#f1f3f5", "#8b949e", "#57606a"), "reference": ("#fff", INK, INK)}  # fmt: skip
+"""Kind of point: fill, edge, text."""
+
+
+def scatter(
+    label: str, points: Sequence[Point], x_title: str, y_title: str, x_line: float | None, y_line: float | None
+) -> Html:
+    """Numbered points, in percent; dashed lines mark the gate, and what lies past it is tinted."""
+    height = 380
+    xs, ys = [point.x for point in points], [point.y for point in points]
+    axes = Axes(
+        around(xs if x_line is None else [*xs, x_line]), around(ys if y_line is None else [*ys, y_line]), height
+    )
+    left, top, right, bottom = LEFT, TOP, WIDTH - RIGHT, height - BOTTOM
+    gate = []
+    if x_line is not None:
+        x = axes.x(x_line)
+        low = bottom if y_line is None else axes.y(y_line)
+        gate.append(tag("rect", x=x, y=top, width=right - x, height=low - top, class_="good"))
+        gate.append(tag("line", x1=x, x2=x, y1=top, y2=bottom, class_="gate"))
+    if y_line is not None:
+        gate.append(tag("line", x1=left, x2=right, y1=axes.y(y_line), y2=axes.y(y_line), class_="gate"))
+    drawn = []
+    for point in points:
+        fill, edge, text = POINTS[point.kind]
+        x, y = axes.x(point.x), axes.y(point.y)
+        drawn.append(
+            tag(
+                "g",
+                tag("title", f"{point.number} {point.name}: retention {point.x:.1f}, gain {point.y:.1f}"),
+                tag(
+                    "circle",
+                    cx=x,
+                    cy=y,
+                    r="11",
+                    fill=fill,
+                    stroke=edge,
+                    stroke_width="1.5",
+                    stroke_dasharray="3 2" if point.kind == "reference" else None,
+                ),
+                tag("text", point.number, x=x, y=y + 4.5, text_anchor="middle", fill=text, class_="number"),
+            )
+        )
+    x_labels = [(value, short(value)) for value in ticks(*axes.x_range, 6)]
+    return svg(label, height, axes.grid(x_title, y_title, x_labels), *gate, *drawn)
+
+
+def legend(items: Sequence[tuple[str, str, str]]) -> Html:
+    """What (mark, colour) stands for which name; marks as in `mark`, "hollow", "line" or a kind of point."""
+
+    def sample(kind: str, colour: str) -> Html:
+        if kind in POINTS:
+            fill, edge, _ = POINTS[kind]
+            dashes = "3 2" if kind == "reference" else None
+            drawn = tag("circle", cx="8", cy="8", r="6", fill=fill, stroke=edge, stroke_dasharray=dashes)
+        elif kind == "line":
+            drawn = tag("path", d="M1,8H15", stroke=colour, stroke_width="2.5")
+        elif kind == "box":
+            drawn = tag("rect", x="2", y="2", width="12", height="12", fill=colour)
+        else:
+            drawn = mark("circle" if kind == "hollow" else kind, 8, 8, colour, kind == "hollow", 5)
+        return tag("svg", drawn, viewBox="0 0 16 16", aria_hidden="true", class_="key")
+
+    return tag("ul", *(tag("li", sample(kind, colour), join([name])) for kind, colour, name in items), class_="legend")

@@ -1,0 +1,48 @@
+"""The page around a report: head, style, title, footer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from everlearn import __version__
+from everlearn.report import heatmap, several, single
+from everlearn.report.markup import Html, join, tag
+
+# The browser itself is told to fetch nothing and to run nothing, whatever a class name contains.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def page(results: Sequence[Mapping[str, Any]], recommendation: str | None) -> str:
+    """One run is shown in full; several, or one without a result, are compared."""
+    if len(results) == 1 and "final_accuracy" in results[0]:
+        run = results[0]
+        title, about, body = f"{run['method']} on {run['stream']}", _about(run), single.body(run)
+    else:
+        runs = [r for r in results if "final_accuracy" in r]
+        streams = list(dict.fromkeys(str(r["stream"]) for r in runs))
+        count = f"{len(results)} methods" if len({r["method"] for r in results}) > 1 else f"{len(results)} runs"
+        title = f"{count} on {', '.join(streams)}" if streams else "No run finished"
+        about, body = _about(runs[0]) if runs else join([]), several.body(results, recommendation)
+    style = resources.files("everlearn.report").joinpath("style.css").read_text(encoding="utf-8")
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("title", f"{title} · everlearn"),
+        tag("link", rel="icon", href="data:,"),
+        # Our own style sheet: quotes and > in it are CSS, not text to escape.
+        tag("style", Html(style + heatmap.style())),
+    )
+    header = tag("header", tag("p", "everlearn", class_="brand"), tag("h1", title), about)
+    footer = tag("footer", f"Written by everlearn {__version__}.")
+    return f"<!doctype html>\n{tag('html', head, tag('body', header, tag('main', body), footer), lang='en')}\n"
+
+
+def _about(run: Mapping[str, Any]) -> Html:
+    tasks = len(run["tasks"])
+    facts = [run["kind"], run["modality"], f"{tasks} task{'s' if tasks > 1 else ''}", f"backbone {run['backbone']}",
+             f"seed {run['seed']}", run["environment"].get("date")]  # fmt: skip
+    return tag("p", " · ".join(str(fact) for fact in facts if fact is not None), class_="about")

@@ -1,0 +1,218 @@
+"""The report of several runs: who keeps the old, learns the new, and at what cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from everlearn.console import duration, human_bytes, percent, short_count
+from everlearn.metrics import pareto_front, passes
+from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
+from everlearn.report import figures
+from everlearn.report.figures import COLOURS, GREY, INK, MARKS, Line, Point
+from everlearn.report.markup import Html, figure, formula, join, section, table, tag
+from everlearn.report.single import alarms, headline, matrices, verdict
+
+Results = Mapping[str, Any]
+REFERENCE = "joint"
+
+
+def body(results: Sequence[Results], recommendation: str | None) -> Html:
+    """The sections of a comparison, best final score first; failed and skipped methods last."""
+    runs = sorted((r for r in results if "final_accuracy" in r), key=lambda r: -(r["final_accuracy"] or 0.0))
+    absent = [r for r in results if "final_accuracy" not in r]
+    names = labels(runs)
+    pick = tag("p", recommendation, class_="recommendation") if recommendation else None
+    return join(
+        [
+            _differences(runs),
+            section("recommendation", "Recommendation", pick) if pick else None,
+            section("methods", "Methods", _table(runs, names)) if runs else None,
+            section("charts", "Old, new and over time", _charts(runs, names)) if runs else None,
+            section("absent", "Without a result", _absent(absent)) if absent else None,
+            section(
+                "runs", "Each run", *(_details(r, n, reference_gain(r, runs)) for r, n in zip(runs, names, strict=True))
+            )
+            if runs
+            else None,
+        ]
+    )
+
+
+def labels(runs: Sequence[Results]) -> list[str]:
+    """The name of each run: its method, and whatever else sets it apart.
+
+    >>> labels([{"method": "l2p", "seed": 0}, {"method": "l2p", "seed": 1}])
+    ['l2p, seed 0', 'l2p, seed 1']
+    """
+    names = [str(run["method"]) for run in runs]
+    for key in ("stream", "backbone", "seed"):
+        if len({str(run.get(key)) for run in runs}) > 1 and len(set(names)) < len(names):
+            prefix = "seed " if key == "seed" else ""
+            names = [f"{name}, {prefix}{run.get(key)}" for name, run in zip(names, runs, strict=True)]
+    count = Counter(names)
+    seen: Counter[str] = Counter()
+    for i, name in enumerate(names):
+        seen[name] += 1
+        names[i] = f"{name} ({seen[name]})" if count[name] > 1 else name
+    return names
+
+
+def reference_gain(run: Results, runs: Sequence[Results]) -> float | None:
+    """The gain of retraining on the same data, averaged over the runs of `joint`; None if there is none."""
+    same = [r["gain"] for r in runs if r["method"] == REFERENCE and _same_data(r, run) and r["gain"] is not None]
+    return sum(same) / len(same) if same else None
+
+
+def _same_data(a: Results, b: Results) -> bool:
+    return (a.get("fingerprint"), a.get("backbone")) == (b.get("fingerprint"), b.get("backbone"))
+
+
+def _kinds(runs: Sequence[Results]) -> list[str]:
+    """For each run its verdict, "front" if nothing that also passes beats it, or "reference".
+
+    Where no run of `joint` is at hand, nobody can pass; then those that keep the old compete.
+    """
+    kinds: list[str] = [passes(r["retention"], r["gain"], reference_gain(r, runs)) for r in runs]
+    kinds = ["reference" if r["method"] == REFERENCE else kind for r, kind in zip(runs, kinds, strict=True)]
+    wanted = "pass" if any(reference_gain(r, runs) is not None for r in runs) else "unknown"
+    good = [i for i, r in enumerate(runs) if kinds[i] == wanted and None not in (r["retention"], r["gain"])]
+    for k in pareto_front([(runs[i]["retention"], runs[i]["gain"], -runs[i]["seconds"]["total"]) for i in good]):
+        kinds[good[k]] = "front"
+    return kinds
+
+
+def _differences(runs: Sequence[Results]) -> Html | None:
+    if len({(r.get("fingerprint"), r["metric"]) for r in runs}) < 2:
+        return None
+    text = "These runs did not learn the same data (their fingerprints differ): their figures do not compare."
+    return tag("div", tag("strong", "Warning: "), text, class_="warning", role="alert")
+
+
+def _table(runs: Sequence[Results], names: Sequence[str]) -> Html:
+    rows = []
+    for i, (run, name, kind) in enumerate(zip(runs, names, _kinds(runs), strict=True)):
+        leak = tag("span", "paper_compat: true", class_="alarm-word") if run.get("paper_compat") else None
+        star = tag("span", " ◆", class_="front") if kind == "front" else None
+        verdict_kind = passes(run["retention"], run["gain"], reference_gain(run, runs))
+        rows.append(
+            [
+                i + 1,
+                join([tag("strong", name), leak, star]),
+                verdict(verdict_kind),
+                percent(run["final_accuracy"]),
+                percent(run["retention"]),
+                percent(run["gain"]),
+                percent(run["average_accuracy"]),
+                percent(run["forgetting"]),
+                duration(run["seconds"]["total"]),
+                human_bytes(run["stored_bytes"]),
+                short_count(run["trainable_parameters"]),
+                f"{run['examples_encoded']:,}",
+            ]
+        )
+    head = ["#", "method", "gate", "final", "retention", "gain", "average", "forgetting", "time", "stored",
+            "trained", "encoded"]  # fmt: skip
+    formulas = [
+        tag("li", tag("strong", name), " ", formula(key))
+        for name, key in [("final", "final_accuracy"), ("retention", "retention"), ("gain", "gain"),
+                          ("average", "average_accuracy"), ("forgetting", "forgetting"), ("gate", "gate")]
+    ]  # fmt: skip
+    note = (
+        f"Scores: {runs[0]['metric']} in %, best final score first. ◆: on the front of retention, gain and time. "
+        "Trained: parameters. Encoded: examples."
+    )
+    return join(
+        [
+            table("All methods", head, rows, text=3),
+            tag("p", note, class_="note"),
+            tag("ul", *formulas, class_="formulas"),
+        ]
+    )
+
+
+def _charts(runs: Sequence[Results], names: Sequence[str]) -> Html:
+    return tag("div", *_scatters(runs, names), _curves(runs, names), class_="charts")
+
+
+def _scatters(runs: Sequence[Results], names: Sequence[str]) -> list[Html]:
+    """Old against new for everyone, and close up where several are past the gate."""
+    kinds = _kinds(runs)
+    points = [
+        Point(i + 1, names[i], 100 * run["retention"], 100 * run["gain"], kinds[i])
+        for i, run in enumerate(runs)
+        if run["retention"] is not None and run["gain"] is not None
+    ]
+    if not points:
+        return []
+    # What matters most is drawn last and so lies on top.
+    points.sort(key=lambda point: ("fail", "reference", "unknown", "pass", "front").index(point.kind))
+    gains = {gain for run in runs if (gain := reference_gain(run, runs)) is not None}
+    gate = 100 * GAIN_OF_REFERENCE * min(gains) if len(gains) == 1 else None
+    who = "pass the gate" if gains else "keep the old (joint was not run)"
+    meaning = {
+        "front": f"on the front of retention, gain and time among those that {who}",
+        "pass": "passes the gate",
+        "unknown": "gate unknown",
+        "fail": "fails the gate",
+        "reference": "retraining on everything",
+    }
+
+    def drawn(name: str, title: str, shown: Sequence[Point], x_line: float | None, y_line: float | None) -> Html:
+        y_title = f"gain: {runs[0]['metric']} on new tasks, %"
+        chart = figures.scatter(title, shown, "retention, %", y_title, x_line, y_line)
+        keys = figures.legend([(kind, "", meaning[kind]) for kind in meaning if any(p.kind == kind for p in shown)])
+        lines = "" if x_line is None else " Dashed lines: the gate."
+        return figure(name, title, chart, keys, note=f"Numbers are those of the table.{lines}")
+
+    close = [point for point in points if point.kind != "fail"]
+    charts = [drawn("pareto", "Old and new: retention and gain", points, 100 * RETENTION, gate)]
+    if 1 < len(close) < len(points):
+        charts.append(drawn("pareto-close", "The same, close up: without those that fail", close, None, None))
+    return charts
+
+
+def _curves(runs: Sequence[Results], names: Sequence[str]) -> Html:
+    lines: list[Line] = []
+    keys = []
+    shown = 0
+    for i, run in enumerate(runs):
+        values = [None if value is None else 100 * value for value in run["curve"]]
+        if run["method"] == REFERENCE:
+            line = Line(names[i], values, INK, None, 2, "5 4")
+            keys.append(("line", INK, f"{i + 1} {names[i]} (dashed)"))
+        elif shown < len(COLOURS):
+            line = Line(names[i], values, COLOURS[shown], MARKS[shown % len(MARKS)], 2)
+            keys.append((line.mark or "line", line.colour, f"{i + 1} {names[i]}"))
+            shown += 1
+        else:
+            line = Line(names[i], values, GREY, None, 1.2)
+        lines.append(line)
+    if any(line.colour == GREY for line in lines):
+        keys.append(("line", GREY, "the others"))
+    longest = max(len(run["curve"]) for run in runs)
+    drawn = figures.line_chart(
+        "score over all tests seen, after each task, of every method", lines[::-1],
+        [str(i + 1) for i in range(longest)], f"{runs[0]['metric']} over all seen, %",
+    )  # fmt: skip
+    return figure("curves", "The curves: everything seen so far", drawn, figures.legend(keys))
+
+
+def _absent(results: Sequence[Results]) -> Html:
+    rows = [
+        [r["method"], "failed", r["error"]] if "error" in r else [r["method"], "skipped", r["skipped"]] for r in results
+    ]
+    return table("Methods without a result", ["method", "", "reason"], rows, text=3)
+
+
+def _details(run: Results, name: str, reference: float | None) -> Html:
+    about = f"final {percent(run['final_accuracy'])} %, {duration(run['seconds']['total'])}"
+    return tag(
+        "details",
+        tag("summary", tag("strong", name), f": {about}"),
+        alarms(run),
+        headline(run, reference),
+        matrices(run, name=None),
+        class_="run",
+    )

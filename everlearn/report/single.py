@@ -1,0 +1,256 @@
+"""The report of one run: what was kept and what was gained first, then everything behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from everlearn.console import percent
+from everlearn.metrics import passes
+from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
+from everlearn.report import figures
+from everlearn.report.costs import costs
+from everlearn.report.diagnostics import diagnostics
+from everlearn.report.figures import ACCENT, COLOURS, GREY, INK, Line
+from everlearn.report.heatmap import heatmap
+from everlearn.report.markup import Html, facts, figure, formula, join, scroll, section, table, tag
+
+Results = Mapping[str, Any]
+"""The content of results.json."""
+
+FIGURES = {
+    "final_accuracy": ("Final {}", "over all tests, after the last task"),
+    "average_accuracy": ("Average {}", "the same, averaged over all tasks so far"),
+    "forgetting": ("Forgetting", "lost on old tasks since their best; less is better"),
+    "backward_transfer": ("Backward transfer", "change on old tasks since they were learned"),
+    "forward_transfer": ("Forward transfer", "what earlier tasks did for one not yet learned"),
+}
+VERDICTS = {"pass": ("✓", "pass"), "fail": ("✗", "fail"), "unknown": ("?", "unknown")}
+
+
+def body(run: Results) -> Html:
+    """The sections of one run, in reading order."""
+    return join(
+        [
+            alarms(run),
+            section("pair", "Kept and gained", headline(run)),
+            section("figures", "Figures", _figures(run), _symbols(run)),
+            section("matrix", f"{_title(run)} matrix", matrices(run)),
+            section("tasks-over-time", "Over the tasks", _curves(run)) if len(run["tasks"]) > 1 else None,
+            section("costs", "Costs", costs(run)),
+            section("tasks", "Tasks", _tasks(run)),
+            section("diagnostics", "Diagnostics", diagnostics(run["diagnostics"])) if run.get("diagnostics") else None,
+            section("made", "How it was made", _made(run)),
+        ]
+    )
+
+
+def verdict(kind: str) -> Html:
+    """Pass, fail or unknown, as a sign, a word and a colour."""
+    sign, word = VERDICTS[kind]
+    return tag("span", tag("span", sign, aria_hidden="true"), f" {word}", class_=f"verdict {kind}")
+
+
+def alarms(run: Results) -> Html:
+    """What nobody may overlook: a leaking protocol, warnings, and what to know of the stream."""
+    leak = tag(
+        "p",
+        tag("strong", "paper_compat: true"),
+        ". A published shortcut that lets predictions see more than their own example is switched on. "
+        "Do not compare these figures with honest ones.",
+        class_="alarm",
+        role="alert",
+    )
+    return join(
+        [
+            leak if run.get("paper_compat") else None,
+            _list("warning", "Warnings", run.get("warnings")),
+            _list("note-box", "Notes", run.get("notes")),
+        ]
+    )
+
+
+def _list(kind: str, title: str, items: Sequence[str] | None) -> Html | None:
+    return tag("div", tag("strong", title), tag("ul", *(tag("li", x) for x in items)), class_=kind) if items else None
+
+
+def headline(run: Results, reference_gain: float | None = None) -> Html:
+    """Retention and gain, always as a pair, with the gate they have to pass."""
+    retention, gain = run["retention"], run["gain"]
+    kind = passes(retention, gain, reference_gain)
+    if retention is None:
+        reason = "One task has nothing old to keep; the gate needs at least two."
+    elif retention < RETENTION:
+        reason = f"Retention is below {100 * RETENTION:.0f} %: too much of the old was lost."
+    elif reference_gain is None:
+        reason = (
+            f"Retention is at least {100 * RETENTION:.0f} %. Whether the gain is close to retraining on everything is "
+            "known when the method joint is run on the same stream and both are compared."
+        )
+    else:
+        close = "at least" if kind == "pass" else "less than"
+        reason = f"The gain is {close} {100 * GAIN_OF_REFERENCE:.0f} % of that of joint ({percent(reference_gain)} %)."
+    return tag(
+        "div",
+        tag(
+            "div",
+            _big("Retention", retention, "score on old tasks now ÷ when they were learned", "retention", RETENTION),
+            _big("Gain", gain, f"{run['metric']} on each new task, just learned", "gain", None),
+            class_="pair",
+        ),
+        tag("p", tag("span", "Gate: ", verdict(kind), class_="badge"), " ", reason, class_="gate-line"),
+        tag("p", "The gate: ", formula("gate"), class_="note"),
+    )
+
+
+def _big(name: str, value: float | None, what: str, key: str, threshold: float | None) -> Html:
+    width = 100 * min(max(value or 0.0, 0.0), 1.0)
+    mark = tag("b", style=f"left:{100 * threshold:.0f}%") if threshold else None
+    return tag(
+        "div",
+        tag("h3", name),
+        tag("p", percent(value), tag("small", " %") if value is not None else None, class_="big"),
+        tag("div", tag("i", style=f"width:{width:.1f}%"), mark, class_="meter", aria_hidden="true"),
+        tag("p", what),
+        formula(key),
+        class_="card",
+    )
+
+
+def _figures(run: Results) -> Html:
+    cards = [
+        tag(
+            "div",
+            tag("h3", title.format(run["metric"])),
+            tag("p", _signed(key, run[key]), class_="value"),
+            tag("p", what),
+            formula(key),
+            class_="card",
+        )
+        for key, (title, what) in FIGURES.items()
+    ]
+    return tag("div", *cards, class_="cards")
+
+
+def _signed(key: str, value: float | None) -> str:
+    if value is None:
+        return percent(None)
+    if key.endswith("transfer"):
+        return f"{100 * value:+.1f} points".replace("-", "\N{MINUS SIGN}")
+    return f"{percent(value)} points" if key == "forgetting" else f"{percent(value)} %"
+
+
+def _symbols(run: Results) -> Html:
+    subscripts = {"R": "i,j", "n": "j", "A": "i"}
+    r, n, a = (join([name, tag("sub", sub)]) for name, sub in subscripts.items())
+    return tag(
+        "p", r, f": {run['metric']} on the tests of task j after learning task i (0: the untouched model); ",
+        n, ": test examples of task j; ", a, ": the curve, ", formula("curve"), "; T: the last task.",
+        None if run["metric"] not in ("nDCG@10",) else join([" nDCG@10: ", formula("nDCG@10"), "."]), class_="note",
+    )  # fmt: skip
+
+
+def _title(run: Results) -> str:
+    return run["metric"][0].upper() + run["metric"][1:] if run["metric"] == "accuracy" else run["metric"]
+
+
+def matrices(run: Results, name: str | None = "matrix") -> Html:
+    """The accuracy matrix, and what else was measured cell by cell."""
+    names = [task["name"] for task in run["tasks"]]
+    main = figure(
+        name,
+        f"{_title(run)} in %: row = after learning, column = on the test of",
+        heatmap(run["metric"], run["accuracy_matrix"], run["curve"], names),
+    )
+    others = (
+        figure(
+            f"matrix-{metric.partition('@')[0]}" if name else None,
+            join([f"{metric} in %: ", formula(metric)]),
+            heatmap(metric, matrix, None, names),
+        )
+        for metric, matrix in run.get("other_matrices", {}).items()
+    )
+    return join([main, *others])
+
+
+def _curves(run: Results) -> Html:
+    matrix, count = run["accuracy_matrix"], len(run["tasks"])
+    names = [str(i + 1) for i in range(count)]
+    unit = f"{run['metric']}, %"
+    per_task = [
+        Line(run["tasks"][j]["name"], _hundred(row[j] for row in matrix), GREY, None, 1.2) for j in range(count)
+    ]
+    seen = Line("all seen so far", _hundred(run["curve"]), ACCENT)
+    curve = figure(
+        "curve",
+        "The curve: everything seen so far",
+        figures.line_chart(f"{run['metric']} over all tests seen, after each task", [*per_task, seen], names, unit),
+        figures.legend([("circle", ACCENT, "all tests seen so far"), ("line", GREY, "each task by itself")]),
+    )
+    old = Line("old tasks", [None, *_hundred(_mean(matrix[i][:i]) for i in range(1, count))], COLOURS[1], "square")
+    new = Line("new task", [None, *_hundred(matrix[i][i] for i in range(1, count))], ACCENT)
+    pair = figure(
+        "old-new",
+        "Old and new, after each task",
+        figures.line_chart(f"{run['metric']} on old tasks and on the new one", [old, new], names, unit),
+        figures.legend([("square", COLOURS[1], "old tasks, mean"), ("circle", ACCENT, "the new task")]),
+    )
+    pairs = [(_times(matrix[j][j]), _times(matrix[-1][j])) for j in range(count)]
+    then = figure(
+        "then-now",
+        "Each task: when learned, and now",
+        figures.then_and_now(f"{run['metric']} on each task when learned and at the end", pairs, names, unit),
+        figures.legend([("hollow", INK, "when learned"), ("circle", ACCENT, "now, not worse"),
+                        ("circle", COLOURS[1], "now, worse")]),
+    )  # fmt: skip
+    return tag("div", curve, pair, then, class_="charts")
+
+
+def _times(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _hundred(values: Any) -> list[float | None]:
+    return [_times(value) for value in values]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _tasks(run: Results) -> Html:
+    matrix, last = run["accuracy_matrix"], run["accuracy_matrix"][-1]
+    columns = {"when learned": [row[i] for i, row in enumerate(matrix)], "now": last}
+    for name in ("initial", "before"):
+        if any(value is not None for value in run.get(name) or []):
+            columns = {name: run[name], **columns}
+
+    def classes(names: Sequence[str]) -> Html:
+        listed = tag("ul", *(tag("li", tag("bdi", name)) for name in names), class_="classes")
+        return tag("details", tag("summary", f"{len(names)} classes"), listed) if names else join([percent(None)])
+
+    rows = [
+        [i + 1, tag("bdi", task["name"]), classes(task["classes"]), f"{task['train']:,}", f"{task['test']:,}",
+         *(percent(values[i]) for values in columns.values())]
+        for i, task in enumerate(run["tasks"])
+    ]  # fmt: skip
+    head = ["#", "task", "classes", "train", "test", *columns]
+    return join([table("Tasks", head, rows, text=3), tag("p", f"Scores: {run['metric']} in %.", class_="note")])
+
+
+def _made(run: Results) -> Html:
+    import yaml
+
+    text = yaml.safe_dump(dict(run["config"]), sort_keys=False, allow_unicode=True)
+    shown = {name: "none" if value is None else str(value) for name, value in run["environment"].items()}
+    return join(
+        [
+            tag("h3", "Configuration (config.yaml)"),
+            scroll("Configuration", tag("pre", tag("code", text))),
+            tag("h3", "Environment"),
+            facts([("everlearn", run.get("everlearn", percent(None))), *shown.items()]),
+            tag("h3", "Fingerprint of the data"),
+            tag("p", tag("code", run.get("fingerprint", percent(None))), class_="breakable"),
+        ]
+    )

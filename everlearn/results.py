@@ -1,0 +1,117 @@
+"""What a run ends with: results.json, report.html, and the same fields in Python."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import resource
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from everlearn.checkpoint import method_state, write_atomically
+from everlearn.metrics import summary
+
+if TYPE_CHECKING:
+    from everlearn.run import Session
+
+TIMINGS = ("seconds", "seconds_per_task", "peak_rss_bytes", "examples_encoded", "examples_served", "environment")
+"""The fields that measure this execution; all others are equal to the bit in a repeated or resumed run."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run. Every key of results.json is an attribute: ``result.final_accuracy``.
+
+    Args:
+        results: the content of results.json.
+        directory: the run's folder, None where nothing was kept.
+    """
+
+    results: dict[str, Any]
+    directory: Path | None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.results[name]
+        except KeyError:
+            raise AttributeError(f"a result has no field '{name}'; it has {', '.join(self.results)}") from None
+
+
+def assemble(session: Session, costs: dict[str, Any]) -> dict[str, Any]:
+    """The fields of results.json from a session whose tasks are all learned."""
+    stream, method, rows = session.stream, session.method, session.rows
+    size = len(stream)
+    matrix = [row["scores"] + [None] * (size - len(row["scores"])) for row in rows]
+    others = {
+        name: [row["others"][name] + [None] * (size - len(row["others"][name])) for row in rows]
+        for name in rows[0]["others"]
+    }
+    before = [row["before"] for row in rows]
+    counts = [len(task.test) for task in stream]
+    seconds = {phase: sum(task.get(phase, 0.0) for task in session.seconds) for phase in session.seconds[-1]}
+    stored: dict[str, int] = {}
+    for name, tensor in method_state(method).items():
+        part = name.split(".")[0]
+        stored[part] = stored.get(part, 0) + tensor.numel() * tensor.element_size()
+    return {
+        "everlearn": version("everlearn"),
+        "method": session.config["method"]["name"], "stream": stream.name, "kind": stream.kind,
+        "modality": stream.modality, "backbone": method.backbone.name, "seed": session.config["seed"],
+        "metric": "nDCG@10" if stream.modality == "pairs" else "accuracy",
+        "tasks": [
+            {"name": task.name, "classes": [task.class_names[k] for k in task.classes],
+             "train": len(task.train), "test": len(task.test)}
+            for task in stream
+        ],
+        "accuracy_matrix": matrix, "other_matrices": others, "curve": [row["all"] for row in rows],
+        "before": before, "initial": session.initial,
+        **summary(matrix, counts, before, session.initial or [None] * size),
+        "trainable_parameters": session.trainable, "stored_bytes": sum(stored.values()), "stored": stored,
+        "seconds": {"total": sum(seconds.values()), **seconds, "encode": costs["encode_seconds"]},
+        "seconds_per_task": session.seconds,
+        "peak_rss_bytes": peak_memory(),
+        "examples_encoded": costs["examples_encoded"], "examples_served": costs["examples_served"],
+        "environment": environment(method.backbone),
+        "warnings": session.warned, "notes": list(stream.notes), "paper_compat": method.paper_compat,
+        "diagnostics": method.diagnostics(), "fingerprint": stream.fingerprint(), "config": session.config,
+    }  # fmt: skip
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """results.json and report.html, each whole or not at all."""
+    from everlearn.report import write_report
+
+    write_atomically(folder / "results.json", json.dumps(results, indent=1))
+    write_report([folder], folder / "report.html")
+
+
+def peak_memory() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else 1024 * peak
+
+
+def environment(backbone: Any) -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "python": platform.python_version(), "torch": torch.__version__, "transformers": version("transformers"),
+        "cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "frozen_precision": backbone.precision, "system": platform.system(),
+        "date": datetime.date.today().isoformat(),
+    }  # fmt: skip
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

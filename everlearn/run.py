@@ -1,0 +1,438 @@
+"""The protocol: for each task begin, fit, end, evaluate; saved as it goes, resumed to the same bits."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from everlearn import backbones, checkpoint, methods, streams
+from everlearn.console import Progress
+from everlearn.errors import EverlearnError, EverlearnWarning
+from everlearn.evaluation import Evaluation, supports
+from everlearn.features import default_store
+from everlearn.method import Method, Update, seeded
+from everlearn.results import Result, assemble, write_results
+from everlearn.streams.stream import Stream, Task
+
+BEGIN, FIT, END = range(3)  # what a seed is derived for
+SOON = 20.0  # seconds: a task boundary this close to the last checkpoint is cheaper to repeat than to save
+
+
+class Interrupted(EverlearnError):
+    """Ctrl-C: the step was finished and saved; the message holds the command that goes on."""
+
+
+def run(
+    method: str | dict[str, Any] | Method = "ranpac",
+    stream: str | dict[str, Any] | Stream = "clinc150",
+    *,
+    backbone: str | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    save_minutes: float = 5.0,
+    save_steps: int | None = None,
+    progress: bool = False,
+) -> Result:
+    """Learn a stream with a method and evaluate it on every task so far, after every task.
+
+    Args:
+        method: a name, ``{"name": "ranpac", "width": 5000}``, or a Method of your own.
+        stream: a name or file, ``{"name": "clinc150", "tasks": 10}``, or a Stream.
+        backbone: a name for `everlearn.backbones.load`; by default minilm for texts, vit-tiny for images.
+        out: the run's folder: configuration, checkpoints, results, report. None keeps nothing on disk.
+        seed: of everything random in the method. The class order has its own (`class_seed`).
+        save_minutes: a checkpoint at least this often while a task is trained.
+        save_steps: a checkpoint every so many steps as well.
+        progress: whether to show progress bars.
+
+    Returns:
+        The result; its fields are those of results.json.
+
+    Raises:
+        EverlearnError: a name, a setting or the data is wrong, or the folder holds a run already.
+        Interrupted: Ctrl-C, after saving.
+
+    >>> result = run("simplecil", {"name": "digits", "tasks": 5}, backbone="tiny")
+    >>> len(result.accuracy_matrix)
+    5
+    """
+    built = stream if isinstance(stream, Stream) else streams.load(**_absolute(_named(stream)))
+    learner, name = _build_method(method, built, backbone, seed)
+    config = {
+        "stream": built.config, "method": _method_config(method, name), "backbone": learner.backbone.name,
+        "seed": learner.seed,
+    }  # fmt: skip
+    folder = _new_folder(out, config) if out is not None else None
+    session = Session(learner, built, config, folder, save_minutes, save_steps, progress)
+    return session.learn()
+
+
+def resume(directory: str | Path, *, progress: bool = False) -> Result:
+    """Go on with a run that was stopped or killed, to the result that it would have had.
+
+    Raises:
+        EverlearnError: not a run's folder, a damaged checkpoint, or data that has changed since.
+    """
+    folder = Path(directory)
+    config, saving = read_run(folder)
+    if (folder / "results.json").exists():
+        return Result(json.loads((folder / "results.json").read_text()), folder)
+    built = streams.load(**config["stream"])
+    learner, _ = _build_method(config["method"], built, config["backbone"], config["seed"])
+    session = Session(learner, built, config, folder, saving["save_minutes"], saving["save_steps"], progress)
+    session.restore()
+    return session.learn()
+
+
+@dataclass
+class Session:
+    """One run in progress."""
+
+    method: Method
+    stream: Stream
+    config: dict[str, Any]
+    folder: Path | None
+    save_minutes: float
+    save_steps: int | None
+    progress: bool
+    task_index: int = 0
+    step: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds: list[dict[str, float]] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
+    initial: list[float | None] = field(default_factory=list)
+    before: float | None = None
+    trainable: int = 0
+    _training: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
+    _last_save: float = field(default_factory=time.monotonic)
+    _stopping: bool = False
+
+    def learn(self) -> Result:
+        """Every task that is left, then the results."""
+        store = default_store()
+        counted = store.encoded, store.served, store.seconds
+        evaluation = Evaluation(self.stream, self.method)
+        with self._interruptible(), self._warnings(), Progress(
+            len(self.stream), f"{self.config['method']['name']} on {self.stream.name}", self.progress
+        ) as bar:  # fmt: skip
+            bar.advance(self.task_index)
+            for task in self.stream.tasks[self.task_index :]:
+                self._learn_task(task, evaluation)
+                bar.advance(1, f"score {self.rows[-1]['all']:.3f}")
+            if self.folder:
+                self._save()
+        costs = {
+            "examples_encoded": store.encoded - counted[0], "examples_served": store.served - counted[1],
+            "encode_seconds": store.seconds - counted[2],
+        }  # fmt: skip
+        results = assemble(self, costs)
+        if self.folder:
+            write_results(self.folder, results)
+        return Result(results, self.folder)
+
+    def _learn_task(self, task: Task, evaluation: Evaluation) -> None:
+        method, seed = self.method, self.method.seed
+        clock = Clock()
+        if self.step == 0:
+            self.seconds = [*self.seconds[: task.index], {}]
+            if task.index == 0:
+                self.initial = evaluation.initial()
+            self.before = evaluation.before(task)
+            clock.stop("evaluate", self.seconds[-1])
+            with seeded(seed, task.index, BEGIN):
+                method.begin_task(task.sealed())
+            clock.stop("begin", self.seconds[-1])
+        with seeded(seed, task.index, FIT):
+            self._fit(task)
+        clock.stop("train", self.seconds[-1])
+        method.eval()
+        with seeded(seed, task.index, END):
+            method.end_task(task)
+        clock.stop("end", self.seconds[-1])
+        method.eval()
+        self.rows.append({**evaluation.after(task), "before": self.before})
+        clock.stop("evaluate", self.seconds[-1])
+        self.task_index, self.step = task.index + 1, 0
+        if self.folder:
+            line = {"task": task.index, "step": None, "score": self.rows[-1]["all"], "seconds": self.seconds[-1]}
+            _append_line(self.folder / "metrics.jsonl", line)
+            if self._stopping or self.save_steps or time.monotonic() - self._last_save > SOON:
+                self._save()
+        self._stop_if_asked()
+
+    def _fit(self, task: Task) -> None:
+        """Train on the task's batches, from `self.step` on."""
+        groups = self.method.param_groups()
+        if not groups:
+            return
+        self.trainable = max(self.trainable, sum(p.numel() for group in groups for p in group["params"]))
+        batches = self.method.batches(task)
+        optimizer = self.method.Optimizer(groups, lr=self.method.lr)
+        schedule = _schedule(self.method, optimizer, len(batches))
+        update = Update(optimizer, schedule, self.method.clip)
+        if self._training is not None:
+            tensors, plain = self._training
+            checkpoint.load_optimizer_state(optimizer, tensors, plain["optimizer"])
+            schedule.load_state_dict(plain["schedule"])
+            torch.set_rng_state(tensors["random"])
+            self._training = None
+        self.method.train()
+        label = f"task {task.index + 1} of {len(self.stream)}"
+        with Progress(len(batches), label, self.progress) as bar:
+            bar.advance(self.step)
+            for number in range(self.step, len(batches)):
+                update.batch = batches[number]
+                loss = self.method.step(update.batch, update)
+                self.step = number + 1
+                is_last = self.step == len(batches)
+                if self.step % 10 == 0 or is_last:
+                    bar.advance(self.step % 10 or 10, f"loss {loss.item():.3f}")
+                if self.folder and not is_last and self._is_due():
+                    self._save(optimizer, schedule)
+                    _append_line(self.folder / "metrics.jsonl",
+                                 {"task": task.index, "step": self.step, "loss": loss.item()})  # fmt: skip
+                if self._stopping and not is_last:
+                    if self.folder:
+                        self._save(optimizer, schedule)
+                    self._stop_if_asked()
+
+    def _is_due(self) -> bool:
+        by_steps = self.save_steps is not None and self.step % self.save_steps == 0
+        return by_steps or time.monotonic() - self._last_save > 60 * self.save_minutes
+
+    # -- saving and resuming -------------------------------------------------------------------
+    def _save(self, optimizer: Any = None, schedule: Any = None) -> None:
+        assert self.folder is not None
+        training: dict[str, torch.Tensor] = {}
+        plain: dict[str, Any] = {}
+        if optimizer is not None:
+            training, plain["optimizer"] = checkpoint.optimizer_state(optimizer)
+            plain["schedule"] = {k: v for k, v in schedule.state_dict().items() if _is_plain(v)}
+            training["random"] = torch.get_rng_state()
+        seen = self.stream.tasks[: self.task_index + bool(self.step)]
+        state = {
+            "task": self.task_index, "step": self.step, "rows": self.rows, "seconds": self.seconds,
+            "initial": self.initial, "before": self.before, "warnings": self.warned, "trainable": self.trainable,
+            "training": plain,
+            "fingerprint": self.stream.fingerprint(), "backbone": self.method.backbone.settings,
+            "origin": checkpoint.origin_hash(self.method.backbone), "tasks": [task.metadata() for task in seen],
+        }  # fmt: skip
+        name = f"task-{self.task_index:03d}-step-{self.step:06d}"
+        saved = checkpoint.Checkpoint(state, checkpoint.method_state(self.method), training)
+        checkpoint.save(self.folder / "checkpoints", name, saved)
+        self._last_save = time.monotonic()
+
+    def restore(self) -> None:
+        """Take up the newest checkpoint of the folder; without one the run starts at its beginning."""
+        assert self.folder is not None
+        name = checkpoint.newest(self.folder / "checkpoints")
+        if name is None:
+            checkpoint.rewrite_lines(self.folder / "metrics.jsonl", [])
+            return
+        saved = checkpoint.load(self.folder / "checkpoints", name)
+        state = saved.state
+        if state["fingerprint"] != self.stream.fingerprint():
+            raise EverlearnError(
+                f"the data of stream '{self.stream.name}' has changed since {self.folder} was saved: "
+                "restore the data, or start a new run"
+            )
+        restore_method(self.method, saved)
+        self.task_index, self.step, self.rows = state["task"], state["step"], state["rows"]
+        self.initial, self.before = state["initial"], state["before"]
+        self.seconds, self.warned, self.trainable = state["seconds"], state["warnings"], state["trainable"]
+        if self.step:
+            self._training = saved.training, state["training"]
+        position = (self.task_index, self.step)
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        checkpoint.rewrite_lines(
+            self.folder / "metrics.jsonl",
+            [line for line in lines if _position(json.loads(line)) <= position],
+        )
+
+    # -- stopping ------------------------------------------------------------------------------
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Inside the block the first Ctrl-C asks the run to save and stop; the second stops at once."""
+
+        def ask(signum: int, frame: Any) -> None:
+            self._stopping = True
+            signal.signal(signal.SIGINT, before)
+
+        store = default_store()
+        try:
+            before: Any = signal.signal(signal.SIGINT, ask)
+        except ValueError:  # not the main thread: whoever runs the thread handles Ctrl-C
+            yield
+            return
+        store.on_progress = _Encoding(self)
+        try:
+            yield
+        finally:
+            store.on_progress = None
+            signal.signal(signal.SIGINT, before)
+
+    def _stop_if_asked(self) -> None:
+        if self._stopping:
+            how = f"go on with: everlearn resume {self.folder}" if self.folder else "nothing was kept: no folder given"
+            raise Interrupted(f"stopped after task {self.task_index + 1}, step {self.step}; {how}")
+
+    @contextmanager
+    def _warnings(self) -> Iterator[None]:
+        """Collect our own warnings for the report; everybody else's go where they went before."""
+        show = warnings.showwarning
+
+        def collect(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+            if issubclass(category, EverlearnWarning):
+                if str(message) not in self.warned:
+                    self.warned.append(str(message))
+            else:
+                show(message, category, *rest, **more)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", EverlearnWarning)
+            warnings.showwarning = collect
+            yield
+
+
+class Clock:
+    """Adds the seconds since the last stop to a named phase."""
+
+    def __init__(self) -> None:
+        self.since = time.perf_counter()
+
+    def stop(self, phase: str, seconds: dict[str, float]) -> None:
+        now = time.perf_counter()
+        seconds[phase] = seconds.get(phase, 0.0) + now - self.since
+        self.since = now
+
+
+def restore_method(method: Method, saved: checkpoint.Checkpoint) -> None:
+    """Replay the structure of the tasks seen, then load what was learned."""
+    if saved.state["origin"] != checkpoint.origin_hash(method.backbone):
+        raise EverlearnError(
+            f"backbone '{method.backbone.name}' is not the one that the checkpoint was made with "
+            "(its pre-trained weights differ): give the same weights"
+        )
+    for metadata in saved.state["tasks"]:
+        with seeded(method.seed, metadata["index"], BEGIN):
+            method.begin_task(Task.from_metadata(metadata))
+    checkpoint.load_method_state(method, saved.method)
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run folder's configuration, and how it saves.
+
+    Raises:
+        EverlearnError: it is not a run's folder.
+    """
+    import yaml
+
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        saving = config.pop("saving", {"save_minutes": 5.0, "save_steps": None})
+        if not {"stream", "method", "backbone", "seed"} <= set(config):
+            raise EverlearnError(f"{folder / 'config.yaml'} is not a run's configuration")
+        return config, saving
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise EverlearnError(f"{folder} is not a run's folder: it has no readable config.yaml ({error})") from error
+
+
+def _build_method(
+    method: str | dict[str, Any] | Method, stream: Stream, backbone: str | None, seed: int
+) -> tuple[Method, str]:
+    if isinstance(method, Method):
+        learner, name = method, methods.name_of(type(method))
+    else:
+        settings = dict(_named(method))
+        name = settings.pop("name")
+        cls = methods.get(name)
+        if reason := supports(cls.tags, stream):
+            raise EverlearnError(f"method '{name}' {reason}")
+        encoder = backbones.load(backbone or backbones.default_for(stream.modality))
+        learner = cls(encoder, **settings, seed=seed)
+    if stream.modality not in learner.backbone.modality:
+        raise EverlearnError(
+            f"backbone '{learner.backbone.name}' reads {' and '.join(learner.backbone.modality)}, but stream "
+            f"'{stream.name}' has {stream.modality}: try --backbone {backbones.default_for(stream.modality)}"
+        )
+    return learner.to("cuda" if torch.cuda.is_available() else "cpu"), name
+
+
+def _named(section: str | dict[str, Any]) -> dict[str, Any]:
+    return {"name": section} if isinstance(section, str) else dict(section)
+
+
+def _absolute(section: dict[str, Any]) -> dict[str, Any]:
+    """The section with the files it names by full path, so that a run resumes from any folder."""
+    return {
+        key: str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
+        for key, value in section.items()
+    }  # fmt: skip
+
+
+def _method_config(method: Any, name: str) -> dict[str, Any]:
+    return {"name": name} if isinstance(method, Method | str) else dict(method)
+
+
+def _new_folder(out: str | Path, config: dict[str, Any]) -> Path:
+    import yaml
+
+    folder = Path(out)
+    if (folder / "config.yaml").exists():
+        raise EverlearnError(f"{folder} holds a run already: `everlearn resume {folder}`, or give another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.jsonl").touch()
+        checkpoint.write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise EverlearnError(f"{folder} cannot be written ({error.strerror or error}): give another --out") from error
+    return folder
+
+
+def _schedule(method: Method, optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    if method.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+class _Encoding:
+    """Shows a bar while the store encodes, and lets Ctrl-C stop it between chunks."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.bar: Progress | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.bar is None:
+            self.bar = Progress(total, "encoding", self.session.progress)
+            self.bar.__enter__()
+        self.bar.advance(done - self.bar.done)
+        if done == total:
+            self.bar.__exit__(None, None, None)
+            self.bar = None
+        elif self.session._stopping:
+            self.bar.__exit__(None, None, None)
+            self.session._stop_if_asked()  # what was encoded is kept: the resumed run finds it in the store
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | bool | str | list) or value is None
+
+
+def _position(line: dict[str, Any]) -> tuple[int, int]:
+    """Where in the stream a line of metrics.jsonl was written: (tasks finished, steps in the next)."""
+    return (line["task"] + 1, 0) if line["step"] is None else (line["task"], line["step"])
+
+
+def _append_line(file: Path, line: dict[str, Any]) -> None:
+    with open(file, "a", encoding="utf-8") as opened:
+        opened.write(json.dumps(line) + "\n")

@@ -1,0 +1,45 @@
+"""Stateful: a module that can load what it held, however much that was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Stateful(nn.Module):
+    """A module whose buffers take the size of what is loaded into them.
+
+    Heads and memories hold as much as they have seen, so a fresh one is smaller than the one that
+    was saved. Loading resizes registered buffers; their dtype, device and number of dimensions
+    stay, and parameters keep torch's strict shapes (they grow in `begin_task`, which resume replays).
+
+    >>> import torch
+    >>> class Seen(Stateful):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.register_buffer("labels", torch.empty(0, dtype=torch.long))
+    >>> full, fresh = Seen(), Seen()
+    >>> full.labels = torch.tensor([3, 1])
+    >>> _ = fresh.load_state_dict(full.state_dict())
+    >>> fresh.labels.tolist(), fresh.stored_bytes()
+    ([3, 1], 16)
+    """
+
+    def stored_bytes(self) -> int:
+        """Bytes that this module and its children keep in a checkpoint, parameters not counted."""
+        return sum(
+            buffer.numel() * buffer.element_size()
+            for module in self.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and name not in module._non_persistent_buffers_set
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if buffer is None or saved is None or saved.dim() != buffer.dim():
+                continue  # torch says what is wrong, if anything is
+            if saved.shape != buffer.shape:
+                self._buffers[name] = buffer.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,0 +1,118 @@
+"""Streams: data in the order in which it is learned."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from everlearn.streams.readers import read_inputs
+    from everlearn.streams.stream import Corpus, Examples, Stream, Task
+
+__all__ = ["Corpus", "Examples", "Stream", "Task", "load", "names", "read_inputs"]
+
+
+def __getattr__(name: str) -> Any:
+    """The data types, imported when asked for: they need torch, and the names of streams do not."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "readers" if name == "read_inputs" else "stream"
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+
+
+def names() -> dict[str, str]:
+    """The data sets that need no file and no network, with a line on each.
+
+    >>> sorted(names())
+    ['banking77', 'clinc150', 'digits']
+    """
+    return {
+        "clinc150": "150 intents of short requests to an assistant, in 10 domains (English text)",
+        "banking77": "77 intents of questions to a bank (English text)",
+        "digits": "10 handwritten digits, 8 x 8 pixels, from scikit-learn (images)",
+    }
+
+
+def load(
+    name: str,
+    *,
+    kind: str | None = None,
+    tasks: int | None = None,
+    base: int | None = None,
+    increment: int | None = None,
+    class_order: str = "shuffled",
+    class_seed: int = 1993,
+    domains: str | list[str] | None = None,
+    old: float = 0.8,
+    new: str | None = None,
+    batch_size: int = 10,
+    test: float | str = 0.2,
+    validation: float | str = 0.0,
+    split_seed: int = 0,
+    max_train_per_class: int | None = None,
+    max_test_per_class: int | None = None,
+    titles: bool = False,
+    skip_bad_rows: bool = False,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    image_column: str | None = None,
+    domain_column: str | None = None,
+    split_column: str | None = None,
+    id_column: str | None = None,
+) -> Stream:
+    """Build a stream from a packaged data set, a file, a folder of images, or a data set of the hub.
+
+    An option that means nothing to the kind of stream is refused.
+
+    Args:
+        name: one of `names()`; a CSV, TSV, JSON Lines or Parquet file; the stem of `<stem>_train.csv` and
+            `<stem>_test.csv`; a folder `[train|test/]class/image.png`; the stem of `<stem>_corpus.parquet` and
+            `<stem>_queries.parquet` (retrieval); or `owner/name` on the Hugging Face hub (`hub:owner/name`
+            where a folder has that name).
+        kind: class-incremental, task-incremental, online, domain-incremental or old-then-new. By default
+            what the other options ask for: old-then-new with `new`, domain-incremental with `domains` and
+            for retrieval, else class-incremental.
+        tasks: the number of tasks, of equally many classes. By default 10, or tasks of two classes where
+            there are fewer than twenty.
+        base: the number of classes of the first task, with `increment` (B-m Inc-n of the literature).
+        increment: the number of classes of every (later) task, instead of `tasks`.
+        class_order: shuffled, or given: as the data set lists its classes.
+        class_seed: the seed of the shuffled order.
+        domains: the domains in order, as a list or separated by commas; by default all, as they appear.
+        old: old-then-new, the share of classes that are old.
+        new: old-then-new, the file with the new data, which may hold old and new classes.
+        batch_size: online, the number of examples that arrive together.
+        test: where the data has no test split, the share to take out of training, or the file to test on.
+        validation: the same for validation; by default there is none.
+        split_seed: the seed of such splits, of the limits below, and of the order of an online stream.
+        max_train_per_class: at most so many training examples of a class (of each domain, where domains
+            are tasks).
+        max_test_per_class: the same for test examples.
+        titles: retrieval, put the title before the text of a document. It often names what is asked for.
+        skip_bad_rows: leave rows out that cannot be used, and count them in the notes of the stream.
+        text_column: the column of texts, where it is not called text, utterance, sentence, query, question
+            or content.
+        label_column: the column of classes, where it is not called label, intent, category, class or target.
+        image_column: the column of images (bytes or paths), where it is not called image or img.
+        domain_column: the column of domains, where it is not called domain.
+        split_column: the column of splits, where it is not called split.
+        id_column: the column of ids, where it is not called id; without one, ids are file and line.
+
+    Returns:
+        The tasks in order; `config` builds the same stream again, as `load(**stream.config)`.
+
+    Raises:
+        EverlearnError: an unknown name or kind, or options that do not fit together.
+        DataError: bad data, with its file, row, cause and remedy.
+
+    >>> stream = load("clinc150", tasks=10)
+    >>> len(stream), len(stream[0].train), len(stream[0].test), len(stream.class_names)
+    (10, 1500, 450, 150)
+    """
+    arguments = dict(locals())
+    from everlearn.streams.build import Options, build
+
+    defaults = {key: parameter.default for key, parameter in inspect.signature(load).parameters.items()}
+    given = {key: value for key, value in arguments.items() if key != "name" and value != defaults[key]}
+    return build(Options(**arguments), given)

@@ -1,0 +1,87 @@
+"""Class-incremental steps: every task brings new classes. Task-incremental and online streams use them too."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from everlearn.errors import EverlearnError
+from everlearn.streams.splits import Parts
+from everlearn.streams.steps import Step
+
+
+def steps(parts: Parts, classes: list[str], sizes: list[int], names: list[str] | None = None) -> list[Step]:
+    """One step for each group of classes, in order; they are called task 1, task 2, … unless named."""
+    ends = np.cumsum(sizes).tolist()
+    groups = [classes[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    names = names or [f"task {i}" for i in range(1, len(groups) + 1)]
+    return [Step(name, group, of_classes(parts, group)) for name, group in zip(names, groups, strict=True)]
+
+
+def of_classes(parts: Parts, classes: list[str]) -> Parts:
+    """The records of these classes."""
+    wanted = set(classes)
+    return {split: [r for r in records if r.label in wanted] for split, records in parts.items()}
+
+
+def task_sizes(classes: int, tasks: int | None, base: int | None, increment: int | None) -> list[int]:
+    """How many classes each task brings.
+
+    With `increment`, the first task has `base` classes (`increment` where not given) and every later one
+    `increment`; the last takes what is left. Otherwise `tasks` equal parts, the first ones larger by one
+    where it does not divide; None means ten, or tasks of two where there are fewer than twenty classes.
+
+    Raises:
+        EverlearnError: sizes that the classes cannot fill.
+
+    >>> task_sizes(100, None, 50, 10)
+    [50, 10, 10, 10, 10, 10]
+    >>> task_sizes(77, 10, None, None)
+    [8, 8, 8, 8, 8, 8, 8, 7, 7, 7]
+    >>> task_sizes(10, None, None, None)
+    [2, 2, 2, 2, 2]
+    """
+    if increment is not None:
+        return _increments(classes, tasks, base, increment)
+    if base is not None:
+        raise EverlearnError(f"base={base} needs increment: the number of classes of every later task")
+    count = min(10, max(classes // 2, 1)) if tasks is None else tasks
+    if not 1 <= count <= classes:
+        raise EverlearnError(f"{classes} classes cannot fill tasks={count}; give tasks from 1 to {classes}")
+    return [classes // count + (i < classes % count) for i in range(count)]
+
+
+def _increments(classes: int, tasks: int | None, base: int | None, increment: int) -> list[int]:
+    if tasks is not None:
+        raise EverlearnError(f"tasks={tasks} and increment={increment} are both given; give one of them")
+    first = increment if base is None else base
+    if increment < 1 or not 1 <= first <= classes:
+        raise EverlearnError(
+            f"base={first}, increment={increment} do not fit {classes} classes; "
+            f"give 1 or more, and a base of at most {classes}"
+        )
+    sizes = [first]
+    while sum(sizes) < classes:
+        sizes.append(min(increment, classes - sum(sizes)))
+    return sizes
+
+
+def order_classes(
+    appearing: list[str], present: set[str], declared: tuple[str, ...], class_order: str, seed: int
+) -> list[str]:
+    """The classes that are present in training, in the order in which a stream shows them.
+
+    "shuffled" is `RandomState(seed).permutation` of the data set's own class list, or of the sorted names
+    where it declares none: the order that published class-incremental results use. "given" is the set's own
+    list, or the order of first appearance.
+
+    Raises:
+        EverlearnError: an unknown order.
+    """
+    if class_order == "given":
+        ordered = [*declared, *appearing]
+    elif class_order == "shuffled":
+        own = [*declared, *sorted(present - set(declared))]
+        ordered = [own[i] for i in np.random.RandomState(seed).permutation(len(own))]
+    else:
+        raise EverlearnError(f"unknown class_order '{class_order}': give shuffled or given")
+    return [name for name in dict.fromkeys(ordered) if name in present]

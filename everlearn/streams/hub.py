@@ -1,0 +1,75 @@
+"""Data sets of the Hugging Face hub, read with the `datasets` library."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from everlearn.errors import DataError, EverlearnError
+from everlearn.streams.files import Columns
+from everlearn.streams.readers import ColumnNames, to_table
+from everlearn.streams.records import SPLIT_NAMES, BadRows, Table
+
+
+def read_hub(name: str, wanted: ColumnNames, bad: BadRows) -> Table:
+    """Records of a data set by its name: `owner/name`, `owner/name:configuration`, or a local folder.
+
+    Raises:
+        EverlearnError: the `hub` extra is not installed, or the data set cannot be had.
+        DataError: what `everlearn.streams.readers.to_table` refuses.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise EverlearnError(
+            f"{name}: hub data sets need the `datasets` library; install it with `pip install everlearn[hub]`"
+        ) from None
+    repository, _, configuration = name.partition(":")
+    try:
+        with _without_retry_warnings():
+            parts = datasets.load_dataset(repository, configuration or None)
+    except Exception as error:  # the library and the network below it raise many kinds
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise EverlearnError(
+            f"{name}: cannot load this data set from the hub ({type(error).__name__}: {reason}); check the "
+            "name and the network, or give a local CSV, JSON Lines or Parquet file"
+        ) from None
+    known = {split: part for split, part in parts.items() if split in SPLIT_NAMES}
+    if not known:
+        raise DataError(f"{name}: none of its splits ({', '.join(parts)}) is train, validation or test")
+    tables = [
+        to_table(_columns(part, f"{name} ({split})", wanted.id), wanted, bad).as_split(SPLIT_NAMES[split])
+        for split, part in known.items()
+    ]
+    others = [split for split in parts if split not in known]
+    notes = (f"left out the splits {', '.join(others)} of {name}",) if others else ()
+    return replace(Table.join(tables), notes=notes)
+
+
+@contextmanager
+def _without_retry_warnings() -> Iterator[None]:
+    """Without a network the hub client warns many times; here that is one error at the end."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _columns(part: Any, file: str, id_column: str | None) -> Columns:
+    import datasets
+
+    names = {}
+    for column, feature in part.features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            names[column] = feature.names
+        elif isinstance(feature, datasets.Image):
+            part = part.cast_column(column, datasets.Image(decode=False))  # the bytes as stored
+    # An id that nobody asked for often starts again in every split.
+    cells = {column: part[column][:] for column in part.column_names if column != "id" or id_column}
+    return Columns(file, range(1, len(part) + 1), cells, names)

@@ -1,0 +1,188 @@
+"""Readers: from files, folders and columns to the records of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from everlearn.errors import DataError
+from everlearn.streams.cells import BadCell, as_id, as_image, as_label, as_name, as_split, as_text, is_missing
+from everlearn.streams.files import READERS, Columns, read_columns
+from everlearn.streams.images import IMAGE_ENDINGS, images_in, only_decodable, read_image_folder
+from everlearn.streams.records import SPLIT_NAMES, BadRows, Record, Table, place, with_ids
+
+COMMON_NAMES = {
+    "text": ("text", "utterance", "sentence", "query", "question", "content"),
+    "image": ("image", "img"),
+    "label": ("label", "intent", "category", "class", "target"),
+    "domain": ("domain",),
+    "split": ("split",),
+    "id": ("id",),
+}
+"""What each column is usually called, the likeliest name first; case does not matter."""
+
+ROLES = ("label", "domain", "split", "id")
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """The columns that the user named; None is looked for under the common names."""
+
+    text: str | None = None
+    label: str | None = None
+    image: str | None = None
+    domain: str | None = None
+    split: str | None = None
+    id: str | None = None
+
+    def find(self, role: str, columns: Columns) -> str | None:
+        """The column that plays a role, or None where there is none.
+
+        Raises:
+            DataError: the user named a column that the file does not have.
+        """
+        named = getattr(self, role)
+        if named is not None and named not in columns.cells:
+            raise DataError(f"{columns.file}: no column '{named}'; {_found(columns)}: correct {role}_column")
+        by_lower_case = {name.lower(): name for name in reversed(columns.cells)}
+        usual = (by_lower_case[name] for name in COMMON_NAMES[role] if name in by_lower_case)
+        return named or next(usual, None)
+
+
+def _found(columns: Columns) -> str:
+    return f"the columns are {', '.join(columns.cells)}"
+
+
+def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: bool = True) -> Table:
+    """Records from columns. Without `labelled` every label is the empty string.
+
+    Raises:
+        DataError: a missing column, or a bad row where these are not skipped.
+    """
+    input_column, modality = _input_column(columns, wanted)
+    found = {role: wanted.find(role, columns) for role in (ROLES if labelled else ("id",))}
+    if labelled and found["label"] is None:
+        raise DataError(f"{columns.file}: no label column; {_found(columns)}: name one with label_column")
+    label_names = columns.names.get(found.get("label") or "") or columns.names.get("class", [])
+    domain_names = columns.names.get(found.get("domain") or "") or columns.names.get("domain", [])
+
+    folder = Path(columns.file).parent
+    records = []
+    for i, row in enumerate(columns.rows):
+        content = columns.cells[input_column][i]
+        cell = {role: columns.cells[name][i] for role, name in found.items() if name}
+        try:
+            record = Record(
+                input=as_text(content) if modality == "text" else as_image(content, folder),
+                label=as_label(cell.get("label"), label_names) if labelled else "",
+                id=as_id(cell["id"]) if "id" in cell else "",
+                file=columns.file,
+                row=row,
+                split=as_split(cell.get("split")),
+                domain=None if is_missing(cell.get("domain")) else as_name(cell["domain"], domain_names),
+            )
+        except BadCell as problem:
+            bad.add(place(columns.file, row), *problem.args)
+        else:
+            records.append(record)
+    return Table(columns.file, modality, records, tuple(label_names), bad)
+
+
+def _input_column(columns: Columns, wanted: ColumnNames) -> tuple[str, str]:
+    if wanted.text and wanted.image:
+        raise DataError(f"{columns.file}: text_column and image_column are both given; give one of them")
+    text = None if wanted.image else wanted.find("text", columns)
+    image = None if wanted.text else wanted.find("image", columns)
+    if text and image:
+        raise DataError(
+            f"{columns.file}: the columns '{text}' and '{image}' may both be the input; "
+            "name one with text_column or image_column"
+        )
+    if text:
+        return text, "text"
+    if image:
+        return image, "image"
+    raise DataError(
+        f"{columns.file}: no text or image column; {_found(columns)}: name one with text_column or image_column"
+    )
+
+
+def find_parts(stem: Path) -> dict[str, Path]:
+    """The files `<stem>_train.csv`, `<stem>_test.csv` …, or `train.csv` … where the stem is a folder.
+
+    Raises:
+        DataError: two files for the same split.
+    """
+    parts: dict[str, Path] = {}
+    for short, split in SPLIT_NAMES.items():
+        for ending in READERS:
+            path = stem / f"{short}{ending}" if stem.is_dir() else stem.with_name(f"{stem.name}_{short}{ending}")
+            if path.is_file():
+                if split in parts:
+                    raise DataError(f"{path}: {parts[split]} is also a {split} file; keep one of them")
+                parts[split] = path
+    return parts
+
+
+def read_table(name: str, wanted: ColumnNames, bad: BadRows, *, by_domain: bool = False) -> Table | None:
+    """The records of a file, of `<name>_train` and its siblings, or of a folder; None where there is none."""
+    path = Path(name)
+    if path.is_file() or (path.suffix.lower() in READERS and not path.is_dir()):
+        return to_table(read_columns(path, bad), wanted, bad)
+    parts = find_parts(path) if path.name else {}
+    if parts:
+        tables = [to_table(read_columns(p, bad), wanted, bad).as_split(split) for split, p in parts.items()]
+        return Table.join(tables)
+    return read_image_folder(path, bad, by_domain=by_domain) if path.is_dir() else None
+
+
+def read_inputs(
+    path: str | Path, *, text_column: str | None = None, image_column: str | None = None
+) -> tuple[list[str | bytes | Path], list[str]]:
+    """Inputs and their ids, from a CSV, TSV, JSON Lines, Parquet or text file (one text a line), or images.
+
+    Labels are not needed and not read. Images may be one file, a folder, or a folder of folders.
+
+    Args:
+        path: the file or folder.
+        text_column: the column of texts, where it has no common name.
+        image_column: the column of images (bytes or paths), where it has no common name.
+
+    Returns:
+        n inputs and n ids; without an `id` column an id is the file's name and the line.
+
+    Raises:
+        DataError: what cannot be read, with its file and line.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "new.csv"
+    ...     _ = file.write_text("text\\nwhere is my card\\n")
+    ...     read_inputs(file)
+    (['where is my card'], ['new.csv:2'])
+    """
+    path, bad = Path(path), BadRows(skip=False)
+    if path.is_dir():
+        images = [image for folder in [path, *_folders_below(path)] for image in images_in(folder)]
+        if not images:
+            raise DataError(f"{path}: the folder holds no images; give a folder of {' '.join(IMAGE_ENDINGS)}")
+        table = _of_images(images, path, bad)
+    elif path.suffix.lower() in IMAGE_ENDINGS:
+        table = _of_images([path], path.parent, bad)
+    else:
+        wanted = ColumnNames(text=text_column, image=image_column)
+        table = to_table(read_columns(path, bad), wanted, bad, labelled=False)
+    records = with_ids(table.records, bad)
+    if table.modality == "image":
+        records = only_decodable(records, bad)
+    return [record.input for record in records], [record.id for record in records]
+
+
+def _folders_below(root: Path) -> Iterable[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_dir())
+
+
+def _of_images(images: list[Path], root: Path, bad: BadRows) -> Table:
+    records = [Record(path, "", path.relative_to(root).as_posix(), str(path), None) for path in images]
+    return Table(str(root), "image", records, bad=bad)

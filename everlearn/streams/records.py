@@ -1,0 +1,151 @@
+"""Records: what a data set says, row by row, before a stream puts it in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from everlearn.errors import DataError
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""How data sets call their parts, and what this package calls them."""
+
+SPLITS = ("train", "validation", "test")
+LINE_FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
+
+
+def place(file: str, row: int | None) -> str:
+    """Where a row stands, in the words of its file format.
+
+    >>> place("shop.csv", 3), place("shop.parquet", 3), place("cats/1.png", None)
+    ('shop.csv, line 3', 'shop.parquet, row 3', 'cats/1.png')
+    """
+    if row is None:
+        return file
+    return f"{file}, {'line' if file.lower().endswith(LINE_FILES) else 'row'} {row}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: an input, what is known of it, and where it stands. An empty id is given later."""
+
+    input: str | bytes | Path
+    label: str
+    id: str
+    file: str
+    row: int | None
+    split: str | None = None
+    domain: str | None = None
+
+    @property
+    def place(self) -> str:
+        return place(self.file, self.row)
+
+
+@dataclass
+class BadRows:
+    """Refuses a bad row, or counts it where the user asked to go on without such rows.
+
+    >>> bad = BadRows(skip=True)
+    >>> bad.add("shop.csv, line 3", "the text is empty", "fill it in")
+    >>> bad.notes()
+    ('left out 1 bad row: shop.csv, line 3: the text is empty',)
+    """
+
+    skip: bool
+    count: int = 0
+    first: str = ""
+
+    def add(self, where: str, cause: str, remedy: str) -> None:
+        """Count a row that is left out. Raises DataError where bad rows are not to be skipped."""
+        if not self.skip:
+            raise DataError(f"{where}: {cause}; {remedy}, or leave bad rows out with skip_bad_rows=true")
+        self.count += 1
+        self.first = self.first or f"{where}: {cause}"
+
+    def notes(self) -> tuple[str, ...]:
+        if not self.count:
+            return ()
+        rows, first = ("row", self.first) if self.count == 1 else ("rows", f"the first is {self.first}")
+        return (f"left out {self.count} bad {rows}: {first}",)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The records of one data set.
+
+    Args:
+        source: what the user named, for messages.
+        modality: text or image.
+        class_names: the classes in the data set's own order, where it declares one.
+        bad: what was refused so far.
+        notes: what a reader of results on this data must know.
+    """
+
+    source: str
+    modality: str
+    records: list[Record]
+    class_names: tuple[str, ...] = ()
+    bad: BadRows = field(default_factory=lambda: BadRows(skip=False))
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def as_split(self, split: str) -> Table:
+        """The same records, all in one split."""
+        return replace(self, records=[replace(record, split=split) for record in self.records])
+
+    @staticmethod
+    def join(tables: list[Table]) -> Table:
+        """The records of all tables, in order; they must hold the same kind of input."""
+        first = tables[0]
+        for other in tables[1:]:
+            if other.modality != first.modality:
+                raise DataError(
+                    f"{other.source}: holds {other.modality} and {first.source} holds {first.modality}; "
+                    "give files of one kind"
+                )
+        names = dict.fromkeys(name for table in tables for name in table.class_names)
+        return replace(
+            first,
+            records=[record for table in tables for record in table.records],
+            class_names=tuple(names),
+            notes=tuple(note for table in tables for note in table.notes),
+        )
+
+
+def of_split(records: list[Record], split: str) -> list[Record]:
+    """The records of one split; a record that names none is a training record."""
+    return [record for record in records if (record.split or "train") == split]
+
+
+def with_ids(records: list[Record], bad: BadRows) -> list[Record]:
+    """The records, each with an id of its own; a repeated one is a bad row.
+
+    A record that came without an id is called by its file and row, and by the whole path where two files
+    have the same name.
+    """
+    paths_by_name: dict[str, set[str]] = {}
+    for file in {record.file for record in records}:
+        paths_by_name.setdefault(Path(file).name, set()).add(file)
+
+    def default_id(record: Record) -> str:
+        name = Path(record.file).name
+        return f"{name if len(paths_by_name[name]) == 1 else record.file}:{record.row}"
+
+    seen: dict[str, Record] = {}
+    for record in records:
+        record = record if record.id else replace(record, id=default_id(record))
+        first = seen.setdefault(record.id, record)
+        if first is not record:
+            bad.add(
+                record.place,
+                f"the id '{record.id}' already stands at {first.place}",
+                "give each record its own id, or name another column with id_column",
+            )
+    return list(seen.values())

@@ -1,0 +1,116 @@
+"""Splits: the data set's own, seeded stratified ones where it has none, and fewer examples a class."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from everlearn.errors import DataError, EverlearnError
+from everlearn.streams.records import SPLITS, BadRows, Record, of_split
+
+Parts = dict[str, list[Record]]
+"""The records of train, validation and test."""
+
+
+def merge(several: Iterable[Parts]) -> Parts:
+    """The parts of all, one after the other."""
+    several = list(several)
+    return {split: [record for parts in several for record in parts[split]] for split in SPLITS}
+
+
+def make_splits(
+    records: list[Record], source: str, *, test: float, validation: float, seed: int, by_domain: bool
+) -> Parts:
+    """The set's own splits; test and validation examples are taken out of training where it has none.
+
+    A share is taken of each class (of each class in each domain, where domains are tasks): at least one
+    example, and two always stay.
+
+    Raises:
+        EverlearnError: a share outside 0…1.
+        DataError: no training examples.
+    """
+    parts = {split: of_split(records, split) for split in SPLITS}
+    shares = {"test": test, "validation": validation}
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise EverlearnError(f"{name}={share} is not a share; give a number from 0 up to 1, or a file")
+    if not parts["train"]:
+        raise DataError(f"{source}: no training examples; give some with split 'train'")
+    random = np.random.RandomState(seed)
+    for name, share in shares.items():
+        if share and not parts[name]:
+            parts["train"], parts[name] = _take(parts["train"], share, random, by_domain)
+    return parts
+
+
+def _take(
+    records: list[Record], share: float, random: np.random.RandomState, by_domain: bool
+) -> tuple[list[Record], list[Record]]:
+    taken: set[int] = set()
+    for rows in _groups(records, by_domain):
+        count = max(min(max(round(share * len(rows)), 1), len(rows) - 2), 0)
+        taken.update(random.permutation(rows)[:count].tolist())
+    kept = [record for row, record in enumerate(records) if row not in taken]
+    return kept, [records[row] for row in sorted(taken)]
+
+
+def _groups(records: list[Record], by_domain: bool) -> list[list[int]]:
+    """The rows of each class, or of each class in each domain, in an order that row order does not change."""
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for row, record in enumerate(records):
+        groups[record.label, (record.domain or "") if by_domain else ""].append(row)
+    return [rows for _, rows in sorted(groups.items())]
+
+
+def unlearnable(parts: Parts, bad: BadRows) -> set[str]:
+    """The classes with fewer than two training examples; each of their rows is a bad row.
+
+    Raises:
+        DataError: there is such a class, and bad rows are not skipped.
+    """
+    counts = {record.label: 0 for records in parts.values() for record in records}
+    for record in parts["train"]:
+        counts[record.label] += 1
+    for records in parts.values():
+        for record in records:
+            if counts[record.label] < 2:
+                found = "has a single training example" if counts[record.label] else "has no training example"
+                bad.add(record.place, f"the class '{record.label}' {found}", "give it more, or remove it")
+    return {label for label, count in counts.items() if count < 2}
+
+
+def without_classes(parts: Parts, labels: set[str]) -> Parts:
+    """The records of all other classes."""
+    return {split: [record for record in rs if record.label not in labels] for split, rs in parts.items()}
+
+
+def limit(parts: Parts, *, train: int | None, test: int | None, seed: int, by_domain: bool) -> Parts:
+    """At most so many examples of a class (of each domain, where domains are tasks), chosen with a seed.
+
+    Raises:
+        EverlearnError: a limit below one.
+    """
+    limits = {"train": train, "test": test}
+    for name, most in limits.items():
+        if most is not None and most < 1:
+            raise EverlearnError(f"max_{name}_per_class={most} leaves nothing; give 1 or more")
+    return {name: _fewer(records, limits.get(name), seed, by_domain) for name, records in parts.items()}
+
+
+def _fewer(records: list[Record], most: int | None, seed: int, by_domain: bool) -> list[Record]:
+    if most is None:
+        return records
+    random = np.random.RandomState(seed)
+    chosen = [random.permutation(rows)[:most].tolist() for rows in _groups(records, by_domain)]
+    return [records[row] for row in sorted(row for rows in chosen for row in rows)]
+
+
+def repeated_inputs(parts: Parts) -> tuple[str, ...]:
+    """A note on test inputs that also stand in training, where there are any (image files are not read)."""
+    known = {record.input for record in parts["train"]}
+    count = sum(record.input in known for record in parts["test"] if not isinstance(record.input, Path))
+    return (f"{count} of {len(parts['test'])} test inputs also stand in train",) if count else ()

@@ -1,0 +1,194 @@
+"""Examples, Task, Stream: what a method is given, and in which order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from everlearn.errors import ContractError
+
+Input = str | bytes | Path
+"""One example's content: a text, an encoded image (PNG, JPEG, …), or the path of an image file."""
+
+
+def content(item: Input) -> bytes:
+    """The bytes of one example, whatever holds them: text is UTF-8, a path is read."""
+    if isinstance(item, str):
+        return item.encode()
+    return item.read_bytes() if isinstance(item, Path) else item
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents that a retrieval task searches: n ids and n texts."""
+
+    ids: list[str]
+    texts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """n examples in columns; a batch is a few of them.
+
+    Args:
+        inputs: n texts, encoded images or image paths; queries where the task is retrieval.
+        labels: (n,) int64. Label k is the k-th class in the order in which the stream shows
+            classes, so a head grows by appending rows. Empty for retrieval.
+        ids: n names of the records, unique within a data set, as users know them.
+        positives: retrieval, training: the n texts of a relevant document for each query.
+        relevant: retrieval, test: for each query the relevant document ids and their grades.
+    """
+
+    inputs: Sequence[Input]
+    labels: torch.Tensor
+    ids: Sequence[str]
+    positives: Sequence[str] | None = None
+    relevant: Sequence[dict[str, int]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, rows: Sequence[int] | np.ndarray | torch.Tensor) -> Examples:
+        rows = [int(row) for row in rows]
+
+        def pick(column: Any) -> Any:
+            return None if column is None else [column[row] for row in rows]
+
+        labels = self.labels[rows] if len(self.labels) else self.labels
+        return Examples(pick(self.inputs), labels, pick(self.ids), pick(self.positives), pick(self.relevant))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Examples]) -> Examples:
+        """The examples of all parts, in order."""
+        parts = [part for part in parts if len(part)]
+
+        def join(name: str) -> Any:
+            columns = [getattr(part, name) for part in parts]
+            return None if any(column is None for column in columns) else [x for c in columns for x in c]
+
+        labels = torch.cat([part.labels for part in parts]) if parts else torch.empty(0, dtype=torch.long)
+        return Examples(join("inputs"), labels, join("ids"), join("positives"), join("relevant"))
+
+    def digest(self) -> bytes:
+        """A hash of the content, the labels and the order."""
+        hasher = hashlib.sha256(self.labels.numpy().tobytes())
+        for item in self.inputs:
+            data = content(item)
+            hasher.update(len(data).to_bytes(8, "little") + data)
+        hasher.update(repr((self.positives, self.relevant)).encode())
+        return hasher.digest()
+
+
+NO_EXAMPLES = Examples([], torch.empty(0, dtype=torch.long), [])
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step of a stream: some new classes, a new domain, a new month.
+
+    Args:
+        index: position in the stream, from 0.
+        name: for people: "task 3", or the domain.
+        classes: the labels that occur in this task.
+        class_names: names of *all* classes seen up to and including this task, in label order;
+            its length is the number of scores that `predict` returns after this task.
+        batch_size: set where the stream is online: one pass over the data in batches of this size.
+    """
+
+    index: int
+    name: str
+    classes: tuple[int, ...]
+    class_names: tuple[str, ...]
+    modality: str
+    batch_size: int | None = None
+    examples: dict[str, Examples] = field(default_factory=dict, repr=False)
+    corpus: Corpus | None = field(default=None, repr=False)
+    is_sealed: bool = False
+
+    @property
+    def train(self) -> Examples:
+        return self._part("train")
+
+    @property
+    def validation(self) -> Examples:
+        return self._part("validation")
+
+    @property
+    def test(self) -> Examples:
+        return self._part("test")
+
+    def _part(self, name: str) -> Examples:
+        if self.is_sealed:
+            raise ContractError(
+                f"begin_task read the {name} data of task {self.index}; begin_task may change structure "
+                "only (resume replays it without data): move what needs data to loss, step or end_task"
+            )
+        return self.examples.get(name, NO_EXAMPLES)
+
+    def sealed(self) -> Task:
+        """The task without its data: what `begin_task` may look at, and what resume replays."""
+        return replace(self, examples={}, corpus=None, is_sealed=True)
+
+    def metadata(self) -> dict[str, Any]:
+        """What JSON can keep of the sealed task; `Task.from_metadata` reads it back."""
+        return {
+            "index": self.index, "name": self.name, "classes": list(self.classes),
+            "class_names": list(self.class_names), "modality": self.modality, "batch_size": self.batch_size,
+        }  # fmt: skip
+
+    @staticmethod
+    def from_metadata(data: dict[str, Any]) -> Task:
+        sequences = {"classes": tuple(data["classes"]), "class_names": tuple(data["class_names"])}
+        return Task(**{**data, **sequences}, is_sealed=True)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The tasks in order.
+
+    Args:
+        name: as given on the command line.
+        kind: class-incremental, domain-incremental, task-incremental, online or old-then-new.
+        modality: text, image or pairs (text queries and documents).
+        config: the arguments of `streams.load` that build this stream again.
+        notes: what a reader of the results must know, printed in the report.
+    """
+
+    name: str
+    kind: str
+    modality: str
+    tasks: tuple[Task, ...]
+    config: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __getitem__(self, index: int) -> Task:
+        return self.tasks[index]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.tasks[-1].class_names
+
+    def fingerprint(self) -> str:
+        """A hash of every example of every task and their order: two runs compare only if it is equal."""
+        hasher = hashlib.sha256(repr((self.kind, self.modality, self.class_names)).encode())
+        for task in self.tasks:
+            for part in ("train", "validation", "test"):
+                hasher.update(getattr(task, part).digest())
+            if task.corpus is not None:
+                hasher.update(repr((task.corpus.ids, task.corpus.texts)).encode())
+        return hasher.hexdigest()

@@ -1,0 +1,182 @@
+"""What a report says, without a browser: every figure, escaped text, several runs, atomic writing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from report_samples import results, retrieval, rich, several
+
+from everlearn import report
+from everlearn.errors import EverlearnError
+from everlearn.metrics import FORMULAS
+from everlearn.report import figures, heatmap, markup
+from everlearn.report import several as compared
+
+
+def text_of(page: str) -> str:
+    """What a reader sees: without the style sheet and the tags."""
+    return re.sub(r"<[^>]*>", "", re.sub(r"<style>.*?</style>", "", page, flags=re.S))
+
+
+def test_one_run_shows_every_figure_with_its_formula():
+    run = results()
+    page = report.render([run])
+    text = text_of(page)
+    for name in ("final_accuracy", "average_accuracy", "forgetting", "retention", "gain"):
+        assert f"{100 * run[name]:.1f}" in text, name
+        assert markup.formula(name) in page, name
+    for score in (score for row in run["accuracy_matrix"] for score in row if score is not None):
+        assert f">{100 * score:.1f}<".replace("100.0", "100") in page
+    for words in ("1,500,000", "22,500", "81,000", "42.0 s", "5f5f5f", "name: ranpac", "intent 9.14", "2026-11-22"):
+        assert words in text, words
+
+
+def test_the_gate_is_unknown_alone_and_known_beside_joint():
+    assert "? unknown" in text_of(report.render([results()]))
+    assert "✗ fail" in text_of(report.render([results(loss=0.1)]))
+    both = text_of(report.render([results(), results(method="joint", loss=0.0)]))
+    assert "✓ pass" in both and "? unknown" not in both
+
+
+def test_a_single_task_has_no_old_and_no_curves():
+    page = report.render([results(1)])
+    assert "One task has nothing old to keep" in page
+    assert 'id="fig-matrix"' in page and 'id="fig-curve"' not in page
+
+
+def test_retrieval_speaks_of_ndcg():
+    text = text_of(report.render([retrieval()]))
+    assert "Final nDCG@10" in text and "recall@10 in %" in text and "mrr@10 in %" in text
+    assert "accuracy" not in text.lower()
+
+
+def test_text_of_others_is_escaped():
+    page = report.render([rich()])
+    assert "<script" not in page and "<img" not in page
+    assert "&lt;script&gt;" in page
+    assert "<b>overflowed" not in report.render(several())
+
+
+def test_paper_compat_warnings_and_diagnostics_are_shown():
+    page = report.render([rich()])
+    assert re.search(r'class="alarm"[^>]*><strong>paper_compat: true', page)
+    text = text_of(page)
+    for words in ("12 rows were skipped", "one stream of several orders", "chosen by", "prompts used", "shown"):
+        assert words in text, words
+    assert "histogram of 5 columns, the highest 9" in page
+    assert "paper_compat: true" not in report.render([results()])
+
+
+def test_several_runs_are_sorted_and_the_failed_have_their_reason():
+    runs = several()
+    page = report.render(runs, "Take ranpac & rest.")
+    methods = page.split('id="methods"')[1].split("</table>")[0]
+    order = re.findall(r"<strong>(\w+)</strong>", methods)
+    done = sorted((r for r in runs if "error" not in r and "skipped" not in r), key=lambda r: -r["final_accuracy"])
+    assert order == [r["method"] for r in done]
+    text = text_of(page)
+    assert "the mask &lt;b&gt;overflowed&lt;/b&gt;" in text and "does not cover text" in text
+    assert "Take ranpac &amp; rest." in text
+    assert "paper_compat: true" in methods
+
+
+def test_the_front_is_of_those_that_pass_and_leaves_joint_out():
+    runs = [
+        results(method="joint", loss=0.0),
+        results(method="good", loss=0.005, seconds=50),
+        results(method="slow", level=0.9, loss=0.02, seconds=500),
+        results(method="cheap", level=0.93, loss=0.01, seconds=5),
+        results(method="forgetful", loss=0.2, seconds=1),
+    ]
+    assert compared._kinds(runs) == ["reference", "front", "pass", "front", "fail"]
+    assert compared._kinds(runs[1:]) == ["front", "unknown", "front", "fail"]
+
+
+def test_the_reference_has_learned_the_same_data():
+    run, other = results(), results(method="joint", fingerprint="other")
+    assert compared.reference_gain(run, [run, other]) is None
+    assert compared.reference_gain(run, [run, results(method="joint")]) is not None
+    assert "fingerprints differ" in report.render([run, other])
+
+
+def test_runs_that_share_a_method_are_told_apart():
+    assert compared.labels([results(seed=0), results(seed=1)]) == ["ranpac, seed 0", "ranpac, seed 1"]
+    assert compared.labels([results(), results()]) == ["ranpac (1)", "ranpac (2)"]
+
+
+def test_only_failed_runs_still_make_a_page():
+    text = text_of(report.render([{"method": "l2p", "error": "no memory left"}]))
+    assert "No run finished" in text and "no memory left" in text
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 20, 100])
+def test_size(tasks):
+    assert len(report.render([results(tasks)]).encode()) < 1_000_000
+
+
+def test_text_in_the_matrix_contrasts_with_its_cell():
+    rules = re.findall(r"background:#(\w\w)(\w\w)(\w\w);color:#(\w+)", heatmap.style())
+    assert len(rules) == heatmap.SHADES
+    brightness = []
+    for *colour, text in rules:
+        light = heatmap.luminance([int(part, 16) for part in colour])
+        brightness.append(light)
+        contrast = 1.05 / (light + 0.05) if text == "fff" else (light + 0.05) / 0.05
+        assert contrast >= 4.5
+    # Lightness alone orders the shades, so the map reads the same in any colour vision and in grey.
+    assert brightness == sorted(brightness, reverse=True)
+
+
+@pytest.mark.parametrize("values", [[50.0], [0.0, 100.0], [97.1, 97.2], [-3.0, 104.0], []])
+def test_axes_hold_their_values(values):
+    low, high = figures.around(values)
+    assert low < high and all(low <= value <= high for value in values)
+    ticks = figures.ticks(low, high)
+    assert 3 <= len(ticks) <= 7 and all(low <= tick <= high for tick in ticks)
+
+
+def test_write_report_reads_folders_and_replaces_at_once(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(results(2, name)))
+    out = tmp_path / "new" / "report.html"
+    assert report.write_report([tmp_path / "a", tmp_path / "b"], out, "Take a.") == out
+    before = out.read_text(encoding="utf-8")
+    assert "Take a." in before and [file.name for file in out.parent.iterdir()] == ["report.html"]
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        report.write_report([tmp_path / "a"], out)
+    assert out.read_text(encoding="utf-8") == before
+    assert [file.name for file in out.parent.iterdir()] == ["report.html"]
+
+
+def test_folders_that_hold_no_run_are_named(tmp_path):
+    with pytest.raises(EverlearnError, match=r"no results\.json"):
+        report.write_report([tmp_path], tmp_path / "report.html")
+    for content in ("{", "[]"):
+        (tmp_path / "results.json").write_text(content)
+        with pytest.raises(EverlearnError, match=r"results\.json"):
+            report.write_report([tmp_path], tmp_path / "report.html")
+    with pytest.raises(ValueError):
+        report.render([])
+
+
+def test_formulas_typeset_completely():
+    for name in FORMULAS:
+        assert "_{" not in markup.formula(name)
+
+
+def test_importing_report_is_light():
+    heavy = "{'torch', 'transformers', 'sklearn', 'matplotlib', 'yaml', 'numpy'}"
+    code = f"import sys, everlearn.report; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

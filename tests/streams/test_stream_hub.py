@@ -1,0 +1,75 @@
+"""Hub data sets, through the `datasets` library and a local folder, which it loads the same way."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from everlearn import streams
+from everlearn.errors import DataError, EverlearnError
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features(
+        {
+            "id": datasets.Value("int32"),
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["z", "a"]),
+        }
+    )
+
+    def write(splits: dict[str, int]):
+        for split, count in splits.items():
+            rows = {
+                "id": range(count),
+                "text": [f"{split} {i}" for i in range(count)],
+                "label": [i % 2 for i in range(count)],
+            }
+            path = tmp_path / "set" / "data" / f"{split}-00000-of-00001.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+        return f"hub:{tmp_path / 'set'}"
+
+    return write
+
+
+def test_splits_and_class_names_are_read(folder):
+    stream = streams.load(folder({"train": 8, "validation": 4, "test": 6}), class_order="given")
+    assert stream.class_names == ("z", "a")
+    parts = [part for task in stream for part in (task.train, task.validation, task.test)]
+    assert [len(part) for part in parts] == [8, 4, 6]
+    assert parts[0].inputs[:3] == ["train 0", "train 1", "train 2"] and parts[0].labels[:3].tolist() == [0, 1, 0]
+
+
+def test_ids_that_repeat_in_every_split_are_read_only_when_asked_for(folder):
+    name = folder({"train": 8, "test": 6})
+    assert streams.load(name)[0].train.ids[0].endswith("(train):1")
+    with pytest.raises(DataError, match="the id '0' already stands at"):
+        streams.load(name, id_column="id")
+
+
+def refusal() -> str:
+    with pytest.raises(EverlearnError) as error:
+        streams.load("no/set")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # what Python does where an import must fail
+    assert "install it with `pip install everlearn[hub]`" in refusal()
+
+
+def test_without_a_network_the_remedy_is_named(monkeypatch, caplog):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    message = refusal()
+    assert message.startswith("no/set: cannot load") and "check the name and the network" in message
+    assert not caplog.records

@@ -1,0 +1,132 @@
+"""Retrieval streams: queries, relevant documents and the corpus of each domain."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from everlearn import streams
+from everlearn.errors import DataError, EverlearnError
+
+
+@pytest.fixture
+def medical(tmp_path):
+    """Two domains; query q3 has two documents, and test query t1 needs one of the train split."""
+
+    def write(corpus=(), queries=()):
+        docs = [
+            {"doc_id": f"{d}{i}", "title": f"title {d}{i}", "text": f"doc {d}{i}", "domain": d, "split": split}
+            for d in ("heart", "skin")
+            for i, split in enumerate(["train", "train", "train", "test", "test"])
+        ]
+        asked = [
+            {"query_id": f"{d}-{i}", "text": f"query {d} {i}", "pos": [f"{d}{k}" for k in pos], "split": s, "domain": d}
+            for d in ("heart", "skin")
+            for i, (pos, s) in enumerate([([0], "train"), ([1, 2], "train"), ([3], "test"), ([4, 0], "test")])
+        ]
+        for name, rows in (("corpus", [*docs, *corpus]), ("queries", [*asked, *queries])):
+            (tmp_path / f"med_{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / "med")
+
+    return write
+
+
+def test_pairs_tests_and_corpora(medical):
+    stream = streams.load(medical())
+    assert (stream.kind, stream.modality, stream.class_names) == ("domain-incremental", "pairs", ())
+    heart = stream[0]
+    assert [task.name for task in stream] == ["heart", "skin"] and heart.classes == ()
+    assert heart.train.inputs == ["query heart 0", "query heart 1", "query heart 1"]
+    assert heart.train.positives == ["doc heart0", "doc heart1", "doc heart2"]
+    assert heart.train.ids == ["heart-0", "heart-1 heart1", "heart-1 heart2"] and len(heart.train.labels) == 0
+    assert heart.test.relevant == [{"heart3": 1}, {"heart4": 1, "heart0": 1}]
+    assert sorted(heart.corpus.ids) == ["heart0", "heart3", "heart4"]
+    assert heart.corpus.texts[heart.corpus.ids.index("heart3")] == "doc heart3"
+    assert len(heart.train[[2, 0]]) == 2 and heart.train[[2, 0]].positives == ["doc heart2", "doc heart0"]
+
+
+def test_titles_on_request(medical):
+    stream = streams.load(medical(), titles=True, domains="skin")
+    assert stream[0].train.positives[0] == "title skin0. doc skin0"
+    assert streams.load(**stream.config).fingerprint() == stream.fingerprint()
+    assert streams.load(medical(), domains="skin").fingerprint() != stream.fingerprint()
+
+
+def test_grades_are_kept(medical):
+    graded = {
+        "query_id": "g",
+        "text": "g",
+        "pos": ["skin3", "skin4"],
+        "grade": [4, 1],
+        "split": "test",
+        "domain": "skin",
+    }
+    assert streams.load(medical(queries=[graded]))[1].test.relevant[-1] == {"skin3": 4, "skin4": 1}
+
+
+def test_a_seeded_test_split_where_the_set_has_none(tmp_path, medical):
+    path = tmp_path / "med_queries.jsonl"
+    name = medical()
+    rows = [{**json.loads(line), "split": "train"} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stream = streams.load(name, test=0.5)
+    for task in stream:
+        assert len(task.test) == 2 and len(task.corpus) == 5
+        assert not {id.split()[0] for id in task.train.ids} & set(task.test.ids)
+    assert streams.load(name, test=0.5).fingerprint() == stream.fingerprint()
+
+
+def test_domains_without_both_parts_are_left_out_or_refused(medical):
+    extra = {"query_id": "e", "text": "e", "pos": ["skin0"], "split": "train", "domain": "eye"}
+    stream = streams.load(medical(queries=[extra]))
+    assert len(stream) == 2 and "left out 1 domain" in stream.notes[0]
+    with pytest.raises(DataError, match="no test queries in the domain 'eye'"):
+        streams.load(medical(queries=[extra]), domains="eye")
+
+
+QUERY = {"query_id": "n", "text": "new", "pos": ["skin0"], "split": "train", "domain": "skin"}
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (
+            {"queries": [{**QUERY, "pos": ["skin9"]}]},
+            r"med_queries.jsonl, line 9: the relevant document 'skin9' is not in",
+        ),
+        ({"queries": [{**QUERY, "pos": []}]}, "line 9: pos is not a list of document ids"),
+        ({"queries": [{**QUERY, "grade": [1, 2]}]}, "line 9: 2 grades for 1 documents"),
+        ({"queries": [{**QUERY, "text": " "}]}, "line 9: the text is empty"),
+        ({"queries": [QUERY, QUERY]}, r"line 10: the id 'n' already stands at .*line 9"),
+        ({"corpus": [{"doc_id": "d", "text": "", "domain": "skin"}]}, r"med_corpus.jsonl, line 11: the text is empty"),
+    ],
+)
+def test_bad_rows_are_refused_or_left_out(medical, rows, message):
+    name = medical(**rows)
+    with pytest.raises(DataError, match=message):
+        streams.load(name)
+    assert "left out 1 bad row" in streams.load(name, skip_bad_rows=True).notes[-1]
+
+
+def test_options_of_labelled_streams_are_refused(medical):
+    with pytest.raises(EverlearnError, match="tasks means nothing to a stream of pairs"):
+        streams.load(medical(), tasks=3)
+    with pytest.raises(EverlearnError, match="kind=online needs labelled examples"):
+        streams.load(medical(), kind="online")
+    with pytest.raises(EverlearnError, match="did you mean 'heart'"):
+        streams.load(medical(), domains="hart")
+
+
+def test_missing_columns_are_named(tmp_path, medical):
+    name = medical()
+    (tmp_path / "med_corpus.jsonl").write_text('{"doc": "a", "text": "b"}\n')
+    with pytest.raises(DataError, match="no column 'doc_id'; the columns are doc, text"):
+        streams.load(name)
+
+
+def test_shared_medquad(shared):
+    stream = streams.load(str(shared / "retrieval" / "medquad"), domains="NHLBI,NIDDK")
+    assert [(t.name, len(t.test), len(t.corpus)) for t in stream] == [("NHLBI", 138, 138), ("NIDDK", 107, 147)]
+    for task in stream:
+        assert all(id in task.corpus.ids for relevant in task.test.relevant for id in relevant)

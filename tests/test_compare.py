@@ -1,0 +1,212 @@
+"""Compare: cheapest first, a failure stops nothing, nothing finished is repeated, and it ends with a pick."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import textwrap
+
+import pytest
+
+from everlearn import console
+from everlearn.compare import compare, recommendation, select
+from everlearn.errors import EverlearnError
+
+
+def result(method: str, final: float = 0.9, **changes) -> dict:
+    """The content of a results.json, as wide as it gets."""
+    tasks = changes.pop("tasks", 2)
+    seconds = {"total": 10.0, "begin": 0.1, "train": 5.0, "end": 0.2, "evaluate": 1.0, "encode": 3.0}
+    return {
+        "everlearn": "0.1.0", "method": method, "stream": "clinc150", "kind": "class-incremental", "modality": "text",
+        "backbone": "minilm", "seed": 0, "metric": "accuracy",
+        "tasks": [{"name": f"task {i + 1}", "classes": ["a"], "train": 10, "test": 10} for i in range(tasks)],
+        "accuracy_matrix": [[1.0 if j <= i else None for j in range(tasks)] for i in range(tasks)],
+        "other_matrices": {}, "curve": [1.0] * tasks, "before": [None] * tasks, "initial": [None] * tasks,
+        "final_accuracy": final, "average_accuracy": 1.0, "forgetting": -0.03, "backward_transfer": -0.03,
+        "forward_transfer": None, "retention": 0.97, "gain": 0.95, "trainable_parameters": 123_456_789,
+        "stored_bytes": 987_654_321, "stored": {"head": 900_000_000, "memory": 87_654_321}, "seconds": seconds,
+        "seconds_per_task": [seconds] * tasks, "peak_rss_bytes": 12_345_678_901, "examples_encoded": 0,
+        "examples_served": 19500, "environment": {"cpu": "A processor with rather a long name", "threads": 2},
+        "warnings": [], "notes": [], "paper_compat": False, "diagnostics": {}, "fingerprint": "f", "config": {},
+    } | changes  # fmt: skip
+
+
+def test_recommendation_takes_the_best_that_passes():
+    text = recommendation([
+        result("joint", 0.99, gain=0.98), result("ewc", 0.5, retention=0.3), result("ranpac", 0.95),
+        result("lazy", 0.97, gain=0.5),
+    ])  # fmt: skip
+    assert text.startswith("ranpac passes the gate")
+    assert "Take ranpac (final 95.0, retention 97.0, gain 95.0, 7.0 s): the best final score." in text
+
+
+def test_recommendation_prefers_a_cheaper_one_within_half_a_point():
+    cheap = {"total": 4.0, "encode": 3.0}
+    close = [result("joint"), result("ranpac", 0.95), result("simplecil", 0.946, seconds=cheap)]
+    assert "Take simplecil" in recommendation(close) and "within half a point of ranpac" in recommendation(close)
+    far = [result("joint"), result("ranpac", 0.95), result("simplecil", 0.944, seconds=cheap)]
+    assert "Take ranpac" in recommendation(far)
+
+
+def test_recommendation_does_not_charge_the_first_method_for_the_shared_encoding():
+    first = result("simplecil", 0.95, seconds={"total": 100.0, "encode": 99.0})
+    assert "Take simplecil" in recommendation([result("joint"), first, result("ranpac", 0.95)])
+
+
+def test_front_leaves_out_what_another_beats_everywhere():
+    worse = result("worse", 0.9, retention=0.9, gain=0.92, seconds={"total": 50.0, "encode": 0.0})
+    text = recommendation([result("joint"), result("ranpac", 0.95), worse])
+    assert "ranpac and worse pass the gate; on the front of old, new and cost: ranpac. Take ranpac" in text
+
+
+def test_recommendation_says_what_is_not_known_and_what_fails():
+    text = recommendation([result("ranpac"), result("ewc", retention=0.2)])
+    assert "ranpac passes the first half of the gate" in text and "Joint was not run" in text
+    assert "No method passes the gate" in recommendation([result("joint"), result("ewc", retention=0.2)])
+    assert "No method finished" in recommendation([{"method": "ewc", "error": "x"}])
+    assert "Take ranpac" in recommendation([result("joint", retention=None), result("ranpac", retention=None)])
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 12, 13, 100])
+def test_tables_fit_100_columns(capsys, monkeypatch, tmp_path, tasks):
+    monkeypatch.setenv("COLUMNS", "200")
+    long = "a_method_with_an_exceedingly_long_name_that_somebody_gave_it"
+    one = result(long, tasks=tasks, warnings=["w" * 150], notes=["n " * 90], paper_compat=True)
+    one["tasks"][-1]["name"] = "a domain with a long name [and brackets]"
+    console.final_table(one)
+    console.compare_table([one, result("joint"), {"method": "l2p", "error": "out of " + "memory " * 30},
+                           {"method": "icarl", "skipped": "learns images only"}])  # fmt: skip
+    console.cache_table([{"identity": "i" * 64, "description": "d " * 90, "examples": 10**9, "bytes": 10**13,
+                          "last_used": 0.0}])  # fmt: skip
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    for word in ("retention", "gain", "failed: out of", "skipped: learns images", "19,500 served", "mean_{i≤T} A_{i}"):
+        assert word in shown
+    assert "[and" in shown or "…" in shown, "a task's name is no markup"
+    assert (f"12 of {tasks} tasks" in shown) == (tasks > 12)
+
+
+def test_the_table_shows_scores_where_they_belong(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    console.final_table(result("ranpac", accuracy_matrix=[[0.5, None], [0.25, 0.75]], curve=[0.5, 0.6]))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["task", "1", "50.0", "50.0"] in lines and ["task", "2", "25.0", "75.0", "60.0"] in lines
+
+
+def test_progress_off_a_terminal_is_one_line_for_each_bar(capsys):
+    with console.Progress(2, "outer") as bar:
+        with console.Progress(3, "inner [1]") as inner:
+            inner.advance(3)
+        with console.Progress(None, "now and then") as other:
+            other.total = 5
+            other.show(5)
+        bar.advance(2, "loss 0.5")
+    with console.Progress(2, "silent", enabled=False) as bar:
+        bar.advance()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    inner_line, outer_line = captured.err.splitlines()
+    assert inner_line.startswith("inner [1]: ")
+    assert outer_line.startswith("outer: ") and outer_line.endswith(", loss 0.5")
+
+
+def test_progress_on_a_terminal_may_be_nested(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with pytest.raises(ValueError), console.Progress(2, "outer"), console.Progress(None, "inner") as bar:
+        bar.total = 3
+        bar.show(2)
+        bar.advance(text="loss [1]")
+        raise ValueError
+    assert console.Progress.depth == 0 and console.Progress.display is None
+
+
+def test_selections():
+    assert select("ranpac, joint,ranpac") == ["ranpac", "joint"]
+    assert {"ranpac", "simplecil", "joint"} <= set(select("all"))
+    assert "l2p" in select("family:prompt") and "ewc" not in select("family:prompt")
+    with pytest.raises(EverlearnError, match="did you mean 'prompt'"):
+        select("family:promt")
+    with pytest.raises(EverlearnError, match="no method to compare"):
+        select(" , ")
+
+
+@pytest.fixture
+def my_methods(tmp_path, monkeypatch):
+    """A file of methods: one that fails, one that trains a head, one that is for other streams."""
+    (tmp_path / "mine_for_compare.py").write_text(textwrap.dedent('''
+        from dataclasses import replace
+        from everlearn.methods.simplecil import SimpleCIL
+
+        class Broken(SimpleCIL):
+            def end_task(self, task):
+                raise RuntimeError("the sky\\nfell down")
+
+        class Dear(SimpleCIL):
+            tags = replace(SimpleCIL.tags, trains="backbone")
+
+        class TextOnly(SimpleCIL):
+            tags = replace(SimpleCIL.tags, modalities=("text",))
+    '''))  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path)
+    return [f"mine_for_compare:{name}" for name in ("Dear", "Broken", "TextOnly")]
+
+
+def test_compare_orders_goes_on_says_why_and_repeats_nothing(tmp_path, capsys, my_methods, monkeypatch):
+    monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
+    out, stream = tmp_path / "out", {"name": "digits", "max_train_per_class": 20, "max_test_per_class": 10}
+    results = compare(["joint", *my_methods, "simplecil"], stream, backbone="tiny", out=out, progress=True)
+    assert [r["method"] for r in results] == ["Broken", "TextOnly", "simplecil", "Dear", "joint"]
+    assert results[0]["error"] == "RuntimeError: the sky fell down"
+    assert "learns text, and stream 'digits' has image" in results[1]["skipped"]
+    said = capsys.readouterr().err
+    assert "Broken: failed, RuntimeError" in said and "TextOnly: skipped" in said
+    assert "RuntimeError" in (out / "Broken" / "error.txt").read_text() and not (out / "TextOnly").exists()
+    kept = json.loads((out / "compare.json").read_text())
+    assert kept["results"] == json.loads(json.dumps(results))
+    assert kept["recommendation"] == recommendation(results)
+    page = (out / "report.html").read_text()
+    assert "the sky fell down" in page and kept["recommendation"].split("(")[0] in page
+    dear = results[3]
+    assert dear["examples_encoded"] == 0 and dear["examples_served"] > 0, "simplecil encoded before it"
+
+    before = (out / "simplecil" / "results.json").stat().st_mtime_ns
+    again = compare(["simplecil", "joint"], stream, backbone="tiny", out=out, progress=True)
+    assert [r["method"] for r in again] == ["simplecil", "joint"] and again[0] == kept["results"][2]
+    assert "finished earlier, not repeated" in capsys.readouterr().err
+    assert (out / "simplecil" / "results.json").stat().st_mtime_ns == before
+    with pytest.raises(EverlearnError, match="with seed 0: give another folder"):
+        compare(["simplecil"], stream, backbone="tiny", out=out, seed=1)
+    with pytest.raises(EverlearnError, match="on other data"):
+        compare(["simplecil"], {**stream, "max_train_per_class": 10}, backbone="tiny", out=out)
+
+
+def test_nothing_is_made_for_an_unknown_name(tmp_path):
+    with pytest.raises(EverlearnError, match="did you mean 'ranpac'"):
+        compare("ranpak", "digits", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_a_run_is_refused(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(EverlearnError, match="already holds a run"):
+        compare("simplecil", "digits", backbone="tiny", out=tmp_path)
+
+
+def test_an_interrupted_compare_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
+    module, out = importlib.import_module("everlearn.run"), tmp_path / "out"
+    stream = {"name": "digits", "max_train_per_class": 20, "max_test_per_class": 10}
+    real = module.run
+
+    def stopped(method, *args, **keywords):
+        if method["name"] == "joint":
+            raise module.Interrupted("stopped")
+        return real(method, *args, **keywords)
+
+    monkeypatch.setattr(module, "run", stopped)
+    with pytest.raises(module.Interrupted):
+        compare("simplecil,joint", stream, backbone="tiny", out=out)
+    assert [r["method"] for r in json.loads((out / "compare.json").read_text())["results"]] == ["simplecil"]
+    monkeypatch.setattr(module, "run", real)
+    assert [r["method"] for r in compare("simplecil,joint", stream, backbone="tiny", out=out)] == ["simplecil", "joint"]

@@ -1,0 +1,33 @@
+"""Every method holds every promise of the contract, and methods that break one are caught by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from everlearn import methods
+from everlearn.testing import CHECKS, check_method
+
+# Settings that make a method small and quick; the paper's values are for large data.
+SETTINGS: dict[str, dict] = {
+    "er": {"epochs": 8, "memory_size": 20, "batch_size": 8, "lr": 1e-3},
+    "ewc": {"epochs": 8, "fisher_examples": 4, "batch_size": 8, "lr": 1e-3},
+    "finetune": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
+    "joint": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
+    "l2p": {"epochs": 8, "batch_size": 8, "lr": 0.01},
+    "lora": {"epochs": 8, "batch_size": 8, "lr": 0.01},
+    "lwf": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
+    "ranpac": {"epochs": 2, "width": 64},
+}
+
+# (method, check): why the promise cannot hold. Each row must fail, or it is out of date.
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("frozen", "learns_the_first_task"): "it does not learn; random weights cannot read class names",
+}
+
+
+@pytest.mark.parametrize("check", [name for name, _ in CHECKS])
+@pytest.mark.parametrize("name", sorted(methods.names()))
+def test_contract(name: str, check: str, request: pytest.FixtureRequest) -> None:
+    if (name, check) in EXCEPTIONS:
+        request.applymarker(pytest.mark.xfail(reason=EXCEPTIONS[name, check], strict=True))
+    check_method(methods.get(name), only=check, **SETTINGS.get(name, {}))

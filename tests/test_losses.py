@@ -1,0 +1,95 @@
+"""Losses against closed forms, other definitions and finite differences."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from everlearn.losses import cross_entropy, distillation, multiple_negatives_ranking, quadratic_penalty
+from everlearn.memory.per_parameter import PerParameter
+
+torch.set_num_threads(1)
+
+
+def test_cross_entropy_over_some_classes_equals_that_of_their_columns():
+    scores, labels = torch.randn(6, 5, dtype=torch.float64, requires_grad=True), torch.tensor([1, 3, 4, 1, 3, 4])
+    loss = cross_entropy(scores, labels, classes=(1, 3, 4))
+    columns = torch.tensor([1, 3, 4])
+    assert loss.item() == pytest.approx(functional.cross_entropy(scores[:, columns], (labels - 1 + 1) // 2).item())
+    loss.backward()
+    assert torch.isfinite(scores.grad).all()
+    assert (scores.grad[:, [0, 2]] == 0).all() and (scores.grad[:, columns] != 0).all()
+
+
+def test_cross_entropy_over_all_classes_is_the_usual_one():
+    scores, labels = torch.randn(6, 5), torch.randint(5, (6,))
+    assert torch.equal(cross_entropy(scores, labels), functional.cross_entropy(scores, labels))
+    assert torch.equal(cross_entropy(scores, labels, range(5)), functional.cross_entropy(scores, labels))
+    assert cross_entropy(scores, torch.zeros(6, dtype=torch.long), classes=[1]) == math.inf
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_distillation_has_the_gradient_of_softened_cross_entropy(temperature):
+    """LwF writes cross-entropy to the teacher's softened outputs; KL differs by a constant."""
+    scores, teacher = torch.randn(4, 6, dtype=torch.float64, requires_grad=True), torch.randn(4, 3, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(distillation(scores, teacher, temperature), scores)
+    soft = (teacher / temperature).softmax(1)
+    expected = temperature * ((scores[:, :3] / temperature).softmax(1) - soft) / 4
+    assert torch.allclose(gradient[:, :3], expected) and (gradient[:, 3:] == 0).all()
+
+
+def test_distillation_is_zero_at_agreement_and_never_trains_the_teacher():
+    scores = torch.randn(4, 6, requires_grad=True)
+    teacher = scores.detach().clone().requires_grad_()
+    loss = distillation(scores, teacher)
+    loss.backward()
+    assert abs(loss.item()) < 1e-6 and teacher.grad is None
+    assert distillation(scores, -teacher) > 0.1
+
+
+def test_ranking_loss_equals_its_definition():
+    q, d = torch.randn(3, 8, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
+    cosines = functional.cosine_similarity(q[:, None], d[None], dim=2)
+    expected = -sum((20 * cosines[i, i] - (20 * cosines[i]).logsumexp(0)) for i in range(3)) / 3
+    assert float(multiple_negatives_ranking(q, d)) == pytest.approx(float(expected))
+    assert float(multiple_negatives_ranking(q, d, ["a", "b", "c", "d", "e"])) == pytest.approx(float(expected))
+
+
+def test_a_copy_of_the_positive_is_no_negative():
+    q, d = torch.randn(3, 8, dtype=torch.float64, requires_grad=True), torch.randn(5, 8, dtype=torch.float64)
+    d[1], d[4] = d[0], d[2]  # queries 0 and 1 share a document, and a hard negative is the document of 2
+    masked = multiple_negatives_ranking(q, d, ["a", "a", "c", "d", "c"])
+    cosines = 20 * functional.cosine_similarity(q[:, None], d[None], dim=2)
+    left = [[0, 2, 3, 4], [1, 2, 3, 4], [0, 1, 2, 3]]
+    expected = -sum(cosines[i, i] - cosines[i, rows].logsumexp(0) for i, rows in enumerate(left)) / 3
+    assert float(masked) == pytest.approx(float(expected))
+    masked.backward()
+    assert torch.isfinite(q.grad).all()
+
+
+def test_losses_agree_with_finite_differences():
+    scores = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    teacher, labels = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0, 2, 2])
+    documents = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda s: cross_entropy(s, labels, [0, 2]), scores)
+    torch.autograd.gradcheck(lambda s: distillation(s, teacher), scores)
+    torch.autograd.gradcheck(lambda q, d: multiple_negatives_ranking(q, d, "aabc"), (scores, documents))
+
+
+def test_quadratic_penalty_and_its_gradient():
+    layer = torch.nn.Linear(3, 2)
+    anchor, fisher = PerParameter(), PerParameter()
+    for memory in (anchor, fisher):
+        memory.grow(layer.named_parameters())
+    for name, value in layer.named_parameters():
+        anchor[name], fisher[name] = value, torch.rand_like(value)
+    assert quadratic_penalty(layer.named_parameters(), anchor, fisher) == 0
+    with torch.no_grad():
+        layer.weight += 2
+    layer.extra = torch.nn.Parameter(torch.ones(1))  # learned later: free
+    loss = quadratic_penalty(layer.named_parameters(), anchor, fisher)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(4 * float(fisher["weight"].sum()), rel=1e-5)
+    assert torch.allclose(layer.weight.grad, 4 * fisher["weight"], atol=1e-5)
+    assert quadratic_penalty([], anchor, fisher) == 0
