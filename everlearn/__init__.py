@@ -9,13 +9,13 @@ __version__ = "0.1.0"
 __all__ = ["Examples", "Method", "Stream", "Task", "compare", "load", "run"]
 
 if TYPE_CHECKING:
-    from everlearn.compare import compare
+    from everlearn.comparison import compare
     from everlearn.method import Method
     from everlearn.model import load
-    from everlearn.run import run
+    from everlearn.protocol import run
     from everlearn.streams.stream import Examples, Stream, Task
 
-_HOMES = {"run": "run", "compare": "compare", "load": "model", "Method": "method",
+_HOMES = {"run": "protocol", "compare": "comparison", "load": "model", "Method": "method",
           "Stream": "streams.stream", "Task": "streams.stream", "Examples": "streams.stream"}  # fmt: skip
 
 

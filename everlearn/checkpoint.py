@@ -4,7 +4,7 @@ A checkpoint is a folder `task-002-step-000120` (before that step of that task) 
 
 * `method.safetensors`: the method's state, without the backbone's tensors that are as pre-trained;
 * `training.safetensors`: optimizer and random state, inside a task only;
-* `state.json`: position, results so far, and the SHA-256 of the other files.
+* `state.json`: position, results so far, and the SHA-256 of the other files and of itself.
 
 It is written beside its final place and renamed, so that it exists whole or not at all.
 """
@@ -55,9 +55,10 @@ def save(folder: Path, name: str, checkpoint: Checkpoint) -> None:
         for file, tensors in files.items():
             save_file(_separate(tensors), temporary / file)
             checks[file] = {"bytes": (temporary / file).stat().st_size, "sha256": _sha256(temporary / file)}
-        (temporary / "state.json").write_text(json.dumps({**checkpoint.state, "files": checks}, indent=1))
-        for file in temporary.iterdir():
-            _flush(file)
+        state = {**checkpoint.state, "files": checks}
+        (temporary / "state.json").write_text(json.dumps({"sha256": _json_sha256(state), **state}, indent=1))
+        for written in temporary.iterdir():
+            _flush(written)
         shutil.rmtree(folder / name, ignore_errors=True)
         os.replace(temporary, folder / name)
         _flush(folder)
@@ -94,19 +95,21 @@ def load(folder: Path, name: str) -> Checkpoint:
     remedy = f"remove {place} to go on from the checkpoint before it, or start again"
     try:
         state = json.loads((place / "state.json").read_text())
+        if state.pop("sha256") != _json_sha256(state):
+            raise EverlearnError(f"{place / 'state.json'} was altered (its SHA-256 differs): {remedy}")
         tensors = {}
         for file, check in state["files"].items():
+            if _is_pickle(place / file):
+                raise EverlearnError(f"{place / file} is in a pickle format, which everlearn never reads: {remedy}")
             size = (place / file).stat().st_size
             if size != check["bytes"]:
                 raise EverlearnError(f"{place / file} is truncated ({size} of {check['bytes']} bytes): {remedy}")
-            if _is_pickle(place / file):
-                raise EverlearnError(f"{place / file} is in a pickle format, which everlearn never reads: {remedy}")
             if _sha256(place / file) != check["sha256"]:
                 raise EverlearnError(f"{place / file} was altered (its SHA-256 differs): {remedy}")
             tensors[file] = load_file(place / file)
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        return Checkpoint(state, tensors["method.safetensors"], tensors["training.safetensors"])
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise EverlearnError(f"checkpoint {place} is damaged ({error}): {remedy}") from error
-    return Checkpoint(state, tensors["method.safetensors"], tensors["training.safetensors"])
 
 
 def method_state(method: nn.Module) -> dict[str, torch.Tensor]:
@@ -188,6 +191,10 @@ def _sha256(file: Path) -> str:
         for block in iter(lambda: opened.read(1 << 20), b""):
             hasher.update(block)
     return hasher.hexdigest()
+
+
+def _json_sha256(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _is_pickle(file: Path) -> bool:

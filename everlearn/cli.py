@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(error: BaseException) -> tuple[int | None, str]:
     """The exit code and the line for an error; no code for one that is a fault of ours."""
-    module = sys.modules.get("everlearn.run")  # not imported: then nothing was run, and nothing interrupted
+    module = sys.modules.get("everlearn.protocol")  # not imported: then nothing was run, and nothing interrupted
     if isinstance(error, KeyboardInterrupt) or (module and isinstance(error, module.Interrupted)):
         return 130, str(error) or "interrupted"
     if isinstance(error, EverlearnError):
@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.save_minutes <= 0 or (args.save_steps is not None and args.save_steps <= 0):
         raise EverlearnError("--save-minutes and --save-steps must be more than 0")
     with _only_json(args.json):
-        from everlearn.run import run
+        from everlearn.protocol import run
 
         result = run(config["method"], config["stream"], backbone=config["backbone"], out=out, seed=config["seed"],
                      save_minutes=args.save_minutes, save_steps=args.save_steps, progress=True)  # fmt: skip
@@ -86,7 +86,7 @@ def _resume(args: argparse.Namespace) -> int:
     if not args.directory.is_dir():
         raise EverlearnError(f"{args.directory}: no such run folder")
     with _only_json(args.json):
-        from everlearn.run import resume
+        from everlearn.protocol import resume
 
         result = resume(args.directory, progress=True)
     return _show(result, args.json)
@@ -110,7 +110,7 @@ def _compare(args: argparse.Namespace) -> int:
     named = {"stream": config["stream"], "method": {"name": "compare"}, "seed": config["seed"]}
     out = Path(args.out) if args.out else default_out(named)
     with _only_json(args.json):
-        from everlearn.compare import compare, recommendation
+        from everlearn.comparison import compare, recommendation
 
         results = compare(args.methods, config["stream"], backbone=config["backbone"], out=out,
                           seed=config["seed"], progress=True, recipe=args.recipe)  # fmt: skip
@@ -165,6 +165,7 @@ def _predict(args: argparse.Namespace) -> int:
         from everlearn.streams.readers import read_inputs
 
         loaded = model.load(args.directory)
+        assert loaded.method.task is not None  # a restored method has begun its tasks
         modality = loaded.method.task.modality
         column = "image_column" if modality == "image" else "text_column"
         inputs, ids = read_inputs(args.input, **{column: args.column})
@@ -244,14 +245,17 @@ def _help(args: argparse.Namespace) -> int:
     if args.method and ":" not in args.method and args.method not in methods.names():
         raise unknown("method", args.method, methods.names())
     args.parser.print_help()
-    named = {"method": (args.method, methods.get), "stream": (args.stream, lambda _: streams.load)}
-    for section, (name, find) in named.items():
-        if name:
-            print(f"\nsettings of the {section} {name}:")
-            for argument in arguments(find(name)).values():
-                if argument.name not in ELSEWHERE:
-                    head = f"  --{section}.{argument.name} ({argument.type_name}, default {argument.default!r})"
-                    print(head, *textwrap.wrap(argument.help, 90), sep="\n      ")
+    named: dict[str, Callable[..., Any]] = {}
+    if args.method:
+        named["method"] = methods.get(args.method)
+    if args.stream:
+        named["stream"] = streams.load
+    for section, function in named.items():
+        print(f"\nsettings of the {section} {getattr(args, section)}:")
+        for argument in arguments(function).values():
+            if argument.name not in ELSEWHERE:
+                head = f"  --{section}.{argument.name} ({argument.type_name}, default {argument.default!r})"
+                print(head, *textwrap.wrap(argument.help, 90), sep="\n      ")
     return 0
 
 

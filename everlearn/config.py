@@ -49,7 +49,7 @@ def build_config(
     method = wanted["method"]["name"]
     path = None
     if recipe == "auto":
-        if _name(from_file.get("method")) != method:
+        if merge({"method": {}}, from_file)["method"].get("name") != method:
             path = find_recipe(wanted["stream"]["name"], method)
     elif recipe != "none":
         path = Path(recipe)
@@ -241,10 +241,6 @@ def check_out(folder: str | Path) -> Path:
         remedy = "" if what == "a compare" else f"continue it with `everlearn resume {folder}`, or "
         raise EverlearnError(f"{folder} already holds {what} ({held[0]}): {remedy}give another folder with --out")
     return folder
-
-
-def _name(section: Any) -> Any:
-    return section.get("name") if isinstance(section, dict) else section
 
 
 def _without_name(section: Config) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
@@ -29,8 +30,8 @@ GATE_WORDS = {"pass": "pass", "fail": "fail", "unknown": "?"}
 class Progress:
     """A progress bar on stderr with the time that remains; nested bars share one display.
 
-    A finished bar leaves one plain line, which is all that is printed where stderr is not a terminal.
-    Nothing at all is printed if not `enabled`.
+    A finished bar leaves one plain line, unless it was an inner one that took less than a second; where
+    stderr is not a terminal, that is all. Nothing at all is printed if not `enabled`.
 
     Args:
         total: steps in all. None for a bar that is only `show`n now and then, and leaves no line.
@@ -84,8 +85,9 @@ class Progress:
             Progress.display.remove_task(self.bar)
             if Progress.depth == 0:
                 Progress.display.stop()
-        if kind is None and self.leaves_line:
-            parts = [f"{self.label}: {duration(time.monotonic() - self.started)}", self.text]
+        seconds = time.monotonic() - self.started
+        if kind is None and self.leaves_line and (Progress.depth == 0 or seconds >= 1):
+            parts = [f"{self.label}: {duration(seconds)}", self.text]
             line = ", ".join(part for part in parts if part)
             (Progress.display.console if Progress.display else Console(stderr=True, width=WIDTH)).print(
                 Text(line), soft_wrap=True, highlight=False
@@ -105,6 +107,9 @@ def final_table(results: Results, directory: Path | None = None) -> None:
     metric = results["metric"]
     head = f"{results['method']} on {results['stream']} ({results['kind']}, {results['modality']})"
     out.print(Text(f"{head}, backbone {results['backbone']}, seed {results['seed']}", style="bold"))
+    n = len(results["tasks"])
+    some = f" ({SHOWN_TASKS} of {n} tasks; the report has all)" if n > SHOWN_TASKS else ""
+    out.print(Text(f"{metric} in %; row: after learning a task, column: on its tests{some}"))
     out.print(_matrix(results))
     out.print(_figures(results))
     out.print(_gate_line(results))
@@ -126,9 +131,9 @@ def compare_table(results: Sequence[Results]) -> None:
     out = _console()
     done = sorted((r for r in results if "final_accuracy" in r), key=lambda r: -(r["final_accuracy"] or 0.0))
     joint = next((r["gain"] for r in done if r["method"] == "joint"), None)
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method", overflow="fold", min_width=8)
-    for name in ("final", "average", "forgetting", "retention", "gain", "gate", "trained", "stored", "time", "memory"):
+    for name in ("final", "average", "forgot", "retention", "gain", "gate", "trained", "stored", "time", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for r in done:
         table.add_row(
@@ -200,7 +205,7 @@ def duration(seconds: float) -> str:
     """Seconds as people say them.
 
     >>> duration(75), duration(7300)
-    ('1 min 15 s', '2 h 2 min')
+    ('1 min 15 s', '2 h 1 min')
     """
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -224,11 +229,7 @@ def _spread(n: int) -> list[int]:
 
 def _matrix(results: Results) -> Table:
     tasks, shown = results["tasks"], _spread(len(results["tasks"]))
-    caption = "" if len(shown) == len(tasks) else f" ({len(shown)} of {len(tasks)} tasks; the report has all)"
-    table = Table(
-        box=None, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left", title_style="",
-        title=f"{results['metric']} in %: row = after learning, column = on the test of{caption}",
-    )  # fmt: skip
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True, overflow="ellipsis", max_width=20)
     for column in shown:
         table.add_column(str(column + 1), justify="right", no_wrap=True, min_width=4)
@@ -250,8 +251,13 @@ def _figures(results: Results) -> Table:
     names = ("final_accuracy", "average_accuracy", "forgetting", "backward_transfer", "forward_transfer")
     for name in (*names, "retention", "gain"):
         style = "bold" if name in ("retention", "gain") else ""
-        table.add_row(Text(name.replace("_", " "), style=style), percent(results[name]), Text(FORMULAS[name]))
+        table.add_row(Text(name.replace("_", " "), style=style), percent(results[name]), Text(_plain(FORMULAS[name])))
     return table
+
+
+def _plain(formula: str) -> str:
+    """A formula for the terminal: subscripts of one character need no braces."""
+    return re.sub(r"_\{(\w)\}", r"_\1", formula)
 
 
 def _gate_line(results: Results) -> Text:
@@ -261,12 +267,12 @@ def _gate_line(results: Results) -> Text:
     if retention is None:
         return line.append("the gate needs at least two tasks", style="not bold")
     if retention < RETENTION:
-        return line.append(f"fails the gate (retention is below {RETENTION:.0%})", style="red")
-    line.append(f"passes the first half of the gate (retention is at least {RETENTION:.0%}); ", style="green")
+        return line.append(f"fails the gate (retention is below {100 * RETENTION:.0f} %)", style="red")
+    line.append(f"passes the first half of the gate (retention is at least {100 * RETENTION:.0f} %); ", style="green")
     if results["method"] == "joint":
         return line.append("joint is the measure of the second half", style="not bold")
     return line.append(
-        f"for the second (gain at least {GAIN_OF_REFERENCE:.0%} of retraining on everything) run "
+        f"for the second (gain at least {100 * GAIN_OF_REFERENCE:.0f} % of retraining on everything) run "
         f"`everlearn compare --methods {results['method']},joint`", style="not bold",
     )  # fmt: skip
 

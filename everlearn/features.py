@@ -145,13 +145,13 @@ class _Shelf:
             rows = np.memmap(file.with_suffix(".f32"), np.float32, "r").reshape(-1, self.width)
         except FileNotFoundError:
             return  # evicted by another process between listing and opening
+        except ValueError:
+            return  # cut off; not ours to repair: the examples are encoded again
         if len(packed) != KEY_BYTES * len(rows):
-            return  # not ours to repair: the examples are encoded again
+            return  # the same
         self._known.add(file.stem)
         for row in range(len(rows)):
             self.index.setdefault(packed[row * KEY_BYTES : (row + 1) * KEY_BYTES], (rows, row))
-        with contextlib.suppress(OSError):  # a read-only store serves as well, only its age is not kept
-            os.utime(file.with_suffix(".f32"))
 
     def add(self, keys: Sequence[bytes], features: np.ndarray) -> None:
         """Keep one chunk, whole or not at all."""
@@ -164,12 +164,15 @@ class _Shelf:
             _write(self.folder / f"{name}.f32", np.ascontiguousarray(features, np.float32).tobytes())
             _write(self.folder / f"{name}.keys", b"".join(keys))
         except OSError as error:
-            (self.folder / f"{name}.f32").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self.folder / f"{name}.f32").unlink(missing_ok=True)
             raise EverlearnError(
                 f"the feature store at {self.folder.parent} cannot be written ({error.strerror or error}): "
                 "make room or point EVERLEARN_CACHE at another folder"
             ) from error
         self._open(self.folder / f"{name}.keys")
+        for row, key in enumerate(keys):
+            self.index.setdefault(key, (features, row))  # where another process made room at once
 
     def read(self, keys: Sequence[bytes]) -> np.ndarray:
         """The rows of `keys`, gathered segment by segment."""
@@ -182,6 +185,9 @@ class _Shelf:
             taken.append(row)
         for rows, at, taken in places.values():
             out[at] = rows[taken]
+            if isinstance(rows, np.memmap) and rows.filename:
+                with contextlib.suppress(OSError):  # a read-only store serves as well, only its age is not kept
+                    os.utime(rows.filename)
         return out
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import importlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -39,12 +42,12 @@ def finished(tmp_path_factory):
     words = {"card": "my card is lost", "cash": "no cash came out", "rate": "what is the rate", "home": "i moved home"}
     rows = [f"{text} {i},{label}" for i in range(12) for label, text in words.items()]
     data.write_text("text,label\n" + "\n".join(rows) + "\n")
-    command = ["run", "--stream", str(data), "--tasks", "2", "--method", "simplecil", "--backbone", "tiny",
-               "--out", str(folder / "run"), "--json"]  # fmt: skip
-    cache = {**os.environ, "EVERLEARN_CACHE": str(folder / "cache")}
-    done = subprocess.run([sys.executable, "-m", "everlearn", *command], capture_output=True, text=True, env=cache)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    command = ["run", "--stream", str(data), "--tasks", "2", "--method", "simplecil", "--backbone", "tiny"]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("EVERLEARN_CACHE", str(folder / "cache"))
+        assert main([*command, "--out", str(folder / "run"), "--json"]) == 0
+    return folder, printed.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +158,7 @@ def test_a_full_or_closed_disk_is_one_line(monkeypatch, capsys, code):
 
 
 def test_an_interrupt_is_130_and_says_how_to_go_on(monkeypatch, capsys, tmp_path):
-    module = importlib.import_module("everlearn.run")
+    module = importlib.import_module("everlearn.protocol")
 
     def interrupted(*_, **keywords):
         raise module.Interrupted(f"go on with: everlearn resume {keywords['out']}")
@@ -165,6 +168,27 @@ def test_an_interrupt_is_130_and_says_how_to_go_on(monkeypatch, capsys, tmp_path
     assert f"everlearn resume {tmp_path / 'run'}" in capsys.readouterr().err
     monkeypatch.setattr("everlearn.backbones.names", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["list", "backbones"]) == 130
+
+
+def test_ctrl_c_saves_and_names_the_command_that_goes_on(tmp_path, capsys):
+    lines = tmp_path / "run" / "metrics.jsonl"
+
+    def press():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (lines.exists() and lines.stat().st_size):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    try:
+        long = ["--method", "finetune", "--method.epochs", "1000", "--save-steps", "5", "--out", "run"]
+        assert main(["run", *SMALL, *long, "--json"]) == 130
+    finally:
+        finger.join()
+    captured = capsys.readouterr()
+    assert "everlearn resume run" in captured.err and captured.out == ""
+    assert any((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_run_with_json_prints_json_and_nothing_else(finished):

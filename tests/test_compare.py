@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from everlearn import console
-from everlearn.compare import compare, recommendation, select
+from everlearn.comparison import compare, recommendation, select
 from everlearn.errors import EverlearnError
 
 
@@ -81,7 +81,7 @@ def test_tables_fit_100_columns(capsys, monkeypatch, tmp_path, tasks):
                           "last_used": 0.0}])  # fmt: skip
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 100
-    for word in ("retention", "gain", "failed: out of", "skipped: learns images", "19,500 served", "mean_{i≤T} A_{i}"):
+    for word in ("retention", "gain", "failed: out of", "skipped: learns images", "19,500 served", "mean_{i≤T} A_i"):
         assert word in shown
     assert "[and" in shown or "…" in shown, "a task's name is no markup"
     assert (f"12 of {tasks} tasks" in shown) == (tasks > 12)
@@ -94,9 +94,14 @@ def test_the_table_shows_scores_where_they_belong(capsys, monkeypatch):
     assert ["task", "1", "50.0", "50.0"] in lines and ["task", "2", "25.0", "75.0", "60.0"] in lines
 
 
-def test_progress_off_a_terminal_is_one_line_for_each_bar(capsys):
+def test_progress_off_a_terminal_is_one_line_for_each_bar_that_took_its_time(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("everlearn.console.time.monotonic", lambda: now[0])
     with console.Progress(2, "outer") as bar:
         with console.Progress(3, "inner [1]") as inner:
+            inner.advance(3)
+            now[0] += 2
+        with console.Progress(3, "soon done") as inner:
             inner.advance(3)
         with console.Progress(None, "now and then") as other:
             other.total = 5
@@ -195,7 +200,7 @@ def test_the_folder_of_a_run_is_refused(tmp_path):
 
 def test_an_interrupted_compare_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
-    module, out = importlib.import_module("everlearn.run"), tmp_path / "out"
+    module, out = importlib.import_module("everlearn.protocol"), tmp_path / "out"
     stream = {"name": "digits", "max_train_per_class": 20, "max_test_per_class": 10}
     real = module.run
 

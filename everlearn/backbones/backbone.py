@@ -179,7 +179,7 @@ class Backbone(nn.Module):
     def identity(self) -> str:
         """What decides a feature: weights, active deltas, preprocessing, pooling, precision."""
         deltas = [
-            (delta.site_name, type(delta).__name__, self.digests(delta, f"delta {number} "))
+            (delta.site_name, type(delta).__name__, self.digests(delta, f"delta {number} "), _plain_state(delta))
             for number, delta in enumerate(self.attached)
             if delta.is_active
         ]
@@ -190,10 +190,25 @@ class Backbone(nn.Module):
         # Digests belong to the tensors of this copy; the other one hashes its own.
         clone = self.__class__.__new__(self.__class__)
         memo[id(self)] = clone
-        clone.__dict__.update(
-            {k: {} if k == "_digests" else copy.deepcopy(v, memo) for k, v in self.__dict__.items()}
-        )
+        clone.__dict__.update({k: {} if k == "_digests" else copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
         return clone
+
+
+def _plain_state(delta: Delta) -> dict[str, Any]:
+    """What decides a delta's output besides its parameters: a scale, the tokens it was given."""
+    return {
+        f"{path}.{name}": digest(value) if isinstance(value, torch.Tensor) else value
+        for path, module in delta.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str | torch.Tensor) and name not in ("training", "_input")
+    }
+
+
+def config_hash(config: Any) -> str:
+    """A hash of a transformers configuration: equal weights with other heads or activations compute otherwise."""
+    leave_out = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+    told = {key: value for key, value in config.to_dict().items() if key not in leave_out}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def digest(tensor: torch.Tensor) -> str:

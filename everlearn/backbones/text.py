@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from everlearn.backbones.backbone import Backbone, Block, Hidden, has_bfloat16
+from everlearn.backbones.backbone import Backbone, Block, Hidden, config_hash, has_bfloat16
 from everlearn.backbones.discover import find_block, find_blocks
 from everlearn.errors import EverlearnError
 from everlearn.peft.delta import Site
@@ -38,18 +38,19 @@ class TextBackbone(Backbone):
 
     def __init__(self, source: str, *, name: str | None = None) -> None:
         super().__init__()
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self.name = name or source
         self.tokenizer = AutoTokenizer.from_pretrained(source)
-        # Weights are read from safetensors only: nothing is ever unpickled.
-        self.model = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+        self.model = read_model(source)
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # never used: pooling is ours, and unused weights must not count
         self.width = self.model.config.hidden_size
         self._blocks = find_blocks(self.model)
         self.depth = len(self._blocks)
-        self.settings = _sentence_settings(source) | {"tokenizer": _vocabulary_hash(self.tokenizer)}
+        self.settings = _sentence_settings(source) | {
+            "tokenizer": _vocabulary_hash(self.tokenizer), "config": config_hash(self.model.config)
+        }  # fmt: skip
         limit = getattr(self.model.config, "max_position_embeddings", 512)
         self.settings["max_length"] = min(self.settings["max_length"], limit)
         self.precision = "bfloat16" if has_bfloat16() else "float32"
@@ -102,10 +103,15 @@ def minilm() -> TextBackbone:
     if spec is None or not spec.submodule_search_locations:
         return load_text(MINILM, name="minilm", remedy="install everlearn[offline]")
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    with open(folder / "model.safetensors", "rb") as file:
-        found = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
-        checksum = found.hexdigest() if found else hashlib.sha256(file.read()).hexdigest()
-    if checksum != MINILM_SHA256:
+    try:
+        with open(folder / "model.safetensors", "rb") as file:
+            hasher = hashlib.sha256()
+            for block in iter(lambda: file.read(1 << 20), b""):
+                hasher.update(block)
+    except OSError as error:
+        raise EverlearnError(f"the MiniLM weights in {folder} cannot be read ({error.strerror}): "
+                             "reinstall everlearn[offline]") from error  # fmt: skip
+    if (checksum := hasher.hexdigest()) != MINILM_SHA256:
         raise EverlearnError(
             f"the MiniLM weights in {folder} are not the published ones (sha256 {checksum[:12]}…, "
             f"expected {MINILM_SHA256[:12]}…): reinstall everlearn[offline]"
@@ -115,21 +121,42 @@ def minilm() -> TextBackbone:
 
 def load_text(source: str, *, name: str | None = None, remedy: str = "give a local folder") -> TextBackbone:
     """A TextBackbone, or one clear line on why it could not be read."""
-    from safetensors import SafetensorError
-
     try:
         return TextBackbone(source, name=name)
-    except SafetensorError as error:
-        raise EverlearnError(
-            f"backbone '{source}': its safetensors weights are damaged or incomplete ({error}); "
-            "delete them and download or copy them again"
-        ) from error
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EverlearnError(
             f"backbone '{name or source}' could not be read ({reason}); no network? {remedy}, "
             "or a folder with config.json, tokenizer and model.safetensors"
         ) from error
+
+
+def read_model(source: str) -> Any:
+    """A model of transformers with all its weights from safetensors: nothing is ever unpickled, and
+    nothing left at random.
+
+    Raises:
+        EverlearnError: the weights are damaged or incomplete.
+        OSError, ValueError: there is no such model, as transformers words it.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModel
+
+    try:
+        model, report = AutoModel.from_pretrained(
+            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+    else:
+        missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+        if not missing:
+            return model
+        reason = f"{len(missing)} tensors are missing, such as {missing[0]}"
+    raise EverlearnError(
+        f"backbone '{source}': its safetensors weights are damaged or incomplete, as after an interrupted "
+        f"download ({reason}); delete them and download or copy them again"
+    )
 
 
 def _sentence_settings(source: str) -> dict[str, Any]:

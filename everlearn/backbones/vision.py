@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from everlearn.backbones.backbone import Backbone, Block, Hidden
+from everlearn.backbones.backbone import Backbone, Block, Hidden, config_hash
 from everlearn.backbones.discover import find_block, find_blocks
+from everlearn.backbones.text import read_model
 from everlearn.errors import DataError, EverlearnError
 from everlearn.peft.delta import Site
 from everlearn.streams.stream import Input, content
@@ -53,6 +54,8 @@ class VisionBackbone(Backbone):
         self.depth = len(self._blocks)
         self.settings = {"size": size, "mean": list(mean), "std": list(std), "crop": crop,
                          "resize": "bicubic", "pooling": "cls"}  # fmt: skip
+        if not self.is_timm:
+            self.settings["config"] = config_hash(model.config)
         self.requires_grad_(False).eval()
 
     def prepare(self, inputs: Sequence[Input]) -> torch.Tensor:
@@ -145,17 +148,16 @@ def load_timm(name: str) -> VisionBackbone:
 
 def load_transformers(source: str) -> VisionBackbone:
     """ViT, DeiT or DINOv2 of transformers, by hub name or local folder."""
-    from transformers import AutoModel
     from transformers.utils import cached_file
 
     try:
-        model = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+        model = read_model(source)
         path = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    except Exception as error:
+    except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EverlearnError(
             f"backbone '{source}' could not be read ({reason}); no network? give a local folder with "
-            "config.json and model.safetensors; damaged file? download or copy it again"
+            "config.json and model.safetensors"
         ) from error
     config = json.loads(Path(path).read_text()) if path else {}
     half = [0.5, 0.5, 0.5]

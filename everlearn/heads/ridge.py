@@ -161,7 +161,8 @@ class Ridge(Stateful):
         """Set λ and return it: of those within 1e-6 of the least held-out error, the largest.
 
         A fifth of the rows is held out, picked by content, so that shuffling changes nothing and
-        equal rows fall on the same side (but at the border between them). With fewer than two rows λ stays as it is (at first 1).
+        equal rows fall on the same side (but at the border between them).
+        With fewer than two rows λ stays as it is (at first 1).
 
         Args:
             features: (n, width) of the current task; read only where select is "current".

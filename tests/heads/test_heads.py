@@ -14,6 +14,13 @@ from everlearn.heads.ridge import Ridge
 from everlearn.heads.zero_shot import ZeroShot
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_every_time():
+    torch.manual_seed(0)
+
+
 HEADS = [Linear, Cosine, Prototype, Ridge, ZeroShot]
 
 

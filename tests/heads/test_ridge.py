@@ -11,6 +11,13 @@ from everlearn.heads import ridge
 from everlearn.heads.ridge import LAMBDAS, Ridge, held_out_errors
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_every_time():
+    torch.manual_seed(0)
+
+
 WIDTH, CLASSES = 12, 7
 
 

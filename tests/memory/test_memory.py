@@ -15,6 +15,11 @@ from everlearn.streams.stream import NO_EXAMPLES, Examples
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_every_time():
+    torch.manual_seed(0)
+
+
 def texts(start, stop):
     numbers = range(start, stop)
     return Examples(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from everlearn import backbones, checkpoint, methods, streams
+from everlearn.config import check_arguments
 from everlearn.console import Progress
 from everlearn.errors import EverlearnError, EverlearnWarning
 from everlearn.evaluation import Evaluation, supports
@@ -24,6 +25,7 @@ from everlearn.results import Result, assemble, write_results
 from everlearn.streams.stream import Stream, Task
 
 BEGIN, FIT, END = range(3)  # what a seed is derived for
+FILES = ("name", "test", "validation", "new")  # what may name a file in the settings of a stream
 SOON = 20.0  # seconds: a task boundary this close to the last checkpoint is cheaper to repeat than to save
 
 
@@ -65,13 +67,14 @@ def run(
     >>> len(result.accuracy_matrix)
     5
     """
-    built = stream if isinstance(stream, Stream) else streams.load(**_absolute(_named(stream)))
+    built = stream if isinstance(stream, Stream) else _load_stream(_absolute(_named("stream", stream)))
     learner, name = _build_method(method, built, backbone, seed)
     config = {
         "stream": built.config, "method": _method_config(method, name), "backbone": learner.backbone.name,
         "seed": learner.seed,
     }  # fmt: skip
-    folder = _new_folder(out, config) if out is not None else None
+    saving = {"save_minutes": save_minutes, "save_steps": save_steps}
+    folder = _new_folder(out, {**config, "saving": saving}) if out is not None else None
     session = Session(learner, built, config, folder, save_minutes, save_steps, progress)
     return session.learn()
 
@@ -85,8 +88,11 @@ def resume(directory: str | Path, *, progress: bool = False) -> Result:
     folder = Path(directory)
     config, saving = read_run(folder)
     if (folder / "results.json").exists():
-        return Result(json.loads((folder / "results.json").read_text()), folder)
-    built = streams.load(**config["stream"])
+        results = json.loads((folder / "results.json").read_text())
+        if not (folder / "report.html").exists():
+            write_results(folder, results)  # killed between the two
+        return Result(results, folder)
+    built = _load_stream(_named("stream", config["stream"]))
     learner, _ = _build_method(config["method"], built, config["backbone"], config["seed"])
     session = Session(learner, built, config, folder, saving["save_minutes"], saving["save_steps"], progress)
     session.restore()
@@ -176,7 +182,7 @@ class Session:
             return
         self.trainable = max(self.trainable, sum(p.numel() for group in groups for p in group["params"]))
         batches = self.method.batches(task)
-        optimizer = self.method.Optimizer(groups, lr=self.method.lr)
+        optimizer = self.method.Optimizer(groups, lr=self.method.lr)  # type: ignore[call-arg]
         schedule = _schedule(self.method, optimizer, len(batches))
         update = Update(optimizer, schedule, self.method.clip)
         if self._training is not None:
@@ -197,9 +203,10 @@ class Session:
                 if self.step % 10 == 0 or is_last:
                     bar.advance(self.step % 10 or 10, f"loss {loss.item():.3f}")
                 if self.folder and not is_last and self._is_due():
-                    self._save(optimizer, schedule)
+                    # The line first: resume drops lines beyond the checkpoint, but cannot write one again.
                     _append_line(self.folder / "metrics.jsonl",
                                  {"task": task.index, "step": self.step, "loss": loss.item()})  # fmt: skip
+                    self._save(optimizer, schedule)
                 if self._stopping and not is_last:
                     if self.folder:
                         self._save(optimizer, schedule)
@@ -252,10 +259,10 @@ class Session:
         if self.step:
             self._training = saved.training, state["training"]
         position = (self.task_index, self.step)
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # a full disk may have cut the last one
         checkpoint.rewrite_lines(
-            self.folder / "metrics.jsonl",
-            [line for line in lines if _position(json.loads(line)) <= position],
+            self.folder / "metrics.jsonl", [line for line in whole if _position(json.loads(line)) <= position]
         )
 
     # -- stopping ------------------------------------------------------------------------------
@@ -283,7 +290,8 @@ class Session:
     def _stop_if_asked(self) -> None:
         if self._stopping:
             how = f"go on with: everlearn resume {self.folder}" if self.folder else "nothing was kept: no folder given"
-            raise Interrupted(f"stopped after task {self.task_index + 1}, step {self.step}; {how}")
+            inside = f"at step {self.step} of task {self.task_index + 1}"
+            raise Interrupted(f"stopped {inside if self.step else f'after task {self.task_index}'}; {how}")
 
     @contextmanager
     def _warnings(self) -> Iterator[None]:
@@ -350,13 +358,17 @@ def _build_method(
     method: str | dict[str, Any] | Method, stream: Stream, backbone: str | None, seed: int
 ) -> tuple[Method, str]:
     if isinstance(method, Method):
-        learner, name = method, methods.name_of(type(method))
+        cls, name = type(method), methods.name_of(type(method))
     else:
-        settings = dict(_named(method))
+        settings = _named("method", method)
         name = settings.pop("name")
         cls = methods.get(name)
-        if reason := supports(cls.tags, stream):
-            raise EverlearnError(f"method '{name}' {reason}")
+        settings = check_arguments("method", cls, settings)
+    if reason := supports(cls.tags, stream):
+        raise EverlearnError(f"method '{name}' {reason}")
+    if isinstance(method, Method):
+        learner = method
+    else:
         encoder = backbones.load(backbone or backbones.default_for(stream.modality))
         learner = cls(encoder, **settings, seed=seed)
     if stream.modality not in learner.backbone.modality:
@@ -367,16 +379,28 @@ def _build_method(
     return learner.to("cuda" if torch.cuda.is_available() else "cpu"), name
 
 
-def _named(section: str | dict[str, Any]) -> dict[str, Any]:
-    return {"name": section} if isinstance(section, str) else dict(section)
+def _load_stream(section: dict[str, Any]) -> Stream:
+    name = section.pop("name")
+    return streams.load(name, **check_arguments("stream", streams.load, section))
+
+
+def _named(kind: str, section: str | dict[str, Any]) -> dict[str, Any]:
+    named = {"name": section} if isinstance(section, str) else section
+    if not isinstance(named, dict) or not isinstance(named.get("name"), str):
+        raise EverlearnError(f"{kind}: {section!r} is neither a name nor a mapping with a name and settings")
+    return dict(named)
 
 
 def _absolute(section: dict[str, Any]) -> dict[str, Any]:
     """The section with the files it names by full path, so that a run resumes from any folder."""
     return {
-        key: str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
-        for key, value in section.items()
-    }  # fmt: skip
+        key: str(Path(value).resolve()) if key in FILES and _is_file(value) else value for key, value in section.items()
+    }
+
+
+def _is_file(value: Any) -> bool:
+    # A packaged stream keeps its name, even where a file or folder here is called the same.
+    return isinstance(value, str) and value not in streams.names() and Path(value).exists()
 
 
 def _method_config(method: Any, name: str) -> dict[str, Any]:
