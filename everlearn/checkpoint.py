@@ -59,7 +59,8 @@ def save(folder: Path, name: str, checkpoint: Checkpoint) -> None:
         (temporary / "state.json").write_text(json.dumps({"sha256": _json_sha256(state), **state}, indent=1))
         for written in temporary.iterdir():
             _flush(written)
-        shutil.rmtree(folder / name, ignore_errors=True)
+        if (folder / name).exists():
+            os.replace(folder / name, folder / f".{name}.old")
         os.replace(temporary, folder / name)
         _flush(folder)
     except (OSError, SafetensorError) as error:
@@ -69,7 +70,8 @@ def save(folder: Path, name: str, checkpoint: Checkpoint) -> None:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in _names(folder)[:-KEEP]:
+    killed = [place.name for place in folder.glob(".task-*")]  # what a save that was killed has left
+    for old in [*_names(folder)[:-KEEP], *killed]:
         shutil.rmtree(folder / old)
 
 

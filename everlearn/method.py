@@ -176,10 +176,10 @@ class Method(nn.Module):
         return Batches(examples, epochs, size, seed=derived_seed(self.seed, task.index))
 
     def train(self, mode: bool = True) -> Method:
-        """As torch's, but a frozen backbone stays in evaluation mode: it has no dropout."""
+        """As torch's, but the backbone stays in evaluation mode: without dropout a step is half as
+        long on a CPU, and vision backbones have none anyway."""
         super().train(mode)
-        trains = any(p.requires_grad for p in self.backbone.parameters())
-        self.backbone.train(mode and trains)
+        self.backbone.eval()
         return self
 
 

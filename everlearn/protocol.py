@@ -350,8 +350,9 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if not {"stream", "method", "backbone", "seed"} <= set(config):
             raise EverlearnError(f"{folder / 'config.yaml'} is not a run's configuration")
         return config, saving
-    except (OSError, yaml.YAMLError, AttributeError) as error:
-        raise EverlearnError(f"{folder} is not a run's folder: it has no readable config.yaml ({error})") from error
+    except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise EverlearnError(f"{folder} is not a run's folder: it has no readable config.yaml ({reason})") from error
 
 
 def _build_method(

@@ -53,7 +53,7 @@ def load(name: str) -> Backbone:
         return vision.load_timm(name)
     if Path(name).is_dir() or "/" in name:
         return vision.load_transformers(name) if vision.reads_images(name) else text.load_text(name)
-    if vision.is_timm_name(bare):
+    if "_" in bare and vision.is_timm_name(bare):  # as in every ViT's name; timm takes seconds to import
         return vision.load_timm(name)
     raise EverlearnError(
         f"unknown backbone '{name}': give one of {', '.join(_NAMES)}, a timm ViT's name (needs the extra "

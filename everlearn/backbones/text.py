@@ -86,6 +86,11 @@ class TextBackbone(Backbone):
 
     @property
     def tokens(self) -> Site:
+        if getattr(self.model.config, "rope_parameters", None):
+            raise EverlearnError(
+                f"backbone '{self.name}' has rotary positions, and no token can be added behind its embeddings: "
+                "use a method without prompts, or an encoder with absolute positions"
+            )
         embeddings = self.model.embeddings
         return Site("tokens", embeddings, embeddings, self.width, self.width)
 

@@ -65,10 +65,9 @@ class VisionBackbone(Backbone):
         image = decode(item)
         size = self.settings["size"]
         shorter = math.floor(size / self.settings["crop"])
-        scale = shorter / min(image.size)
-        wide, high = (max(size, round(side * scale)) for side in image.size)
+        wide, high = (int(shorter * side / min(image.size)) for side in image.size)  # rounded as torchvision does
         image = image.resize((wide, high), 3)  # 3 is bicubic
-        left, top = (wide - size) // 2, (high - size) // 2
+        left, top = (round((side - size) / 2) for side in (wide, high))
         pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
         pixels = (pixels - np.float32(self.settings["mean"])) / np.float32(self.settings["std"])
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
-from small_models import KINDS
+from small_models import KINDS, TEXTS
 
+from everlearn.errors import EverlearnError
 from everlearn.peft.adapter import ParallelAdapter
 from everlearn.peft.lora import LoRA
 from everlearn.peft.prompt import PromptTokens
@@ -19,6 +20,12 @@ FUSED = ("modernbert", "timm", "vit-tiny")
 @pytest.fixture(params=KINDS)
 def loaded(request, load_kind):
     """A backbone of each kind, and two inputs."""
+    return load_kind(request.param)
+
+
+@pytest.fixture(params=[kind for kind in KINDS if kind != "modernbert"])
+def takes_prompts(request, load_kind):
+    """The same, of the kinds whose positions are not rotary."""
     return load_kind(request.param)
 
 
@@ -82,8 +89,8 @@ def test_a_copy_with_deltas_is_independent(loaded):
     assert torch.equal(backbone.infer(inputs), before)
 
 
-def test_prompts_widen_the_sequence_and_are_seen_by_the_example(loaded):
-    backbone, inputs = loaded
+def test_prompts_widen_the_sequence_and_are_seen_by_the_example(takes_prompts):
+    backbone, inputs = takes_prompts
     before, plain = backbone.infer(inputs), backbone.hidden(backbone.prepare(inputs))
     prompts = backbone.attach(PromptTokens(), backbone.tokens)
     assert torch.equal(backbone.infer(inputs), before)
@@ -100,8 +107,15 @@ def test_prompts_widen_the_sequence_and_are_seen_by_the_example(loaded):
     assert torch.equal(backbone.infer(inputs), before)
 
 
-def test_prompts_of_one_example_leave_the_others_alone(loaded):
-    backbone, inputs = loaded
+def test_rotary_positions_take_no_prompts_and_say_so(load_kind):
+    backbone, _ = load_kind("modernbert")
+    with pytest.raises(EverlearnError, match="rotary positions"):
+        backbone.attach(PromptTokens(), backbone.tokens)
+    assert backbone.infer(TEXTS).shape == (2, 32)
+
+
+def test_prompts_of_one_example_leave_the_others_alone(takes_prompts):
+    backbone, inputs = takes_prompts
     prompts = backbone.attach(PromptTokens(), backbone.tokens)
     tokens = torch.randn(2, 3, backbone.width, generator=torch.Generator().manual_seed(0))
     other = torch.stack([tokens[0], -tokens[1]])

@@ -1,0 +1,51 @@
+"""Writes the results table of a compare into the README and docs/results: python bench/results_table.py DIR"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def table(folder: Path) -> str:
+    """A Markdown table of every method in a compare's folder, best final score first."""
+    runs = [json.loads(file.read_text()) for file in sorted(folder.glob("*/results.json"))]
+    runs.sort(key=lambda run: -run["final_accuracy"])
+    first = runs[0]
+    where = first["environment"]
+    limit = first["config"]["stream"].get("max_train_per_class")
+    lines = [
+        f"Measured: {first['stream']}, {len(first['tasks'])} tasks, {first['backbone']}, seed {first['seed']}"
+        + (f", {limit} training examples a class" if limit else "")
+        + f"; {where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']}.",
+        "",
+        "| method | final | average | forgetting | retention | gain | trained | stored, MB | seconds | encoded |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        retention = f"{100 * run['retention']:.1f}" if run["retention"] is not None else ""
+        lines.append(
+            f"| {run['method']} | {100 * run['final_accuracy']:.1f} | {100 * run['average_accuracy']:.1f} "
+            f"| {100 * run['forgetting']:.1f} | {retention} | {100 * run['gain']:.1f} "
+            f"| {run['trainable_parameters']:,} | {run['stored_bytes'] / 1e6:.1f} | {run['seconds']['total']:.0f} "
+            f"| {run['examples_encoded']:,} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    text = table(folder)
+    command = "everlearn compare --methods all --stream clinc150 --stream.max_train_per_class 30 --out DIR"
+    block = f"<!-- results:begin -->\nFrom `{command}`, then `python bench/results_table.py DIR`.\n\n{text}\n<!-- results:end -->"
+    readme = ROOT / "README.md"
+    readme.write_text(
+        re.sub(r"<!-- results:begin -->.*<!-- results:end -->", lambda _: block, readme.read_text(), flags=re.S)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""Checkpoints: whole or not at all, checked when read, never unpickled."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import signal
+
+import pytest
+import torch
+
+from everlearn import checkpoint, methods
+from everlearn.backbones.tiny import TinyBackbone
+from everlearn.checkpoint import Checkpoint, load, newest, save
+from everlearn.errors import EverlearnError
+from everlearn.testing import session, toy_stream
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def example(value=1.0):
+    method = {"head.weight": torch.full((3, 4), value), "seen": torch.tensor(7), "none": torch.empty(0)}
+    training = {"random": torch.get_rng_state(), "optimizer.0.exp_avg": torch.randn(3, 4)}
+    return Checkpoint({"task": 1, "step": 5, "score": 0.1 + 0.2, "nothing": None}, method, training)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# -- round trips -------------------------------------------------------------------------------
+def test_what_is_saved_is_loaded_to_the_bit(tmp_path):
+    saved = example()
+    save(tmp_path, "task-001-step-000005", saved)
+    found = load(tmp_path, "task-001-step-000005")
+    assert equal(found.method, saved.method) and equal(found.training, saved.training)
+    files = found.state.pop("files")
+    assert found.state == saved.state and set(files) == {"method.safetensors", "training.safetensors"}
+    names = sorted(path.name for path in (tmp_path / "task-001-step-000005").iterdir())
+    assert names == ["method.safetensors", "state.json", "training.safetensors"]
+
+
+def test_tensors_that_share_memory_or_are_views_are_saved(tmp_path):
+    whole = torch.arange(12.0).reshape(3, 4)
+    tensors = {"whole": whole, "again": whole, "row": whole[1], "turned": whole.T, "half": whole.bfloat16()}
+    save(tmp_path, "task-001-step-000000", Checkpoint({}, tensors, {}))
+    assert equal(load(tmp_path, "task-001-step-000000").method, tensors)
+
+
+def test_the_newest_two_are_kept(tmp_path):
+    assert newest(tmp_path) is None
+    for task, step in ((0, 900), (0, 1000), (1, 0), (1, 20)):
+        save(tmp_path, f"task-{task:03d}-step-{step:06d}", example())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["task-001-step-000000", "task-001-step-000020"]
+    assert newest(tmp_path) == "task-001-step-000020"
+
+
+def test_the_pretrained_weights_are_not_in_a_checkpoint_and_changed_ones_are():
+    frozen = methods.get("simplecil")(TinyBackbone())
+    assert not [name for name in checkpoint.method_state(frozen) if name.startswith("backbone.")]
+    with torch.no_grad():
+        frozen.backbone.cls.add_(1)
+    assert [name for name in checkpoint.method_state(frozen) if name.startswith("backbone.")] == ["backbone.cls"]
+    trained = checkpoint.method_state(methods.get("finetune")(TinyBackbone()))
+    assert {f"backbone.{name}" for name in TinyBackbone().state_dict()} <= set(trained)
+
+
+SMALL = {"er": {"epochs": 1}, "ewc": {"epochs": 1}, "l2p": {"epochs": 1}, "lora": {"epochs": 1},
+         "ranpac": {"width": 64, "epochs": 1}, "simplecil": {}}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_method_state_is_all_that_a_fresh_method_needs(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
+    stream = toy_stream(tasks=2)
+    method = methods.get(name)(TinyBackbone(), **SMALL[name], seed=3)
+    session(method, stream).learn()
+    save(tmp_path, "task-002-step-000000", Checkpoint({}, checkpoint.method_state(method), {}))
+    fresh = methods.get(name)(TinyBackbone(), **SMALL[name], seed=3)
+    for task in stream:
+        fresh.begin_task(task.sealed())
+    checkpoint.load_method_state(fresh, load(tmp_path, "task-002-step-000000").method)
+    with torch.no_grad():
+        assert torch.equal(fresh.eval().predict(stream[1].test), method.eval().predict(stream[1].test))
+
+
+def test_a_state_of_another_method_or_size_is_refused():
+    tiny, task = TinyBackbone(), toy_stream()[0]
+    lora = methods.get("lora")(tiny, rank=2)
+    lora.begin_task(task.sealed())
+    state = checkpoint.method_state(lora)
+    for name, settings, reason in (("finetune", {}, "unexpected"), ("lora", {"rank": 4}, "size mismatch")):
+        other = methods.get(name)(TinyBackbone(), **settings)
+        other.begin_task(task.sealed())
+        with pytest.raises(EverlearnError, match=f"does not fit the method.*{reason}") as error:
+            checkpoint.load_method_state(other, state)
+        assert "\n" not in str(error.value)
+    with pytest.raises(EverlearnError, match=r"missing \['head.weight'"):
+        checkpoint.load_method_state(lora, {n: t for n, t in state.items() if n != "head.weight"})
+
+
+OPTIMIZERS = {
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.8, 0.9), amsgrad=True),
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "SGD without state": lambda p: torch.optim.SGD(p, lr=0.1),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.1, centered=True),
+    "Rprop": lambda p: torch.optim.Rprop(p, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_goes_on_to_the_same_bits(name, tmp_path):
+    def start(values):
+        parameters = [torch.nn.Parameter(value.clone()) for value in values]
+        groups = [{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.01}]
+        return parameters, OPTIMIZERS[name](groups)
+
+    def steps(parameters, optimizer, rounds):
+        for number in rounds:
+            for parameter in parameters:
+                parameter.grad = torch.sin(parameter.detach() * number)
+            optimizer.step()
+
+    parameters, optimizer = start([torch.ones(3), torch.ones(2, 2)])
+    steps(parameters, optimizer, range(1, 4))
+    tensors, plain = checkpoint.optimizer_state(optimizer)
+    save(tmp_path, "task-000-step-000003", Checkpoint({"plain": plain}, {}, tensors))
+    again, resumed = start(parameters)
+    found = load(tmp_path, "task-000-step-000003")
+    checkpoint.load_optimizer_state(resumed, found.training, found.state["plain"])
+    for pair in ((parameters, optimizer), (again, resumed)):
+        steps(*pair, range(4, 8))
+    assert all(torch.equal(a, b) for a, b in zip(parameters, again, strict=True))
+    assert [group["lr"] for group in resumed.param_groups] == [0.1, 0.01]
+
+
+# -- whole or not at all -----------------------------------------------------------------------
+@pytest.mark.parametrize("call", ["checkpoint.save_file", "os.replace", "os.fsync", "checkpoint._sha256"])
+def test_a_failed_save_leaves_the_old_checkpoint_and_no_remains(tmp_path, monkeypatch, call):
+    save(tmp_path, "task-000-step-000005", example())
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("task-000-step-000010", "task-000-step-000005"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"everlearn.{call}" if call.startswith("checkpoint") else call, full)
+            with pytest.raises(EverlearnError, match=r"No space left.*earlier checkpoints are untouched") as error:
+                save(tmp_path, name, example(2.0))
+        assert "\n" not in str(error.value)
+        assert load(tmp_path, "task-000-step-000005").method["head.weight"][0, 0] == 1.0
+        assert [path.name for path in tmp_path.iterdir()] == ["task-000-step-000005"]
+
+
+def test_a_position_saved_again_replaces_what_was_there(tmp_path):
+    for value in (1.0, 2.0):
+        save(tmp_path, "task-000-step-000005", example(value))
+        assert load(tmp_path, "task-000-step-000005").method["head.weight"][0, 0] == value
+    assert [path.name for path in tmp_path.iterdir()] == ["task-000-step-000005"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(EverlearnError, match="could not be written"):
+        save(tmp_path / "checkpoints", "task-000-step-000005", example())
+
+
+@pytest.mark.parametrize("call", ["everlearn.checkpoint.save_file", "os.replace", "os.fsync", "shutil.rmtree"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_killed_save_leaves_a_checkpoint_that_loads(tmp_path, call, number):
+    for name, value in (("task-000-step-000005", 1.0), ("task-000-step-000010", 2.0)):
+        save(tmp_path, name, example(value))
+    child = os.fork()
+    if child == 0:
+        calls, original = [], _resolve(call)
+
+        def kill(*arguments, **more):
+            calls.append(arguments)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **more)
+
+        pytest.MonkeyPatch().setattr(call, kill)
+        save(tmp_path, "task-000-step-000015", example(3.0))
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or (call, number) == ("os.replace", 2)  # there is only one renaming
+    name = newest(tmp_path)
+    assert name is not None
+    expected = {"task-000-step-000010": 2.0, "task-000-step-000015": 3.0}[name]
+    assert load(tmp_path, name).method["head.weight"][0, 0] == expected
+    save(tmp_path, "task-000-step-000020", example(4.0))
+    assert newest(tmp_path) == "task-000-step-000020"
+    assert len(list(tmp_path.iterdir())) == 2  # what the killed save left is gone
+
+
+def _resolve(path):
+    import importlib
+
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def test_write_atomically_keeps_the_old_text_when_it_fails(tmp_path, monkeypatch):
+    file = tmp_path / "results.json"
+    checkpoint.write_atomically(file, "old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="full"):
+        checkpoint.write_atomically(file, "new")
+    assert file.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+# -- damage is told, never guessed -------------------------------------------------------------
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, (os.environ["BOMB"],))
+
+
+def damage(place, how):
+    file = place / "method.safetensors"
+    data = file.read_bytes()
+    state = json.loads((place / "state.json").read_text())
+    if how == "truncated":
+        file.write_bytes(data[:-1])
+    elif how == "empty":
+        file.write_bytes(b"")
+    elif how == "absent":
+        file.unlink()
+    elif how == "altered":
+        file.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    elif how == "state truncated":
+        (place / "state.json").write_text((place / "state.json").read_text()[:-40])
+    elif how == "state altered":
+        (place / "state.json").write_text((place / "state.json").read_text().replace('"step": 5', '"step": 6'))
+    elif how == "state absent":
+        (place / "state.json").unlink()
+    elif how == "state of another kind":
+        (place / "state.json").write_text("[1, 2]")
+    elif how == "file not listed":
+        (place / "state.json").write_text(json.dumps({**state, "files": {}}))
+    elif how == "pickle beside":
+        torch.save(Bomb(), place / "method.pt")
+    elif how == "torch.save renamed":
+        torch.save({"head.weight": Bomb()}, file)
+    elif how == "bare pickle renamed":
+        file.write_bytes(pickle.dumps(Bomb()))
+
+
+DAMAGE = {
+    "truncated": "truncated", "empty": "truncated", "absent": "damaged", "altered": "altered",
+    "state truncated": "damaged", "state altered": "altered", "state absent": "damaged",
+    "state of another kind": "damaged", "file not listed": "altered", "pickle beside": "pickle format",
+    "torch.save renamed": "pickle format", "bare pickle renamed": "pickle format",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_checkpoint_is_one_clear_line_and_nothing_is_unpickled(tmp_path, monkeypatch, how):
+    monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
+    folder = tmp_path / "checkpoints"
+    save(folder, "task-000-step-000005", example())
+    damage(folder / "task-000-step-000005", how)
+    with pytest.raises(EverlearnError, match=DAMAGE[how]) as error:
+        load(folder, "task-000-step-000005")
+    assert "\n" not in str(error.value) and "task-000-step-000005" in str(error.value)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_copied_checkpoint_still_loads(tmp_path):
+    save(tmp_path, "task-000-step-000005", example())
+    shutil.copytree(tmp_path / "task-000-step-000005", tmp_path / "elsewhere" / "task-000-step-000005")
+    assert load(tmp_path / "elsewhere", "task-000-step-000005").state["task"] == 1

@@ -1,0 +1,425 @@
+"""A run: sane figures for every kind of stream, stopped at any point and resumed to the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from everlearn import backbones, load, methods, run
+from everlearn.errors import EverlearnError
+from everlearn.protocol import Interrupted, resume
+from everlearn.results import TIMINGS
+from everlearn.testing import session, toy_stream
+
+DIGITS = {"name": "digits", "tasks": 3, "max_train_per_class": 20, "max_test_per_class": 10}
+ER = {"name": "er", "epochs": 2, "memory_size": 20, "lr": 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """One thread, and a working folder and feature store of its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    yield
+    torch.set_num_threads(before)
+
+
+def facts(results: dict) -> dict:
+    """What must be equal to the bit in every execution of one run."""
+    return {key: value for key, value in results.items() if key not in TIMINGS}
+
+
+def lines(folder) -> list:
+    """metrics.jsonl without its times."""
+    found = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+def content(folder) -> dict:
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing may catch it."""
+
+
+def run_killed(monkeypatch, verb, number, **arguments):
+    """A run that ends at the `number`-th call of a verb of its method, before it."""
+    cls, calls = methods.get(arguments["method"]["name"]), []
+    original = getattr(cls, verb)
+
+    def killed(self, *rest):
+        calls.append(verb)
+        if len(calls) == number:
+            raise Killed
+        return original(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, verb, killed)
+        with pytest.raises(Killed):
+            run(**arguments)
+
+
+# -- what a run gives --------------------------------------------------------------------------
+def test_a_run_leaves_its_folder_and_gives_the_fields_of_results_json(tmp_path):
+    result = run("simplecil", DIGITS, backbone="tiny", out=tmp_path / "run", seed=4)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "checkpoints", "config.yaml", "metrics.jsonl", "report.html", "results.json",
+    ]  # fmt: skip
+    written = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert written == result.results and result.directory == tmp_path / "run"
+    assert (result.method, result.stream, result.backbone, result.seed) == ("simplecil", "digits", "tiny", 4)
+    matrix = result.accuracy_matrix
+    assert [[score is None for score in row] for row in matrix] == [[False, True, True], [False, False, True],
+                                                                    [False] * 3]  # fmt: skip
+    assert result.final_accuracy == result.curve[-1] and result.curve[0] == matrix[0][0]
+    counts = [task["test"] for task in result.tasks]
+    weighted = sum(s * n for s, n in zip(matrix[2], counts, strict=True)) / sum(counts)
+    assert result.curve[2] == pytest.approx(weighted)
+    assert 0.2 < result.final_accuracy < 1 and matrix[0][0] > 0.4
+    assert (result.examples_encoded, result.trainable_parameters) == (300, 0)
+    assert set(result.stored) == {"head"} and result.stored_bytes == 10 * 32 * 8 + 10 * 8
+    assert set(result.seconds) == {"total", "begin", "train", "end", "evaluate", "encode"}
+    assert [line["score"] for line in lines(tmp_path / "run")] == result.curve
+    with pytest.raises(AttributeError, match="a result has no field 'acuracy'"):
+        _ = result.acuracy
+
+
+def test_the_configuration_of_a_run_repeats_it_to_the_bit(tmp_path):
+    first = run(ER, DIGITS, backbone="tiny", out=tmp_path / "one", seed=3)
+    config = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
+    again = run(config["method"], config["stream"], backbone=config["backbone"], seed=config["seed"])
+    assert facts(again.results) == facts(first.results) and again.directory is None
+    other = run(ER, DIGITS, backbone="tiny", seed=4)
+    assert other.accuracy_matrix != first.accuracy_matrix
+
+
+def test_frozen_features_are_computed_once_for_all_runs(tmp_path):
+    first = run("simplecil", DIGITS, backbone="tiny")
+    second = run("simplecil", DIGITS, backbone="tiny")
+    assert first.examples_encoded == 300 and second.examples_encoded == 0
+    assert facts(second.results) == facts(first.results)
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+@pytest.mark.parametrize(
+    "kind", ["class-incremental", "task-incremental", "domain-incremental", "online", "old-then-new"]
+)
+def test_every_kind_of_stream_gives_a_sane_matrix(kind, modality):
+    stream = toy_stream(modality, kind=kind)
+    learner = methods.get("er")(backbones.load("tiny"), epochs=8, memory_size=30, batch_size=8, lr=1e-3)
+    result = run(learner, stream)
+    for i, row in enumerate(result.accuracy_matrix):
+        assert all(0 <= score <= 1 for score in row[: i + 1]) and row[i + 1 :] == [None] * (2 - i)
+    assert result.accuracy_matrix[0][0] >= (0.5 if kind == "online" else 0.75) and result.kind == kind
+    assert result.final_accuracy > 1.5 / len(stream.class_names) and result.retention >= 0
+    if kind == "domain-incremental":
+        assert result.before[0] is None and all(0 <= score <= 1 for score in result.before[1:])
+        assert result.initial == [None, 0.5, 0.5]
+        assert result.forward_transfer == pytest.approx(sum(b - 0.5 for b in result.before[1:]) / 2)
+    else:
+        assert result.before == [None] * 3 and result.forward_transfer is None
+
+
+def test_telling_the_task_at_test_makes_it_easier():
+    scores = {}
+    for kind in ("class-incremental", "task-incremental"):
+        learner = methods.get("finetune")(backbones.load("tiny"), epochs=8, batch_size=8, lr=1e-3)
+        scores[kind] = run(learner, toy_stream(kind=kind)).accuracy_matrix
+    told, untold = scores["task-incremental"], scores["class-incremental"]
+    assert all(a >= b for x, y in zip(told, untold, strict=True) for a, b in zip(x, y, strict=True) if b is not None)
+    assert sum(told[2]) > sum(untold[2])
+
+
+def test_an_online_stream_is_one_pass_in_its_own_batches(monkeypatch):
+    sizes, cls = [], methods.get("finetune")
+    original = cls.step
+    monkeypatch.setattr(
+        cls, "step", lambda self, batch, update: sizes.append(len(batch)) or original(self, batch, update)
+    )
+    run(cls(backbones.load("tiny"), epochs=5, batch_size=32), toy_stream(kind="online"))
+    assert sizes == [4] * (3 * 32 // 4)
+
+
+def test_retrieval_is_ranked_on_every_task_before_and_after():
+    learner = methods.get("finetune")(backbones.load("tiny"), epochs=5, batch_size=8, lr=1e-3)
+    result = run(learner, toy_stream("pairs", kind="domain-incremental"))
+    assert result.metric == "nDCG@10" and result.tasks[0]["classes"] == []
+    assert set(result.other_matrices) >= {"recall@10", "mrr@10"}
+    assert all(0 < score <= 1 for score in result.initial) and result.before[0] is None
+    assert result.forward_transfer == pytest.approx(
+        sum(b - i for b, i in zip(result.before[1:], result.initial[1:], strict=True)) / 2
+    )
+    assert all(score > 0.5 for row in result.accuracy_matrix for score in row if score is not None)
+
+
+# -- stopped and resumed -----------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The uninterrupted run, with a line of metrics every second step."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("reference")
+    result = run(ER, DIGITS, backbone="tiny", out=folder / "run", seed=1, save_steps=2)
+    torch.set_num_threads(threads)
+    return facts(result.results), lines(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("verb", "number"),
+    [("step", 1), ("step", 2), ("step", 6), ("end_task", 1), ("begin_task", 2), ("step", 12), ("end_task", 3)],
+)
+def test_a_killed_run_resumes_to_the_same_bits(monkeypatch, tmp_path, reference, verb, number):
+    folder = tmp_path / "run"
+    run_killed(monkeypatch, verb, number, method=ER, stream=DIGITS, backbone="tiny", out=folder, seed=1, save_steps=2)
+    assert not (folder / "results.json").exists()
+    result = resume(folder)
+    assert facts(result.results) == reference[0] and lines(folder) == reference[1]
+    assert (folder / "report.html").exists()
+
+
+def test_a_run_killed_twice_resumes_to_the_same_bits(monkeypatch, tmp_path, reference):
+    folder = tmp_path / "run"
+    run_killed(monkeypatch, "step", 6, method=ER, stream=DIGITS, backbone="tiny", out=folder, seed=1, save_steps=2)
+    cls, calls = methods.get("er"), []
+    original = cls.step
+
+    def killed(self, *rest):
+        calls.append(1)
+        if len(calls) == 5:
+            raise Killed
+        return original(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, "step", killed)
+        with pytest.raises(Killed):
+            resume(folder)
+    assert facts(resume(folder).results) == reference[0] and lines(folder) == reference[1]
+
+
+def test_a_line_of_metrics_that_was_cut_off_does_not_stop_a_resume(monkeypatch, tmp_path, reference):
+    folder = tmp_path / "run"
+    run_killed(monkeypatch, "end_task", 2, method=ER, stream=DIGITS, backbone="tiny", out=folder, seed=1, save_steps=2)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"task": 1, "st')
+    assert facts(resume(folder).results) == reference[0] and lines(folder) == reference[1]
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_serves(monkeypatch, tmp_path, reference):
+    folder = tmp_path / "run"
+    run_killed(monkeypatch, "step", 10, method=ER, stream=DIGITS, backbone="tiny", out=folder, seed=1, save_steps=2)
+    older, newer = sorted((folder / "checkpoints").iterdir())
+    os.truncate(newer / "method.safetensors", 100)
+    with pytest.raises(EverlearnError, match="truncated") as error:
+        resume(folder)
+    assert f"remove {newer}" in str(error.value)
+    for file in newer.iterdir():
+        file.unlink()
+    newer.rmdir()
+    assert older.exists() and facts(resume(folder).results) == reference[0]
+
+
+def test_resuming_a_finished_run_changes_nothing_and_writes_a_missing_report(tmp_path):
+    result = run("simplecil", DIGITS, backbone="tiny", out=tmp_path / "run")
+    before = content(tmp_path / "run")
+    assert resume(tmp_path / "run").results == result.results and content(tmp_path / "run") == before
+    (tmp_path / "run" / "report.html").unlink()
+    resume(tmp_path / "run")
+    assert set(content(tmp_path / "run")) == set(before)
+
+
+def test_ctrl_c_finishes_the_step_saves_and_names_the_command(tmp_path, monkeypatch):
+    stream, method = DIGITS, {**ER, "epochs": 8}
+    settings = [f"--{section}.{key}={value}" for section, values in (("stream", stream), ("method", method))
+                for key, value in values.items() if key != "name"]  # fmt: skip
+    command = [sys.executable, "-m", "everlearn", "run", "--stream", "digits", "--method", "er", "--backbone", "tiny",
+               "--recipe", "none", "--save-steps", "5", "--out", "run", *settings]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    last = err.strip().splitlines()[-1]
+    assert "stopped at step" in last and last.endswith("go on with: everlearn resume run") and "Traceback" not in err
+    assert not (tmp_path / "run" / "results.json").exists() and out == ""
+    whole = run(method, stream, backbone="tiny")
+    assert facts(resume(tmp_path / "run").results) == facts(whole.results)
+
+
+def test_ctrl_c_without_a_folder_says_that_nothing_was_kept():
+    learner = methods.get("finetune")(backbones.load("tiny"), epochs=5)
+    original = learner.step
+
+    def step(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    object.__setattr__(learner, "step", step)
+    with pytest.raises(Interrupted, match="stopped at step 1 of task 1; nothing was kept"):
+        run(learner, toy_stream())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def write_csv(path, words=("cat", "dog", "sun", "sea")):
+    rows = [f"{word} number {i},{word}" for i in range(15) for word in words]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return str(path)
+
+
+def test_data_that_has_changed_since_is_refused(monkeypatch, tmp_path):
+    stream = {"name": write_csv(tmp_path / "pets.csv"), "tasks": 2}
+    arguments = {"method": ER, "stream": stream, "backbone": "tiny", "save_steps": 1}
+    run_killed(monkeypatch, "step", 3, out=tmp_path / "run", **arguments)
+    held = content(tmp_path / "run")
+    text = (tmp_path / "pets.csv").read_text()
+    (tmp_path / "pets.csv").write_text(text.replace("cat number 3", "cat number 333"))
+    with pytest.raises(EverlearnError, match=r"the data of stream .*pets.csv' has changed since"):
+        resume(tmp_path / "run")
+    assert content(tmp_path / "run") == held
+    (tmp_path / "pets.csv").write_text(text)
+    assert facts(resume(tmp_path / "run").results) == facts(run(**arguments).results)
+
+
+def test_a_run_resumes_from_another_working_folder(monkeypatch, tmp_path):
+    write_csv(tmp_path / "pets.csv")
+    run_killed(monkeypatch, "end_task", 2, method=ER, stream={"name": "pets.csv", "tasks": 2}, backbone="tiny",
+               out="run", save_steps=5)  # fmt: skip
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resume(tmp_path / "run").stream == str(tmp_path / "pets.csv")
+
+
+def test_a_folder_called_like_a_packaged_stream_does_not_hide_it(tmp_path):
+    (tmp_path / "digits").mkdir()
+    assert run("simplecil", DIGITS, backbone="tiny").stream == "digits"
+
+
+def test_how_often_to_save_is_kept_for_the_resumed_run(monkeypatch, tmp_path):
+    run_killed(monkeypatch, "step", 4, method=ER, stream=DIGITS, backbone="tiny", out=tmp_path / "run",
+               save_steps=3, save_minutes=7.0)  # fmt: skip
+    saving = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["saving"]
+    assert saving == {"save_minutes": 7.0, "save_steps": 3}
+
+
+# -- nothing is lost or overwritten ------------------------------------------------------------
+def test_a_folder_that_holds_a_run_is_refused_and_untouched(tmp_path):
+    run("simplecil", DIGITS, backbone="tiny", out=tmp_path / "run")
+    before = content(tmp_path / "run")
+    with pytest.raises(EverlearnError, match="holds a run already: `everlearn resume"):
+        run("simplecil", DIGITS, backbone="tiny", out=tmp_path / "run", seed=1)
+    assert content(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(EverlearnError, match=r"cannot be written .*give another --out") as error:
+        run("simplecil", DIGITS, backbone="tiny", out=tmp_path / "file" / below)
+    assert "\n" not in str(error.value) and (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(monkeypatch, tmp_path, reference):
+    saves, save_file = [], sys.modules["everlearn.checkpoint"].save_file
+
+    def full(*arguments):
+        saves.append(1)
+        if len(saves) > 6:
+            raise OSError(28, "No space left on device")
+        save_file(*arguments)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("everlearn.checkpoint.save_file", full)
+        with pytest.raises(EverlearnError, match=r"No space left on device.*earlier checkpoints are untouched"):
+            run(ER, DIGITS, backbone="tiny", out=folder, seed=1, save_steps=2)
+    assert len(list((folder / "checkpoints").iterdir())) == 2
+    assert facts(resume(folder).results) == reference[0] and lines(folder) == reference[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_records(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(EverlearnError, match=r"the loss is (nan|inf) at a batch with the records digits:") as error:
+        run({"name": "finetune", "lr": 1e30, "epochs": 3}, DIGITS, backbone="tiny", out=folder, save_steps=1)
+    assert "--method.lr" in str(error.value) and "\n" not in str(error.value)
+    assert not (folder / "results.json").exists()
+    (checkpoint, *_) = sorted((folder / "checkpoints").iterdir())
+    assert (checkpoint / "state.json").exists()
+
+
+# -- a learned model ---------------------------------------------------------------------------
+LEARNERS = {"er": ER, "ranpac": {"name": "ranpac", "width": 64, "epochs": 2}, "simplecil": {"name": "simplecil"},
+            "l2p": {"name": "l2p", "epochs": 1}, "lora": {"name": "lora", "epochs": 2, "rank": 2}}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_loaded_model_answers_as_the_one_that_learned(tmp_path, name):
+    from everlearn import streams
+
+    stream, settings = streams.load(**DIGITS), {k: v for k, v in LEARNERS[name].items() if k != "name"}
+    learner = methods.get(name)(backbones.load("tiny"), **settings, seed=2)
+    session(learner, stream).learn()
+    result = run(LEARNERS[name], DIGITS, backbone="tiny", out=tmp_path / "run", seed=2)
+    model = load(tmp_path / "run")
+    with torch.no_grad():
+        expected = learner.eval().predict(stream[1].test)
+    inputs = stream[1].test.inputs
+    assert model.class_names == list(stream.class_names)
+    assert torch.equal(model._scores(inputs), expected.float())
+    assert model.predict(inputs) == [stream.class_names[k] for k in expected.argmax(1).tolist()]
+    probabilities = model.predict_proba(inputs)
+    assert probabilities.shape == (len(inputs), 10) and probabilities.sum(1) == pytest.approx(1)
+    assert model.embed(inputs).shape == (len(inputs), 32)
+    right = [p == stream.class_names[k] for p, k in zip(model.predict(inputs), stream[1].test.labels, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(result.accuracy_matrix[2][1])
+    assert model.predict([]) == []
+
+
+def test_a_retrieval_model_embeds_and_has_no_classes(tmp_path):
+    corpus = "id,text\n" + "\n".join(f"d{i},answer number {i} of the shop" for i in range(20))
+    (tmp_path / "shop_corpus.csv").write_text(corpus)
+    learner = methods.get("finetune")(backbones.load("tiny"), epochs=1)
+    from everlearn.model import Model
+
+    session(learner, toy_stream("pairs", kind="domain-incremental")).learn()
+    model = Model(learner, [])
+    assert model.embed(["one", "two"]).shape == (2, 32)
+    with pytest.raises(EverlearnError, match="use embed"):
+        model.predict(["one"])
+
+
+def test_a_run_that_is_not_finished_is_not_loaded_as_if_it_were(monkeypatch, tmp_path):
+    arguments = {"method": ER, "stream": DIGITS, "backbone": "tiny", "save_steps": 2}
+    run_killed(monkeypatch, "step", 1, out=tmp_path / "first", **arguments)
+    with pytest.raises(EverlearnError, match="holds no checkpoint yet: run `everlearn resume"):
+        load(tmp_path / "first")
+    run_killed(monkeypatch, "step", 6, out=tmp_path / "inside", **arguments)
+    with pytest.raises(EverlearnError, match="stopped inside task 1: run `everlearn resume"):
+        load(tmp_path / "inside")
+    run_killed(monkeypatch, "begin_task", 3, out=tmp_path / "between", **arguments)
+    assert len(load(tmp_path / "between").class_names) == 7
+
+
+def test_other_pretrained_weights_than_the_run_had_are_refused(tmp_path, monkeypatch):
+    run("simplecil", DIGITS, backbone="tiny", out=tmp_path / "run")
+    tiny = backbones.load("tiny").__class__
+    monkeypatch.setattr(backbones, "load", lambda name: tiny(seed=1))
+    with pytest.raises(EverlearnError, match="its pre-trained weights differ"):
+        load(tmp_path / "run")
