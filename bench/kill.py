@@ -1,10 +1,10 @@
 """Kill runs at random moments, resume them, and compare the results bit for bit.
 
-    python bench/kill.py [--kills 20] [--seed 0] [--method er] [--epochs 30] [--save-steps 10]
+    python bench/kill.py [--kills 20] [--seed 0] [--method er] [--epochs 20] [--save-steps 10]
 
-Two runs are left alone; their results.json, which must be equal, is the reference. Every other run is the same one, killed with
-SIGKILL at a moment drawn uniformly over the reference's duration, then resumed by another process. Every
-second run shares one feature store, the others have one each. Only the fields that measure an execution
+Two runs are left alone; their results.json, which must be equal, is the reference. Every other run is the
+same one, killed with SIGKILL at a moment drawn uniformly over the reference's duration, then resumed by
+another process. Every second run shares one feature store, the others have one each. Only the fields that measure an execution
 (`everlearn.results.TIMINGS`) may differ. Processes are forked from one that has imported everything, so a
 kill falls into the run itself and not into its start-up. Exit code 1 on any difference.
 """
@@ -34,7 +34,7 @@ from everlearn.results import TIMINGS
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("kills", 20), ("seed", 0), ("epochs", 30), ("save-steps", 10)):
+    for name, default in (("kills", 20), ("seed", 0), ("epochs", 20), ("save-steps", 10)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--method", default="er", help="any method that is trained; l2p uses the feature store too")
     args = parser.parse_args()

@@ -40,7 +40,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     text = table(folder)
     command = "everlearn compare --methods all --stream clinc150 --stream.max_train_per_class 30 --out DIR"
-    block = f"<!-- results:begin -->\nFrom `{command}`, then `python bench/results_table.py DIR`.\n\n{text}\n<!-- results:end -->"
+    source = f"From `{command}`, then `python bench/results_table.py DIR`."
+    block = f"<!-- results:begin -->\n{source}\n\n{text}\n<!-- results:end -->"
     readme = ROOT / "README.md"
     readme.write_text(
         re.sub(r"<!-- results:begin -->.*<!-- results:end -->", lambda _: block, readme.read_text(), flags=re.S)

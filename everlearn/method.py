@@ -108,6 +108,10 @@ class Method(nn.Module):
     schedule: ClassVar[Literal["constant", "cosine"]] = "constant"
     clip: ClassVar[float | None] = None
     paper_compat: bool = False
+    head: Any
+    """How features become scores: any module of `heads/`."""
+    task: Task
+    """The task being learned, without its data; set by `begin_task`."""
 
     def __init__(
         self, backbone: Backbone, *, epochs: int = 1, batch_size: int = 32, lr: float = 1e-3, seed: int = 0
@@ -117,15 +121,14 @@ class Method(nn.Module):
         if not backbone.origin:
             backbone.origin = backbone.digests()
         self.epochs, self.batch_size, self.lr, self.seed = epochs, batch_size, lr, seed
-        self.head: nn.Module = Linear(backbone.width)
-        self.task: Task | None = None
+        self.head = Linear(backbone.width)
 
     # -- five verbs ----------------------------------------------------------------------------
     def begin_task(self, task: Task) -> None:
         """Change structure for `task`: grow the head. `task` has no data here."""
         self.task = task
         if task.modality != "pairs":
-            self.head.grow(len(task.class_names))  # type: ignore[operator]
+            self.head.grow(len(task.class_names))
 
     def loss(self, batch: Examples) -> torch.Tensor:
         """The scalar to minimise on a batch."""

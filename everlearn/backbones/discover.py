@@ -23,9 +23,11 @@ MLP_OUT = ("output.dense",)
 def find_blocks(model: nn.Module) -> list[nn.Module]:
     """The transformer blocks: the list of equal modules that holds an attention each."""
     for module in model.modules():
-        is_list = isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 0
-        if is_list and len({type(child) for child in module}) == 1 and _child(module[0], ATTENTION):
-            return list(module)
+        if not isinstance(module, nn.ModuleList | nn.Sequential):
+            continue
+        children = list(module)
+        if len({type(child) for child in children}) == 1 and _child(children[0], ATTENTION):
+            return children
     raise EverlearnError(
         f"{type(model).__name__} has no list of transformer blocks that everlearn recognises: "
         "use a BERT-like text encoder or a plain ViT"

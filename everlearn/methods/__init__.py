@@ -29,7 +29,7 @@ def _registry() -> dict[str, str]:
     """File name to class name, from the import lines above."""
     lines = ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
     return {
-        node.module.removeprefix(_PREFIX): node.names[0].name
+        (node.module or "").removeprefix(_PREFIX): node.names[0].name
         for node in lines
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_PREFIX)
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ class LwF(Finetune):
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, head_lr=head_lr, seed=seed)
         self.strength, self.temperature = strength, temperature
-        self.teacher: nn.ModuleDict | None = None
+        self.teacher: Any = None
 
     def begin_task(self, task: Task) -> None:
         if task.index > 0:
