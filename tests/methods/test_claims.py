@@ -1,0 +1,211 @@
+"""What the papers claim and the contract cannot know, method by method."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from everlearn import backbones, methods
+from everlearn.features import FeatureStore, using_store
+from everlearn.method import Batches, Method, seeded
+from everlearn.streams.stream import Examples, Stream
+from everlearn.testing import session, toy_stream
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path):
+    with using_store(FeatureStore(tmp_path)):
+        yield
+
+
+def learn(name: str, stream: Stream, **settings) -> Method:
+    method = methods.get(name)(backbones.load("tiny"), **settings)
+    session(method, stream).learn()
+    return method
+
+
+def regrouped(stream: Stream, groups: list[list[int]]) -> Stream:
+    """The same examples and labels in other tasks: each group joins tasks of the stream."""
+    tasks = []
+    for index, group in enumerate(groups):
+        parts = {
+            part: Examples.concatenate([stream[t].examples[part] for t in group]) for part in ("train", "test")
+        }  # fmt: skip
+        classes = tuple(k for t in group for k in stream[t].classes)
+        names = stream.class_names[: max(max(stream[t].classes) for g in groups[: index + 1] for t in g) + 1]
+        tasks.append(replace(stream[0], index=index, classes=classes, class_names=names, examples=parts))
+    return replace(stream, tasks=tuple(tasks))
+
+
+@pytest.mark.parametrize(("name", "settings"), [("simplecil", {}), ("ranpac", {"width": 80, "first_session": False})])
+def test_order_and_number_of_tasks_do_not_matter(name: str, settings: dict) -> None:
+    stream = toy_stream(tasks=4)
+    everything = Examples.concatenate([task.test for task in stream])
+    expected = learn(name, stream, **settings).predict(everything)
+    for groups in ([[0, 1, 2, 3]], [[0, 1], [2, 3]], [[3], [0], [2], [1]]):
+        found = learn(name, regrouped(stream, groups), **settings).predict(everything)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_simplecil_is_the_nearest_class_mean() -> None:
+    stream = toy_stream()
+    method = learn("simplecil", stream)
+    train = Examples.concatenate([task.train for task in stream])
+    features = method.backbone.encode(train.inputs).double()
+    means = torch.stack([features[train.labels == k].mean(0) for k in range(6)])
+    test = stream[1].test
+    queries = method.backbone.encode(test.inputs).double()
+    expected = torch.nn.functional.cosine_similarity(queries[:, None], means[None], dim=2)
+    torch.testing.assert_close(method.predict(test).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_ranpac_is_ridge_regression_in_float64() -> None:
+    stream = toy_stream()
+    method = learn("ranpac", stream, width=80, first_session=False)
+    train = Examples.concatenate([task.train for task in stream])
+    h = torch.relu(method.backbone.encode(train.inputs).double() @ method.head.projection.double())
+    y = torch.nn.functional.one_hot(train.labels).double()
+    ridge = h.T @ h + method.head.lambda_ * torch.eye(80, dtype=torch.float64)
+    expected = torch.linalg.solve(ridge, h.T @ y)
+    found = method.head.solve()
+    assert (found - expected).norm() / expected.norm() < 1e-9
+
+
+def test_ranpac_trains_adapters_on_the_first_task_only() -> None:
+    stream = toy_stream()
+    method = methods.get("ranpac")(backbones.load("tiny"), width=64, epochs=2)
+    before = method.adapters[0].up.weight.clone()
+    one = replace(stream, tasks=stream.tasks[:1])
+    session(method, one).learn()
+    after_first = method.adapters[0].up.weight.clone()
+    assert not torch.equal(before, after_first)
+    learned = learn("ranpac", stream, width=64, epochs=2)
+    assert torch.equal(learned.adapters[0].up.weight, after_first)
+    assert not learned.adapters[0].up.weight.requires_grad
+
+
+def test_l2p_gradient_reaches_the_selected_prompts_keys_and_the_head_only() -> None:
+    stream = toy_stream()
+    method = methods.get("l2p")(backbones.load("tiny"), pool_size=8, selected=2, length=2)
+    method.begin_task(stream[0].sealed())
+    batch = stream[0].train[[0]]
+    chosen = set(method.select(batch.inputs)[0].flatten().tolist())
+    method.loss(batch).backward()
+    for parameter in (method.prompts, method.keys):
+        reached = {row for row in range(8) if parameter.grad[row].abs().sum() > 0}
+        assert reached == chosen
+    assert method.head.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in method.backbone.parameters())
+
+
+def test_l2p_selects_the_most_similar_keys_and_the_pull_brings_them_nearer() -> None:
+    stream = toy_stream()
+    method = methods.get("l2p")(backbones.load("tiny"), pool_size=6, selected=2, pull=5.0)
+    with torch.no_grad():
+        method.keys[3] = method.backbone.encode(stream[0].train.inputs[:1])[0]
+    chosen, cosines = method.select(stream[0].train.inputs[:1])
+    assert chosen[0, 0] == 3
+    torch.testing.assert_close(cosines[0, 0].item(), 1.0, rtol=1e-5, atol=1e-5)
+    queries = stream[0].train.inputs
+    before = method.select(queries)[1].mean().item()
+    session(method, replace(stream, tasks=stream.tasks[:1])).learn()
+    assert method.select(queries)[1].mean().item() > before
+
+
+def test_l2p_encodes_each_example_once_for_its_query(tmp_path) -> None:
+    stream = toy_stream()
+    with using_store(FeatureStore(tmp_path / "own")) as store:
+        learn("l2p", stream, epochs=3)
+    texts = {text for task in stream for part in (task.train, task.test) for text in part.inputs}
+    assert store.encoded == len(texts)
+
+
+def test_ewc_fisher_is_the_closed_form_of_a_softmax() -> None:
+    """Of the bias of a linear softmax the Fisher information is E[p (1 - p)], for any features."""
+    stream = toy_stream()
+    method = methods.get("ewc")(backbones.load("tiny"), fisher_examples=10**6)
+    method.begin_task(stream[0].sealed())
+    train = Examples.concatenate([stream[0].train] * 40)
+    with seeded(0):
+        found = method.estimate_fisher(train)["head.bias"]
+    with torch.no_grad():
+        p = method.head(method.backbone(stream[0].train.inputs)).softmax(1)
+    torch.testing.assert_close(found, (p * (1 - p)).mean(0), rtol=0.05, atol=0.01)
+
+
+def test_ewc_penalty_is_quadratic_around_the_last_task() -> None:
+    stream = toy_stream()
+    method = learn("ewc", replace(stream, tasks=stream.tasks[:1]), fisher_examples=4, strength=2.0, epochs=2)
+    batch = stream[0].train
+    at_anchor = method.loss(batch).item()
+    plain = torch.nn.functional.cross_entropy(method.head(method.backbone(batch.inputs)), batch.labels).item()
+    assert at_anchor == pytest.approx(plain, abs=1e-6)
+    with torch.no_grad():
+        method.head.bias.add_(0.5)
+    expected = 0.5 * 2.0 * 0.25 * method.fisher["head.bias"].sum().item()
+    moved = torch.nn.functional.cross_entropy(method.head(method.backbone(batch.inputs)), batch.labels).item()
+    assert method.loss(batch).item() - moved == pytest.approx(expected, rel=1e-4)
+
+
+def test_lwf_distils_nothing_while_the_model_is_unchanged() -> None:
+    stream = toy_stream()
+    method = learn("lwf", replace(stream, tasks=stream.tasks[:1]), epochs=2)
+    method.begin_task(stream[1].sealed())
+    batch = stream[1].train
+    plain = torch.nn.functional.cross_entropy(method.head(method.backbone(batch.inputs)), batch.labels)
+    torch.testing.assert_close(method.loss(batch), plain, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        method.head.bias[0] += 1.0
+    moved = torch.nn.functional.cross_entropy(method.head(method.backbone(batch.inputs)), batch.labels)
+    assert method.loss(batch) > moved + 1e-3
+
+
+def test_er_draws_from_old_tasks_and_joint_keeps_everything() -> None:
+    stream = toy_stream()
+    er = learn("er", stream, memory_size=30, epochs=1)
+    assert len(er.memory) == 30
+    assert set(er.memory.examples().labels.tolist()) == set(range(6))
+    joint = learn("joint", stream, epochs=1)
+    assert sorted(joint.memory.examples().ids) == sorted(i for task in stream for i in task.train.ids)
+
+
+def test_joint_starts_each_task_from_the_pre_trained_weights() -> None:
+    stream = toy_stream()
+    method = learn("joint", stream, epochs=1, lr=0.01)
+    origin = backbones.load("tiny").state_dict()
+    assert not torch.equal(method.backbone.embedding.weight, origin["embedding.weight"])
+    method.begin_task(stream[2].sealed())
+    assert all(torch.equal(tensor, origin[name]) for name, tensor in method.backbone.state_dict().items())
+
+
+def test_frozen_reads_class_names() -> None:
+    stream = toy_stream()
+    names = ("ship", "bread")
+    task = replace(stream[0], class_names=names)
+    method = methods.get("frozen")(backbones.load("tiny"))
+    method.begin_task(task.sealed())
+    batch = Examples(["bread", "ship"], torch.tensor([1, 0]), ["a", "b"])
+    assert method.predict(batch).argmax(1).tolist() == [1, 0]
+
+
+def test_a_method_with_deltas_copies_whole() -> None:
+    method = methods.get("lora")(backbones.load("tiny"))
+    twin = copy.deepcopy(method)
+    with torch.no_grad():
+        for delta in twin.deltas:
+            delta.b.add_(1.0)
+    texts = ["one two", "three"]
+    assert not torch.allclose(twin.backbone(texts), method.backbone(texts))
+    assert torch.equal(method.backbone(texts), backbones.load("tiny")(texts))
+
+
+def test_batches_are_a_function_of_seed_and_position() -> None:
+    data = Examples([str(i) for i in range(10)], torch.arange(10), [str(i) for i in range(10)])
+    first, second = Batches(data, 3, 4, seed=5), Batches(data, 3, 4, seed=5)
+    assert second[7].ids == first[7].ids
+    assert [b.ids for b in first] == [b.ids for b in second]
+    for epoch in range(3):
+        assert sorted(i for b in list(first)[3 * epoch : 3 * epoch + 3] for i in b.ids) == sorted(data.ids)
