@@ -4,9 +4,10 @@
 
 Two runs are left alone; their results.json, which must be equal, is the reference. Every other run is the
 same one, killed with SIGKILL at a moment drawn uniformly over the reference's duration, then resumed by
-another process. Every second run shares one feature store, the others have one each. Only the fields that measure an execution
-(`everlearn.results.TIMINGS`) may differ. Processes are forked from one that has imported everything, so a
-kill falls into the run itself and not into its start-up. Exit code 1 on any difference.
+another process. Every second run shares one feature store, the others have one each. Only the fields that
+measure an execution (`everlearn.results.TIMINGS`) may differ. Processes are forked from one that has
+imported everything, so a kill falls into the run itself and not into its start-up. Exit code 1 on any
+difference.
 """
 
 from __future__ import annotations

@@ -110,8 +110,15 @@ class Method(nn.Module):
     paper_compat: bool = False
     head: Any
     """How features become scores: any module of `heads/`."""
+    settings: dict[str, Any]
+    """The keyword arguments it was built with; a run's configuration keeps them."""
     task: Task
     """The task being learned, without its data; set by `begin_task`."""
+
+    def __new__(cls, *args: Any, **settings: Any) -> Method:
+        method = super().__new__(cls)
+        method.__dict__["settings"] = {name: value for name, value in settings.items() if name != "backbone"}
+        return method
 
     def __init__(
         self, backbone: Backbone, *, epochs: int = 1, batch_size: int = 32, lr: float = 1e-3, seed: int = 0

@@ -21,7 +21,7 @@ from everlearn.errors import EverlearnError, EverlearnWarning
 from everlearn.evaluation import Evaluation, supports
 from everlearn.features import default_store
 from everlearn.method import Method, Update, seeded
-from everlearn.results import Result, assemble, write_results
+from everlearn.results import Result, assemble, reset_peak_memory, write_results
 from everlearn.streams.stream import Stream, Task
 
 BEGIN, FIT, END = range(3)  # what a seed is derived for
@@ -124,6 +124,7 @@ class Session:
 
     def learn(self) -> Result:
         """Every task that is left, then the results."""
+        reset_peak_memory()
         store = default_store()
         counted = store.encoded, store.served, store.seconds
         evaluation = Evaluation(self.stream, self.method)
@@ -405,7 +406,9 @@ def _is_file(value: Any) -> bool:
 
 
 def _method_config(method: Any, name: str) -> dict[str, Any]:
-    return {"name": name} if isinstance(method, Method | str) else dict(method)
+    if isinstance(method, Method):
+        return {"name": name, **{key: value for key, value in method.settings.items() if key != "seed"}}
+    return {"name": name} if isinstance(method, str) else dict(method)
 
 
 def _new_folder(out: str | Path, config: dict[str, Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -69,7 +70,7 @@ def assemble(session: Session, costs: dict[str, Any]) -> dict[str, Any]:
              "train": len(task.train), "test": len(task.test)}
             for task in stream
         ],
-        "accuracy_matrix": matrix, "other_matrices": others, "curve": [row["all"] for row in rows],
+        "accuracy_matrix": matrix, "other_matrices": others, 
         "before": before, "initial": session.initial,
         **summary(matrix, counts, before, session.initial or [None] * size),
         "trainable_parameters": session.trainable, "stored_bytes": sum(stored.values()), "stored": stored,
@@ -91,8 +92,14 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
     write_report([folder], folder / "report.html")
 
 
+def reset_peak_memory() -> None:
+    """Forget the peak of earlier runs of this process, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory() -> int:
-    """The largest resident memory of this process so far, in bytes."""
+    """The largest resident memory of this process since the last reset, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else 1024 * peak
 

@@ -423,3 +423,14 @@ def test_other_pretrained_weights_than_the_run_had_are_refused(tmp_path, monkeyp
     monkeypatch.setattr(backbones, "load", lambda name: tiny(seed=1))
     with pytest.raises(EverlearnError, match="its pre-trained weights differ"):
         load(tmp_path / "run")
+
+
+def test_a_method_instance_is_loaded_with_its_settings(tmp_path):
+
+    stream = toy_stream()
+    method = methods.get("lora")(backbones.load("tiny"), rank=2, epochs=1, seed=3)
+    run(method, stream, out=tmp_path / "out")
+    texts = list(stream[0].test.inputs)
+    again = load(tmp_path / "out")
+    assert again.method.deltas[0].a.shape[0] == 2
+    assert torch.equal(torch.tensor(again.embed(texts)), method.embed(texts).cpu())

@@ -146,7 +146,9 @@ def read_model(source: str) -> Any:
     """
     from safetensors import SafetensorError
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # its bar for a tenth of a second of reading hides ours
     try:
         model, report = AutoModel.from_pretrained(
             source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
