@@ -67,13 +67,13 @@ def _run(args: argparse.Namespace) -> int:
         return _help(args)
     from everlearn.config import build_config, check_out, default_out
 
+    if args.save_minutes <= 0 or (args.save_steps is not None and args.save_steps <= 0):
+        raise EverlearnError("--save-minutes and --save-steps must be more than 0")
     config, recipe = build_config(_options(args), file=args.config, recipe=args.recipe)
     out = check_out(args.out) if args.out else default_out(config)
     if recipe is not None:
         name = f"{recipe.parent.name}/{recipe.stem}" if args.recipe == "auto" else str(recipe)
         print(f"settings: recipe {name} (--recipe none for the paper's defaults)", file=sys.stderr)
-    if args.save_minutes <= 0 or (args.save_steps is not None and args.save_steps <= 0):
-        raise EverlearnError("--save-minutes and --save-steps must be more than 0")
     with _only_json(args.json):
         from everlearn.protocol import run
 
