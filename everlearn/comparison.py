@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from everlearn.config import Config, build_config, check_out, find_recipe, merge
 from everlearn.errors import EverlearnError, unknown
-from everlearn.metrics import pareto_front, passes
+from everlearn.metrics import own_seconds, pareto_front, passes
 
 if TYPE_CHECKING:
     from everlearn.method import Method
@@ -150,14 +150,14 @@ def recommendation(results: Sequence[Results]) -> str:
 
     def figures(r: Results) -> str:
         return (f"final {percent(r['final_accuracy'])}, retention {percent(r['retention'])}, "
-                f"gain {percent(r['gain'])}, {duration(_seconds(r))}")  # fmt: skip
+                f"gain {percent(r['gain'])}, {duration(own_seconds(r))}")  # fmt: skip
 
     best = max(good or candidates, key=lambda r: r["final_accuracy"] or 0.0)
     if not good:
         return f"No method passes {gate}; the best final score has {best['method']} ({figures(best)}).{unsaid}"
     front = [good[i] for i in pareto_front([_worth(r) for r in good])]
     pick = min(
-        (r for r in good if (r["final_accuracy"] or 0.0) >= (best["final_accuracy"] or 0.0) - NEAR), key=_seconds
+        (r for r in good if (r["final_accuracy"] or 0.0) >= (best["final_accuracy"] or 0.0) - NEAR), key=own_seconds
     )
     why = "the best final score" if pick is best else f"within half a point of {best['method']} and cheaper"
     return (f"{_listed(good)} pass{'es' if len(good) == 1 else ''} {gate}; on the front of old, new and cost: "
@@ -166,12 +166,7 @@ def recommendation(results: Sequence[Results]) -> str:
 
 def _worth(r: Results) -> tuple[float, float, float]:
     """Old, new and cost, where larger is better; a single task has no old score to lose."""
-    return r["retention"] if r["retention"] is not None else 1.0, r["gain"] or 0.0, -_seconds(r)
-
-
-def _seconds(r: Results) -> float:
-    """What the method itself takes: the first one also encodes, for all that follow."""
-    return r["seconds"]["total"] - r["seconds"]["encode"]
+    return r["retention"] if r["retention"] is not None else 1.0, r["gain"] or 0.0, -own_seconds(r)
 
 
 def _listed(results: Sequence[Results]) -> str:

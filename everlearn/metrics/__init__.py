@@ -8,12 +8,12 @@ from typing import Any
 
 from everlearn.metrics.accuracy_matrix import Matrix, average_accuracy, curve, final_accuracy
 from everlearn.metrics.forgetting import forgetting, retention
-from everlearn.metrics.gate import pareto_front, passes
+from everlearn.metrics.gate import own_seconds, pareto_front, passes
 from everlearn.metrics.transfer import backward_transfer, forward_transfer, gain
 
 __all__ = [
     "FORMULAS", "average_accuracy", "backward_transfer", "curve", "final_accuracy", "forgetting",
-    "forward_transfer", "gain", "pareto_front", "passes", "retention", "summary",
+    "forward_transfer", "gain", "own_seconds", "pareto_front", "passes", "retention", "summary",
 ]  # fmt: skip
 
 # R_{i,j}: score on task j after learning task i of T; n_{j}: its test examples; A_{i}: the curve.

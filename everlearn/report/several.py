@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from everlearn.console import duration, human_bytes, percent, short_count
-from everlearn.metrics import pareto_front, passes
+from everlearn.metrics import own_seconds, pareto_front, passes
 from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
 from everlearn.report import figures
 from everlearn.report.figures import COLOURS, GREY, INK, MARKS, Line, Point
@@ -78,7 +78,7 @@ def _kinds(runs: Sequence[Results]) -> list[str]:
     kinds = ["reference" if r["method"] == REFERENCE else kind for r, kind in zip(runs, kinds, strict=True)]
     wanted = "pass" if any(reference_gain(r, runs) is not None for r in runs) else "unknown"
     good = [i for i, r in enumerate(runs) if kinds[i] == wanted and None not in (r["retention"], r["gain"])]
-    for k in pareto_front([(runs[i]["retention"], runs[i]["gain"], -runs[i]["seconds"]["total"]) for i in good]):
+    for k in pareto_front([(runs[i]["retention"], runs[i]["gain"], -own_seconds(runs[i])) for i in good]):
         kinds[good[k]] = "front"
     return kinds
 
