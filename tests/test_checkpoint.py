@@ -19,14 +19,6 @@ from everlearn.errors import EverlearnError
 from everlearn.testing import session, toy_stream
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def example(value=1.0):
     method = {"head.weight": torch.full((3, 4), value), "seen": torch.tensor(7), "none": torch.empty(0)}
     training = {"random": torch.get_rng_state(), "optimizer.0.exp_avg": torch.randn(3, 4)}

@@ -25,14 +25,6 @@ from everlearn.peft.prompt import PromptTokens
 TEXTS = [f"request {i} of the day {'again ' * (i % 7)}" for i in range(40)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def store(tmp_path):
     return FeatureStore(tmp_path / "features")

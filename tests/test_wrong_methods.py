@@ -196,14 +196,6 @@ WRONG = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("cls", WRONG, ids=lambda cls: cls.__name__)
 def test_a_broken_promise_is_named(cls):
     promise, why = WRONG[cls]

@@ -13,14 +13,6 @@ from small_models import ARCHITECTURES, IMAGE_KINDS, TEXTS, png, save_model
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """`model_folder("bert")`: a folder with a random model as transformers saves it, made once."""
