@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     {...
     0
     """
+    # Spinning threads cost ten times the time where another process wants a core; torch reads this once.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a method of one's own, `--method my_file:MyMethod`, is found here
     try:

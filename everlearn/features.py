@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,7 @@ class FeatureStore:
 
     def _evict(self) -> None:
         """Remove the least recently used segments until the store fits its limit."""
-        segments = [(file.stat(), file) for file in _existing(self.root.glob("*/*.f32"))]
+        segments = _existing(self.root.glob("*/*.f32"))
         total = sum(stat.st_size for stat, _ in segments)
         for stat, file in sorted(segments, key=lambda pair: pair[0].st_mtime):
             if total <= self.limit:
@@ -135,7 +135,7 @@ class _Shelf:
         """Read the segments that other processes have added, if any key is still missing."""
         if self._known and all(key in self.index for key in keys):
             return
-        for file in sorted(_existing(self.folder.glob("*.keys"))):
+        for _, file in sorted(_existing(self.folder.glob("*.keys")), key=lambda pair: pair[1]):
             if file.stem not in self._known:
                 self._open(file)
 
@@ -219,18 +219,18 @@ def using_store(store: FeatureStore) -> Iterator[FeatureStore]:
 def cache_info() -> list[dict[str, Any]]:
     """What the store holds, one entry an identity: description, examples, bytes, when last used."""
     entries = []
-    for folder in sorted(_existing(cache_root().glob("*"))):
-        files = [(file, file.stat()) for file in _existing(folder.glob("*.f32"))]
+    for made, folder in sorted(_existing(cache_root().glob("*")), key=lambda pair: pair[1]):
+        files = _existing(folder.glob("*.f32"))
         about = folder / "about.json"
         if not about.exists():
             continue
         known = json.loads(about.read_text())
-        size = sum(stat.st_size for _, stat in files)
+        size = sum(stat.st_size for stat, _ in files)
         entries.append({
             "identity": folder.name,
             "description": f"{known['backbone']}, {known['precision']}, {known['deltas']} deltas",
             "examples": size // (4 * known["width"]), "bytes": size,
-            "last_used": max((stat.st_mtime for _, stat in files), default=folder.stat().st_mtime),
+            "last_used": max((stat.st_mtime for stat, _ in files), default=made.st_mtime),
         })  # fmt: skip
     return entries
 
@@ -267,9 +267,14 @@ def _write(file: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _existing(found: Any) -> list[Path]:
-    """The files of a glob that are still there."""
-    return [file for file in found if file.exists()]
+def _existing(found: Iterable[Path]) -> list[tuple[os.stat_result, Path]]:
+    """The files of a glob that are still there, each with its stat: asked once, for another process
+    may evict a file between two questions."""
+    files = []
+    for file in found:
+        with contextlib.suppress(FileNotFoundError):
+            files.append((file.stat(), file))
+    return files
 
 
 def _check_finite(features: torch.Tensor, inputs: Sequence[Input], backbone: Backbone) -> None:

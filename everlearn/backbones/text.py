@@ -53,7 +53,7 @@ class TextBackbone(Backbone):
         }  # fmt: skip
         limit = getattr(self.model.config, "max_position_embeddings", 512)
         self.settings["max_length"] = min(self.settings["max_length"], limit)
-        self.precision = "bfloat16" if has_bfloat16() else "float32"
+        self.precision = self.training_precision = "bfloat16" if has_bfloat16() else "float32"
         self.requires_grad_(False).eval()
 
     def prepare(self, inputs: Sequence[Input]) -> dict[str, torch.Tensor]:
@@ -71,8 +71,9 @@ class TextBackbone(Backbone):
         mask = prepared["attention_mask"]
         added = sum(delta.added_tokens for delta in self.active)
         wide = F.pad(mask, (0, added), value=1)
-        states = self.model(input_ids=prepared["input_ids"], attention_mask=wide).last_hidden_state
-        return Hidden(states, wide, added)
+        with self.mixed_precision():
+            states = self.model(input_ids=prepared["input_ids"], attention_mask=wide).last_hidden_state
+        return Hidden(states.float(), wide, added)
 
     def pool(self, hidden: Hidden) -> torch.Tensor:
         length = hidden.states.shape[1] - hidden.prompts

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from everlearn.backbones.backbone import Backbone, Block, Hidden, config_hash
+from everlearn.backbones.backbone import Backbone, Block, Hidden, config_hash, has_bfloat16
 from everlearn.backbones.discover import find_block, find_blocks
 from everlearn.backbones.text import read_model
 from everlearn.errors import DataError, EverlearnError
@@ -56,6 +56,7 @@ class VisionBackbone(Backbone):
                          "resize": "bicubic", "pooling": "cls"}  # fmt: skip
         if not self.is_timm:
             self.settings["config"] = config_hash(model.config)
+        self.training_precision = "bfloat16" if has_bfloat16() else "float32"
         self.requires_grad_(False).eval()
 
     def prepare(self, inputs: Sequence[Input]) -> torch.Tensor:
@@ -73,9 +74,10 @@ class VisionBackbone(Backbone):
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
     def hidden(self, prepared: torch.Tensor) -> Hidden:
-        states = self.model.forward_features(prepared) if self.is_timm else self.model(prepared).last_hidden_state
+        with self.mixed_precision():
+            states = self.model.forward_features(prepared) if self.is_timm else self.model(prepared).last_hidden_state
         added = sum(delta.added_tokens for delta in self.active)
-        return Hidden(states, torch.ones(states.shape[:2], dtype=torch.long, device=states.device), added)
+        return Hidden(states.float(), torch.ones(states.shape[:2], dtype=torch.long, device=states.device), added)
 
     def pool(self, hidden: Hidden) -> torch.Tensor:
         return hidden.states[:, 0]
