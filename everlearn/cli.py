@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(error: BaseException) -> tuple[int | None, str]:
     """The exit code and the line for an error; no code for one that is a fault of ours."""
-    module = sys.modules.get("everlearn.protocol")  # not imported: then nothing was run, and nothing interrupted
+    module = sys.modules.get("everlearn.session")  # not imported: then nothing was run, and nothing interrupted
     if isinstance(error, KeyboardInterrupt) or (module and isinstance(error, module.Interrupted)):
         return 130, str(error) or "interrupted"
     if isinstance(error, EverlearnError):

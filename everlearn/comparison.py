@@ -68,7 +68,7 @@ def compare(
 
     Raises:
         EverlearnError: an unknown name or key, or `out` already holds something else.
-        everlearn.protocol.Interrupted: the user stopped it; all is saved, and the same call goes on.
+        everlearn.session.Interrupted: the user stopped it; all is saved, and the same call goes on.
 
     >>> [results["method"] for results in compare("joint,simplecil", "digits", backbone="tiny")]
     ['simplecil', 'joint']
@@ -204,7 +204,8 @@ def _entries(chosen: Sequence[str | Config], stream: str, recipe: str) -> list[E
 def _learn(entry: Entry, stream: Stream, config: Config, folder: Path | None, progress: bool) -> Results:
     """The results of one method: read, resumed or run; or why there are none."""
     from everlearn.evaluation import supports
-    from everlearn.protocol import Interrupted, resume, run
+    from everlearn.protocol import resume, run
+    from everlearn.session import Interrupted
 
     def say(text: str) -> None:
         if progress:

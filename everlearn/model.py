@@ -11,7 +11,8 @@ import torch
 from everlearn import backbones, checkpoint, methods
 from everlearn.errors import EverlearnError
 from everlearn.method import Method
-from everlearn.protocol import read_run, restore_method
+from everlearn.protocol import read_run
+from everlearn.session import restore_method
 from everlearn.streams.stream import Examples, Input
 
 

@@ -19,7 +19,7 @@ from everlearn.checkpoint import method_state, write_atomically
 from everlearn.metrics import summary
 
 if TYPE_CHECKING:
-    from everlearn.protocol import Session
+    from everlearn.session import Session
 
 TIMINGS = ("seconds", "seconds_per_task", "peak_rss_bytes", "examples_encoded", "examples_served", "environment")
 """The fields that measure this execution; all others are equal to the bit in a repeated or resumed run."""

@@ -28,7 +28,7 @@ from everlearn.errors import ContractError, EverlearnError
 from everlearn.evaluation import Evaluation
 from everlearn.features import FeatureStore, using_store
 from everlearn.method import Method
-from everlearn.protocol import Interrupted, Session
+from everlearn.session import Interrupted, Session
 from everlearn.streams.stream import Corpus, Examples, Stream, Task
 
 Builder = Callable[[], Method]

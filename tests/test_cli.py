@@ -20,6 +20,7 @@ import pytest
 from everlearn.cli import main
 from everlearn.command_line import parse, split_settings
 from everlearn.errors import EverlearnError
+from everlearn.session import Interrupted
 
 HEAVY = ("torch", "transformers", "sklearn", "timm", "numpy", "rich", "matplotlib")
 SMALL = ("--stream", "digits", "--backbone", "tiny", "--stream.max_train_per_class", "20",
@@ -161,7 +162,7 @@ def test_an_interrupt_is_130_and_says_how_to_go_on(monkeypatch, capsys, tmp_path
     module = importlib.import_module("everlearn.protocol")
 
     def interrupted(*_, **keywords):
-        raise module.Interrupted(f"go on with: everlearn resume {keywords['out']}")
+        raise Interrupted(f"go on with: everlearn resume {keywords['out']}")
 
     monkeypatch.setattr(module, "run", interrupted)
     assert main(["run", *SMALL, "--out", str(tmp_path / "run")]) == 130

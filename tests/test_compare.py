@@ -11,6 +11,7 @@ import pytest
 from everlearn import console
 from everlearn.comparison import compare, recommendation, select
 from everlearn.errors import EverlearnError
+from everlearn.session import Interrupted
 
 
 def result(method: str, final: float = 0.9, **changes) -> dict:
@@ -206,11 +207,11 @@ def test_an_interrupted_compare_goes_on(tmp_path, monkeypatch):
 
     def stopped(method, *args, **keywords):
         if method["name"] == "joint":
-            raise module.Interrupted("stopped")
+            raise Interrupted("stopped")
         return real(method, *args, **keywords)
 
     monkeypatch.setattr(module, "run", stopped)
-    with pytest.raises(module.Interrupted):
+    with pytest.raises(Interrupted):
         compare("simplecil,joint", stream, backbone="tiny", out=out)
     assert [r["method"] for r in json.loads((out / "compare.json").read_text())["results"]] == ["simplecil"]
     monkeypatch.setattr(module, "run", real)

@@ -17,8 +17,9 @@ import yaml
 
 from everlearn import backbones, load, methods, run
 from everlearn.errors import EverlearnError
-from everlearn.protocol import Interrupted, resume
+from everlearn.protocol import resume
 from everlearn.results import TIMINGS
+from everlearn.session import Interrupted
 from everlearn.testing import session, toy_stream
 
 DIGITS = {"name": "digits", "tasks": 3, "max_train_per_class": 20, "max_test_per_class": 10}

@@ -168,6 +168,5 @@ def _finite(embeddings: torch.Tensor, what: str) -> None:
     rows = (~embeddings.isfinite().all(dim=1)).nonzero()
     if len(rows):
         raise EverlearnError(
-            f"{len(rows)} {what} embeddings hold NaN or infinity: the backbone diverged; "
-            "lower its learning rate"
+            f"{len(rows)} {what} embeddings hold NaN or infinity: the backbone diverged; lower its learning rate"
         )

@@ -1,0 +1,60 @@
+"""Hyper-parameters for a recipe, chosen on validation examples; no test example is ever looked at.
+
+    python bench/tune.py clinc150 finetune lr=5e-5,1e-4,3e-4 epochs=3 [--train-per-class 30] [--tasks 10]
+
+Every combination learns the stream and is scored on the validation split (a fifth of the training
+examples where the stream has none). One line each, then the best by final accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from everlearn import methods, run, streams
+from everlearn.streams.stream import Stream
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stream")
+    parser.add_argument("method", choices=methods.names())
+    parser.add_argument("settings", nargs="*", help="name=value,value,…")
+    parser.add_argument("--backbone")
+    for name, default in (("train-per-class", 30), ("tasks", 10), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    stream = on_validation(args.stream, args.tasks, args.train_per_class)
+    grid = {
+        name: [yaml.safe_load(v) for v in values.split(",")] for name, values in (s.split("=") for s in args.settings)
+    }
+    scores = {}
+    for values in itertools.product(*grid.values()):
+        settings: dict[str, Any] = dict(zip(grid, values, strict=True))
+        started = time.perf_counter()
+        result = run({"name": args.method, **settings}, stream, backbone=args.backbone, seed=args.seed)
+        told = " ".join(f"{name}={value}" for name, value in settings.items())
+        scores[told] = result.final_accuracy
+        print(f"{args.method} {told}: validation accuracy {result.final_accuracy:.4f}, average "
+              f"{result.average_accuracy:.4f}, {time.perf_counter() - started:.0f} s", flush=True)  # fmt: skip
+    print(f"best: {max(scores, key=scores.__getitem__)}")
+
+
+def on_validation(name: str, tasks: int, train_per_class: int) -> Stream:
+    """The stream with its validation examples where its test examples were."""
+    stream = streams.load(name, tasks=tasks, max_train_per_class=train_per_class)
+    if not len(stream[0].validation):
+        stream = streams.load(name, tasks=tasks, max_train_per_class=train_per_class, validation=0.2)
+    judged = tuple(
+        replace(task, examples={"train": task.train, "test": task.validation}) for task in stream
+    )  # fmt: skip
+    return replace(stream, tasks=judged)
+
+
+if __name__ == "__main__":
+    main()
