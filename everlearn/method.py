@@ -85,10 +85,12 @@ class Update:
         loss.backward()
 
     def apply(self) -> None:
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.clip is not None:
-            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.clip)
         self.optimizer.step()
+        # Fused optimizers write without telling: features would be served of weights long gone.
+        torch.autograd.graph.increment_version(trained)
         self.schedule.step()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 import time
@@ -115,7 +116,7 @@ class Session:
             return
         self.trainable = max(self.trainable, sum(p.numel() for group in groups for p in group["params"]))
         batches = self.method.batches(task)
-        optimizer = self.method.Optimizer(groups, lr=self.method.lr)  # type: ignore[call-arg]
+        optimizer = _optimizer(self.method, groups)
         schedule = _schedule(self.method, optimizer, len(batches))
         update = Update(optimizer, schedule, self.method.clip)
         if self._training is not None:
@@ -271,6 +272,12 @@ def restore_method(method: Method, saved: checkpoint.Checkpoint) -> None:
         with seeded(method.seed, metadata["index"], BEGIN):
             method.begin_task(Task.from_metadata(metadata))
     checkpoint.load_method_state(method, saved.method)
+
+
+def _optimizer(method: Method, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    # Fused, where the optimizer can: one pass over the weights a step instead of ten.
+    fused = {"fused": True} if "fused" in inspect.signature(method.Optimizer).parameters else {}
+    return method.Optimizer(groups, lr=method.lr, **fused)  # type: ignore[call-arg]
 
 
 def _schedule(method: Method, optimizer: torch.optim.Optimizer, steps: int) -> Any:

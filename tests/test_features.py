@@ -18,7 +18,7 @@ from everlearn.backbones.backbone import has_bfloat16
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.errors import EverlearnError
 from everlearn.features import FeatureStore, cache_info, clear_cache
-from everlearn.peft.adapter import ParallelAdapter
+from everlearn.peft.adapter import Adapter
 from everlearn.peft.lora import LoRA
 from everlearn.peft.prompt import PromptTokens
 
@@ -136,7 +136,7 @@ def test_prompts_given_for_a_pass_are_part_of_the_identity(tiny):
 
 
 def test_an_adapter_of_another_scale_is_not_served_the_old_features(tiny, store):
-    delta = tiny.attach(ParallelAdapter(32, 32, bottleneck=4), tiny.block(0).mlp)
+    delta = tiny.attach(Adapter(32, 32, bottleneck=4), tiny.block(0).mlp)
     torch.nn.init.normal_(delta.up.weight, generator=torch.Generator().manual_seed(0))
     delta.requires_grad_(False)
     store.encode(tiny, TEXTS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from everlearn.backbones.tiny import TinyBackbone
-from everlearn.peft.adapter import ParallelAdapter
+from everlearn.peft.adapter import Adapter
 from everlearn.peft.delta import Delta, Site, only
 from everlearn.peft.lora import LoRA
 from everlearn.peft.prompt import PromptTokens
@@ -46,12 +46,12 @@ def test_lora_is_its_formula_and_equals_the_merged_weight():
 
 
 def test_parallel_adapter_is_its_formula():
-    delta, x, y = filled(ParallelAdapter(6, 4, bottleneck=3, scale=0.5)), drawn(5, 6), drawn(5, 4)
+    delta, x, y = filled(Adapter(6, 4, bottleneck=3, scale=0.5)), drawn(5, 6), drawn(5, 4)
     inner = torch.clamp(x @ delta.down.weight.T + delta.down.bias, min=0)
     assert torch.allclose(delta(x, y), y + 0.5 * (inner @ delta.up.weight.T + delta.up.bias), atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [lambda: LoRA(6, 4, rank=2), lambda: ParallelAdapter(6, 4, bottleneck=3)])
+@pytest.mark.parametrize("make", [lambda: LoRA(6, 4, rank=2), lambda: Adapter(6, 4, bottleneck=3)])
 def test_a_new_delta_is_the_identity_and_can_learn(make):
     delta, x, y = make(), drawn(5, 6), drawn(5, 4)
     assert torch.equal(delta(x, y), y)

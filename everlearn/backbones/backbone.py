@@ -32,14 +32,20 @@ class Hidden(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """The sites of one transformer block."""
+    """The sites of one transformer block.
+
+    `attention` reads what enters the block's attention and leaves behind its output projection;
+    `heads` is where queries meet keys and values; `operations` are all linear and normalisation layers.
+    """
 
     query: Site
     key: Site
     value: Site
+    heads: Site
     attention: Site
     mlp: Site
     output: Site
+    operations: tuple[Site, ...]
 
 
 class Backbone(nn.Module):

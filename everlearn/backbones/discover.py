@@ -56,8 +56,20 @@ def find_block(block: nn.Module, index: int, width: int) -> Block:
     enter, leave = (mlp, mlp) if mlp else (_need(block, MLP_IN, "feed-forward"), _need(block, MLP_OUT, "feed-forward"))
     out = _need(attention, ATTENTION_OUT, "attention output")
     return Block(
-        query, key, value, site("attention", query.enter, out), site("mlp", enter, leave), site("output", block)
-    )
+        query, key, value, site("heads", attention), site("attention", query.enter, out), site("mlp", enter, leave),
+        site("output", block), _operations(block, index),
+    )  # fmt: skip
+
+
+def _operations(block: nn.Module, index: int) -> tuple[Site, ...]:
+    sites = []
+    for path, module in block.named_modules():
+        if isinstance(module, nn.Linear):
+            sites.append(Site(f"block {index} {path}", module, module, module.in_features, module.out_features))
+        elif isinstance(module, nn.LayerNorm):
+            width = module.normalized_shape[-1]
+            sites.append(Site(f"block {index} {path}", module, module, width, width))
+    return tuple(sites)
 
 
 def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:

@@ -10,7 +10,7 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.heads.cosine import Cosine
 from everlearn.heads.ridge import Ridge
 from everlearn.method import Method, Tags, seeded
-from everlearn.peft.adapter import ParallelAdapter
+from everlearn.peft.adapter import Adapter
 from everlearn.streams.stream import Task
 
 
@@ -62,7 +62,7 @@ class RanPAC(Method):
         with seeded(self.seed):
             for index in range(self.backbone.depth):
                 site = self.backbone.block(index).mlp
-                adapter = ParallelAdapter(site.width, site.out_width, bottleneck=bottleneck)
+                adapter = Adapter(site.width, site.out_width, bottleneck=bottleneck)
                 self.adapters.append(self.backbone.attach(adapter, site))
 
     def begin_task(self, task: Task) -> None:

@@ -1,40 +1,53 @@
-"""Parallel adapters: AdaptFormer (Chen et al., 2022, https://arxiv.org/abs/2205.13535).
+"""Adapters: a small bottleneck network beside a layer or behind it.
 
-The form that APER and RanPAC train in their first session.
+Houlsby et al. (2019, https://arxiv.org/abs/1902.00751) put one behind attention and behind the
+feed-forward layer; He et al. (2022, https://arxiv.org/abs/2110.04366) and AdaptFormer (Chen et al.,
+2022, https://arxiv.org/abs/2205.13535) put one beside it, which APER and RanPAC train.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import nn
 
 from everlearn.peft.delta import Delta
 
+FUNCTIONS = {"relu": torch.relu, "gelu": nn.functional.gelu, "tanh": torch.tanh}
 
-class ParallelAdapter(Delta):
-    """y + scale · Up(ReLU(Down(x))), beside a feed-forward layer; Up is zero at first.
+
+class Adapter(Delta):
+    """y + scale · Up(f(Down(x))) in parallel form, y + scale · Up(f(Down(y))) in sequential form.
+
+    Up is zero at first, so a new adapter changes nothing.
 
     Args:
         width: size of the site's input; `out_width` of its output.
         bottleneck: size of the hidden layer.
         scale: fixed factor of the branch.
+        form: "parallel" reads what enters the site, "sequential" what leaves it (Houlsby).
+        function: f: relu, gelu or tanh.
 
     >>> import torch
-    >>> delta, x, y = ParallelAdapter(8, 8, bottleneck=2), torch.ones(1, 8), torch.ones(1, 8)
+    >>> delta, x, y = Adapter(8, 8, bottleneck=2), torch.ones(1, 8), torch.ones(1, 8)
     >>> torch.equal(delta(x, y), y)
     True
     """
 
-    def __init__(self, width: int, out_width: int, *, bottleneck: int = 64, scale: float = 0.1) -> None:
+    def __init__(
+        self, width: int, out_width: int, *, bottleneck: int = 64, scale: float = 0.1,
+        form: Literal["parallel", "sequential"] = "parallel", function: str = "relu",
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.scale = scale
-        self.down = nn.Linear(width, bottleneck)
+        self.scale, self.form, self.function = scale, form, function
+        self.down = nn.Linear(width if form == "parallel" else out_width, bottleneck)
         self.up = nn.Linear(bottleneck, out_width)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return y + self.scale * self.up(torch.relu(self.down(x)))
+        read = x if self.form == "parallel" else y
+        return y + self.scale * self.up(FUNCTIONS[self.function](self.down(read)))

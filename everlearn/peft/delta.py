@@ -60,14 +60,17 @@ class Delta(nn.Module):
 
     def attach(self, site: Site) -> Delta:
         """Attach to `site`; a delta sits on one site at a time."""
-        if self._handles:
-            raise RuntimeError(f"{type(self).__name__} already sits on {self.site_name}; detach it first")
-        self.site_name, self._columns = site.name, site.columns
+        self._sit_on(site)
         self._handles = [
             site.enter.register_forward_pre_hook(self._on_enter),
             site.leave.register_forward_hook(self._on_leave),
         ]
         return self
+
+    def _sit_on(self, site: Site) -> None:
+        if self._handles:
+            raise RuntimeError(f"{type(self).__name__} already sits on {self.site_name}; detach it first")
+        self.site_name, self._columns = site.name, site.columns
 
     def detach(self) -> None:
         """Take the delta off its site: the backbone answers as before."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
 
-from everlearn.peft.delta import Delta
+from everlearn.peft.delta import Delta, Site
 
 
 class LoRA(Delta):
@@ -34,3 +35,18 @@ class LoRA(Delta):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return y + self.scale * (x @ self.a.T) @ self.b.T
+
+    def merge(self, site: Site) -> None:
+        """Add the update to the weight of `site` and switch the delta off: no cost when predicting."""
+        self._add_to_weight(site, self.scale)
+        self.is_active = False
+
+    def unmerge(self, site: Site) -> None:
+        """Undo `merge`, to within rounding."""
+        self._add_to_weight(site, -self.scale)
+        self.is_active = True
+
+    @torch.no_grad()
+    def _add_to_weight(self, site: Site, scale: float) -> None:
+        rows = cast(nn.Linear, site.leave).weight[site.columns or slice(None)]
+        rows.add_(scale * self.b @ self.a)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from everlearn.peft.delta import Delta
 
@@ -43,3 +44,30 @@ class PromptTokens(Delta):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         assert self._tokens is not None, "PromptTokens is used inside `with prompts.given(tokens):`"
         return torch.cat([y, self._tokens.to(y.dtype)], dim=1)
+
+
+class Prompt(Delta):
+    """Trained tokens, the same for every example: at `tokens` they join the sequence (shallow), at the
+    `output` of a block, with `replaces`, they take the place of the last ones (deep, VPT).
+
+    Args:
+        width: size of a token.
+        length: how many.
+        replaces: whether as many tokens at the end of the sequence make room.
+
+    >>> import torch
+    >>> y = torch.zeros(2, 5, 8)
+    >>> tuple(Prompt(8, length=3)(y, y).shape), tuple(Prompt(8, length=3, replaces=True)(y, y).shape)
+    ((2, 8, 8), (2, 5, 8))
+    """
+
+    def __init__(self, width: int, *, length: int = 5, replaces: bool = False) -> None:
+        super().__init__()
+        self.added_tokens = 0 if replaces else length
+        self.replaces = replaces
+        self.vectors = nn.Parameter(torch.empty(length, width))
+        nn.init.xavier_uniform_(self.vectors)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        kept = y[:, : -len(self.vectors)] if self.replaces else y
+        return torch.cat([kept, self.vectors.expand(len(y), -1, -1).to(y.dtype)], dim=1)

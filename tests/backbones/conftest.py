@@ -68,7 +68,7 @@ def load_kind(request, model_folder):
                 backbone = backbones.load("vit-tiny@32")
         else:
             backbone = backbones.load(kind)
-        backbone.precision = "float32"
+        backbone.precision = backbone.training_precision = "float32"
         return backbone, [png(1), png(2)] if kind in IMAGE_KINDS else TEXTS
 
     return load

@@ -9,7 +9,7 @@ import torch
 from small_models import KINDS, TEXTS
 
 from everlearn.errors import EverlearnError
-from everlearn.peft.adapter import ParallelAdapter
+from everlearn.peft.adapter import Adapter
 from everlearn.peft.lora import LoRA
 from everlearn.peft.prompt import PromptTokens
 
@@ -47,7 +47,7 @@ def test_a_new_delta_changes_no_bit_a_trained_one_does_and_it_comes_off(loaded):
     backbone, inputs = loaded
     before = backbone.infer(inputs)
     for name in SITES:
-        for cls in (LoRA, ParallelAdapter):
+        for cls in (LoRA, Adapter):
             delta = put(backbone, cls, name)
             assert torch.equal(backbone.infer(inputs), before), (name, cls)
             randomise(delta)

@@ -1,0 +1,132 @@
+"""Prefixes: extra keys and values in attention (Li & Liang, 2021, https://arxiv.org/abs/2101.00190)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from everlearn.errors import EverlearnError
+from everlearn.peft.delta import Delta, Site
+
+
+class KeysValues(Delta):
+    """Given keys and values join those of one attention, on a block's `heads` site.
+
+    They are not parameters here: who owns them (a pool, a task) hands them in for one pass. The
+    sequence keeps its length. Queries attend to them by their heads, as to the example's own keys.
+
+    >>> from everlearn import backbones
+    >>> tiny = backbones.load("tiny")
+    >>> delta, before = tiny.attach(KeysValues(), tiny.block(0).heads), tiny(["a text"])
+    >>> with delta.given(torch.ones(1, 4, 32), torch.ones(1, 4, 32)):
+    ...     torch.equal(tiny(["a text"]), before)
+    False
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_active = False
+        self._given: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._modes: list[_Joined] = []
+
+    @contextmanager
+    def given(self, keys: torch.Tensor, values: torch.Tensor) -> Iterator[None]:
+        """Inside the block every pass gets `keys` and `values`, each (n or 1, p, width)."""
+        self._given, self.is_active = (keys, values), True
+        try:
+            yield
+        finally:
+            self._given, self.is_active = None, False
+
+    def keys_values(self) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self._given is not None, "KeysValues is used inside `with prefix.given(keys, values):`"
+        return self._given
+
+    def attach(self, site: Site) -> Delta:
+        self._sit_on(site)
+        self._handles = [
+            site.enter.register_forward_pre_hook(self._on_enter),
+            # Also after an error inside: a mode left behind would change every attention that follows.
+            site.leave.register_forward_hook(self._on_leave, always_call=True),
+        ]
+        return self
+
+    def _on_enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.is_active:
+            self._modes.append(_Joined(*self.keys_values()))
+            self._modes[-1].__enter__()
+
+    def _on_leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not self._modes:
+            return
+        mode = self._modes.pop()
+        mode.__exit__(None, None, None)
+        if not mode.met and output is not None:
+            raise EverlearnError(
+                f"{self.site_name}: no key or value can join here, for the attention of {type(module).__name__} "
+                "is not torch's scaled_dot_product_attention: use a method without prefixes, or another encoder"
+            )
+
+
+class Prefix(KeysValues):
+    """Trained keys and values of one attention: prefix-tuning.
+
+    Args:
+        width: size of a key and of a value, all heads together.
+        length: how many of each.
+        hidden: size of the hidden layer of the re-parametrisation: keys and values are then
+            Linear(tanh(Linear(e))) of trained vectors e, which trains more evenly; 0 for none.
+
+    >>> prefix = Prefix(8, length=3)
+    >>> [tuple(part.shape) for part in prefix.keys_values()]
+    [(1, 3, 8), (1, 3, 8)]
+    """
+
+    def __init__(self, width: int, *, length: int = 10, hidden: int = 0) -> None:
+        super().__init__()
+        self.is_active = True
+        self.vectors = nn.Parameter(0.02 * torch.randn(length, width if hidden else 2 * width))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, 2 * width)) if hidden else None
+
+    def keys_values(self) -> tuple[torch.Tensor, torch.Tensor]:
+        both = self.mlp(self.vectors) if self.mlp else self.vectors
+        keys, values = both[None].chunk(2, dim=-1)
+        return keys, values
+
+    def fold(self) -> None:
+        """Keep the keys and values that the re-parametrisation gives, and drop it: for use after training."""
+        self.vectors = nn.Parameter(torch.cat(self.keys_values(), dim=-1)[0].detach())
+        self.mlp = None
+
+
+class _Joined(TorchFunctionMode):
+    """Inside it every scaled dot-product attention meets more keys and values."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.met = keys, values, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        self.met = True
+        query, key, value, *rest = args
+        mask = rest.pop(0) if rest else kwargs.pop("attn_mask", None)
+        if mask is not None:
+            mask = F.pad(mask, (self.keys.shape[1], 0), value=True if mask.dtype == torch.bool else 0.0)
+        key = torch.cat([_heads(self.keys, key), key], dim=2)
+        value = torch.cat([_heads(self.values, value), value], dim=2)
+        return func(query, key, value, mask, *rest, **kwargs)
+
+
+def _heads(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(n or 1, p, width) as (n, heads, p, width of a head), in the dtype of `like`."""
+    n, heads, _, size = like.shape
+    return rows.reshape(rows.shape[0], -1, heads, size).transpose(1, 2).expand(n, -1, -1, -1).to(like.dtype)

@@ -1,0 +1,180 @@
+"""One view of adapters, LoRA and prefixes: He, Zhou, Ma, Berg-Kirkpatrick & Neubig, "Towards a Unified
+View of Parameter-Efficient Transfer Learning", ICLR 2022, https://arxiv.org/abs/2110.04366
+
+Each of them changes some representation h by a small network of its own, and differs in four choices:
+
+| choice | values |
+|---|---|
+| functional form | Up(f(Down(x))): f linear (LoRA), relu, gelu or tanh (adapters), softmax (prefixes) |
+| insertion form | parallel: reads what enters the site; sequential: reads what leaves it |
+| modified representation | query, key, value, heads, attention, mlp, or every operation of a block |
+| composition | add: h + s·Δh; gate: (1 − λ)·h + λ·Δh, as attention weighs a prefix; scale: γ·h + β |
+
+`POINTS` holds the named ones. A new one is a line::
+
+    insert(backbone, Point(function="gelu", form="parallel", sites=("attention",), size=16, scale=2.0))
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import nn
+
+from everlearn.errors import EverlearnError, unknown
+from everlearn.peft.adapter import FUNCTIONS, Adapter
+from everlearn.peft.delta import Delta, Site, only
+from everlearn.peft.lora import LoRA
+from everlearn.peft.prefix import Prefix
+from everlearn.peft.prompt import Prompt
+from everlearn.peft.scale_shift import ScaleShift
+
+if TYPE_CHECKING:
+    from everlearn.backbones.backbone import Backbone, Block
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of the unified view.
+
+    Args:
+        function: linear, relu, gelu, tanh or softmax.
+        form: parallel or sequential.
+        sites: which representations of each block are modified.
+        size: rank, bottleneck or number of keys.
+        scale: factor of the change, s.
+        hidden: for softmax: hidden size of the re-parametrisation, 0 for none.
+        blocks: which blocks; all by default.
+
+    Raises:
+        EverlearnError: the choices do not go together.
+    """
+
+    function: str
+    sites: tuple[str, ...]
+    size: int = 8
+    form: Literal["parallel", "sequential"] = "parallel"
+    scale: float = 1.0
+    hidden: int = 0
+    blocks: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.function not in ("linear", "softmax", *FUNCTIONS):
+            raise unknown("function", self.function, ["linear", "softmax", *FUNCTIONS])
+        if (self.function == "softmax") != (self.sites == ("heads",)):
+            raise EverlearnError("softmax is the function of the site 'heads', and of no other: there keys and "
+                                 "values join")  # fmt: skip
+        if self.function == "linear" and self.form == "sequential":
+            raise EverlearnError("a linear function in sequential form is not offered: take form='parallel'")
+
+    @property
+    def composition(self) -> str:
+        """How the change meets the representation: add or gate."""
+        return "gate" if self.function == "softmax" else "add"
+
+    def delta(self, site: Site) -> Delta:
+        """New parameters for one site."""
+        if self.function == "softmax":
+            return Prefix(site.width, length=self.size, hidden=self.hidden)
+        if self.function == "linear":
+            return LoRA(site.width, site.out_width, rank=self.size, alpha=self.scale * self.size)
+        return Adapter(site.width, site.out_width, bottleneck=self.size, scale=self.scale, form=self.form,
+                       function=self.function)  # fmt: skip
+
+    def placed(self, block: Block) -> list[tuple[Delta, Site]]:
+        return [(self.delta(site), site) for site in (getattr(block, name) for name in self.sites)]
+
+
+POINTS: dict[str, tuple[Point, ...]] = {
+    "houlsby": (Point("gelu", ("attention", "mlp"), size=64, form="sequential"),),
+    "parallel_adapter": (Point("relu", ("mlp",), size=64),),
+    "scaled_parallel_adapter": (Point("relu", ("mlp",), size=64, scale=4.0),),
+    "lora": (Point("linear", ("query", "value"), size=8, scale=2.0),),
+    "prefix": (Point("softmax", ("heads",), size=10),),
+    "prefix_mlp": (Point("softmax", ("heads",), size=10, hidden=512),),
+    "mam": (Point("softmax", ("heads",), size=30), Point("relu", ("mlp",), size=512, scale=4.0)),
+}
+"""Named points. `ssf`, `prompt` and `deep_prompt` stand outside the view (He et al. treat prompts as the
+first block's prefix) and are inserted by the same `insert`."""
+
+KINDS = (*POINTS, "ssf", "prompt", "deep_prompt")
+
+
+class DeltaSet(nn.ModuleList):
+    """The deltas that belong together: one insertion, one task's plug-in. Attached, detached and
+    switched as a whole."""
+
+    def __iter__(self) -> Iterator[Delta]:  # type: ignore[override]
+        return super().__iter__()  # type: ignore[return-value]
+
+    def switch(self, active: bool) -> None:
+        """On or off."""
+        for delta in self:
+            delta.is_active = active
+
+    def only(self, active: bool = True) -> AbstractContextManager[None]:
+        """On (or off) inside the block, and as before afterwards."""
+        return only(self, active)
+
+    def detach(self, backbone: Backbone) -> None:
+        """Take all off the backbone; `attach` puts them back on the sites they were made for."""
+        for delta in self:
+            backbone.detach(delta)
+
+    def attach(self, backbone: Backbone) -> None:
+        """Put all on the sites of `backbone` that bear the names they were made for."""
+        named = sites(backbone)
+        for delta in self:
+            backbone.attach(delta, named[delta.site_name])
+
+
+def insert(backbone: Backbone, what: str | Point | Sequence[Point], *, length: int = 5) -> DeltaSet:
+    """New parameters on every block of a frozen backbone, attached.
+
+    Args:
+        backbone: an encoder; its own weights are not touched.
+        what: one of `KINDS`, a point, or several at once.
+        length: tokens a prompt, for prompt and deep_prompt.
+
+    Raises:
+        EverlearnError: an unknown name.
+
+    >>> from everlearn import backbones
+    >>> tiny = backbones.load("tiny")
+    >>> before, deltas = tiny(["a text"]), insert(tiny, "lora")
+    >>> len(deltas), bool((tiny(["a text"]) == before).all())
+    (4, True)
+    """
+    placed: list[tuple[Delta, Site]] = []
+    if isinstance(what, str) and what not in KINDS:
+        raise unknown("kind of delta", what, KINDS)
+    if what in ("prompt", "deep_prompt"):
+        placed.append((Prompt(backbone.width, length=length), backbone.tokens))
+    points = POINTS.get(what, ()) if isinstance(what, str) else (what,) if isinstance(what, Point) else what
+    for index in range(backbone.depth):
+        block = backbone.block(index)
+        for point in points:
+            if point.blocks is None or index in point.blocks:
+                placed += point.placed(block)
+        if what == "ssf":
+            placed += [(ScaleShift(site.out_width), site) for site in block.operations]
+        if what == "deep_prompt" and index < backbone.depth - 1:
+            placed.append((Prompt(backbone.width, length=length, replaces=True), block.output))
+    return DeltaSet([backbone.attach(delta, site) for delta, site in placed])
+
+
+def sites(backbone: Backbone) -> dict[str, Site]:
+    """Every site of a backbone by its name."""
+    found = []
+    for index in range(backbone.depth):
+        block = backbone.block(index)
+        found += [getattr(block, name) for name in ("query", "key", "value", "heads", "attention", "mlp", "output")]
+        found += block.operations
+    with_tokens = {site.name: site for site in found}
+    with contextlib.suppress(EverlearnError):  # rotary positions: no token joins, no delta was made for it
+        with_tokens["tokens"] = backbone.tokens
+    return with_tokens
