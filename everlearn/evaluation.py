@@ -40,7 +40,8 @@ class Evaluation:
     def after(self, task: Task) -> dict[str, Any]:
         """One row: the score on every task up to `task`, and over all their test examples together."""
         seen = self.stream.tasks[: task.index + 1]
-        scores = [self.score(old) for old in seen]
+        with torch.no_grad():
+            scores = [{**self.score(old), **self.method.measures(old)} for old in seen]
         counts = [len(old.test) for old in seen]
         total = sum(score[self.metric] * count for score, count in zip(scores, counts, strict=True))
         others = {name: [score[name] for score in scores] for name in scores[0] if name != self.metric}

@@ -91,3 +91,20 @@ def quadratic_penalty(
     """
     terms = [(importance[name] * (value - anchor[name]).square()).sum() for name, value in parameters if name in anchor]
     return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+def sparsemax(scores: Tensor, dim: int = -1) -> Tensor:
+    """The nearest point of the simplex: weights ≥ 0 that sum to 1, most of them exactly 0.
+
+    Martins & Astudillo (2016, https://arxiv.org/abs/1602.02068): max(z - tau, 0), tau such that the sum is 1.
+
+    >>> sparsemax(torch.tensor([1.0, 0.8, -1.0])).tolist()
+    [0.6000000238418579, 0.4000000059604645, 0.0]
+    """
+    z = scores.transpose(dim, -1)
+    ordered = z.sort(dim=-1, descending=True).values
+    ranks = torch.arange(1, z.shape[-1] + 1, device=z.device, dtype=z.dtype)
+    sums = ordered.cumsum(-1) - 1
+    support = (ordered * ranks > sums).sum(-1, keepdim=True)
+    tau = sums.gather(-1, support - 1) / support
+    return (z - tau).clamp(min=0).transpose(dim, -1)

@@ -174,6 +174,11 @@ class Method(nn.Module):
         """Features (n, width) without gradient: from the feature store while the backbone is frozen."""
         return self.backbone.encode(inputs) if self.backbone.is_frozen else self.backbone.infer(inputs)
 
+    def measures(self, task: Task) -> dict[str, float]:
+        """Further scores on a task's test examples, kept as matrices beside the accuracy: how often a
+        router is right, say. It is told the task, which `predict` never is; the same names every time."""
+        return {}
+
     def diagnostics(self) -> dict[str, Any]:
         """What the report should show besides scores, as plain JSON; most methods have nothing."""
         return {}

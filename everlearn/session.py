@@ -276,7 +276,7 @@ def restore_method(method: Method, saved: checkpoint.Checkpoint) -> None:
 
 def _optimizer(method: Method, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     # Fused, where the optimizer can: one pass over the weights a step instead of ten.
-    fused = {"fused": True} if "fused" in inspect.signature(method.Optimizer).parameters else {}
+    fused: dict[str, Any] = {"fused": True} if "fused" in inspect.signature(method.Optimizer).parameters else {}
     return method.Optimizer(groups, lr=method.lr, **fused)  # type: ignore[call-arg]
 
 

@@ -9,6 +9,13 @@ from everlearn.testing import CHECKS, check_method
 
 # Settings that make a method small and quick; the paper's values are for large data.
 SETTINGS: dict[str, dict] = {
+    "coda_prompt": {"epochs": 16, "batch_size": 8, "components": 4, "lr": 0.01},
+    "aper": {"epochs": 8, "batch_size": 8, "lr": 0.1},
+    "dap": {"epochs": 8, "batch_size": 8, "lr": 0.01},
+    "sequential": {"epochs": 8, "batch_size": 8, "lr": 0.01},
+    "task_adapters": {"epochs": 8, "batch_size": 8, "lr": 0.01},
+    "vpt": {"epochs": 8, "batch_size": 8, "lr": 0.03},
+    "dual_prompt": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "er": {"epochs": 8, "memory_size": 20, "batch_size": 8, "lr": 1e-3},
     "ewc": {"epochs": 8, "fisher_examples": 4, "batch_size": 8, "lr": 1e-3},
     "finetune": {"epochs": 8, "batch_size": 8, "lr": 1e-3},

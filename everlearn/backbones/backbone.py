@@ -51,7 +51,7 @@ class Block:
 class Backbone(nn.Module):
     """A pre-trained encoder. Frozen unless a method says otherwise.
 
-    Subclasses give `prepare`, `hidden`, `pool`, `tokens` and `block`, and set
+    Subclasses give `prepare`, `mask`, `hidden`, `pool`, `tokens` and `block`, and set
 
     * `name`, as the user wrote it;
     * `modality`: the kinds of input it reads, e.g. ``("text",)``;
@@ -79,6 +79,10 @@ class Backbone(nn.Module):
     # -- what subclasses give ------------------------------------------------------------------
     def prepare(self, inputs: Sequence[Input]) -> Any:
         """Raw inputs to what `hidden` takes: token ids, pixels. Part of the backbone's identity."""
+        raise NotImplementedError
+
+    def mask(self, prepared: Any) -> torch.Tensor:
+        """Which of the embedded tokens count, (n, tokens), prompts not among them."""
         raise NotImplementedError
 
     def hidden(self, prepared: Any) -> Hidden:
@@ -135,10 +139,16 @@ class Backbone(nn.Module):
         """Evaluation mode, no gradient, `precision`; everything as before afterwards."""
         was_training = self.training
         self.eval()
+        weights = [m.weight for m in self.modules() if isinstance(m, nn.Linear)] if self.precision != "float32" else []
+        exact = [weight.data for weight in weights]
         try:
             with torch.no_grad(), self.mixed_precision():
+                for weight in weights:  # once here, or autocast does it for every batch
+                    weight.data = weight.data.bfloat16()
                 yield
         finally:
+            for weight, data in zip(weights, exact, strict=True):
+                weight.data = data
             self.train(was_training)
 
     @contextmanager

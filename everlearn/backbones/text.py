@@ -67,8 +67,11 @@ class TextBackbone(Backbone):
         # Characters: near enough to tokens for sorting, and no second pass of the tokenizer.
         return [len(text) for text in inputs]  # type: ignore[arg-type]
 
+    def mask(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
+        return prepared["attention_mask"]
+
     def hidden(self, prepared: dict[str, torch.Tensor]) -> Hidden:
-        mask = prepared["attention_mask"]
+        mask = self.mask(prepared)
         added = sum(delta.added_tokens for delta in self.active)
         wide = F.pad(mask, (0, added), value=1)
         with self.mixed_precision():

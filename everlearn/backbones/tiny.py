@@ -88,16 +88,20 @@ class TinyBackbone(Backbone):
     def lengths(self, inputs: Sequence[Input]) -> list[int]:
         return [len(item) if isinstance(item, str) else 0 for item in inputs]
 
+    def mask(self, prepared: dict[str, Any]) -> torch.Tensor:
+        counts = (
+            prepared["ids"] >= 0 if "ids" in prepared else prepared["pixels"].new_ones(prepared["pixels"].shape[:2])
+        )
+        return F.pad(counts.long(), (1, 0), value=1)  # the CLS token is the first
+
     def hidden(self, prepared: dict[str, Any]) -> Hidden:
         if "ids" in prepared:
             x = self.embedding(prepared["ids"].clamp(min=0))
-            mask = (prepared["ids"] >= 0).long()
         else:
             x = self.patches(prepared["pixels"]) + self.positions[1:]
-            mask = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
         x = torch.cat([(self.cls + self.positions[0]).expand(len(x), 1, -1), x], dim=1)
         added = sum(delta.added_tokens for delta in self.active)
-        mask = F.pad(F.pad(mask, (1, 0), value=1), (0, added), value=1)
+        mask = F.pad(self.mask(prepared), (0, added), value=1)
         x = self.embedded(x)
         for block in self.blocks:
             x = block(x, mask)

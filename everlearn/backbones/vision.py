@@ -73,6 +73,12 @@ class VisionBackbone(Backbone):
         pixels = (pixels - np.float32(self.settings["mean"])) / np.float32(self.settings["std"])
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
+    def mask(self, prepared: torch.Tensor) -> torch.Tensor:
+        embeddings = self.model if self.is_timm else self.model.embeddings
+        tokens = embeddings.patch_embed.num_patches if self.is_timm else embeddings.patch_embeddings.num_patches
+        prefixed = self.model.num_prefix_tokens if self.is_timm else _prefix_tokens(embeddings)
+        return torch.ones(len(prepared), prefixed + tokens, dtype=torch.long, device=prepared.device)
+
     def hidden(self, prepared: torch.Tensor) -> Hidden:
         with self.mixed_precision():
             states = self.model.forward_features(prepared) if self.is_timm else self.model(prepared).last_hidden_state
@@ -90,6 +96,11 @@ class VisionBackbone(Backbone):
 
     def block(self, index: int) -> Block:
         return find_block(self._blocks[index], index, self.width)
+
+
+def _prefix_tokens(embeddings: Any) -> int:
+    """CLS, and DeiT's distillation token."""
+    return 1 + (getattr(embeddings, "distillation_token", None) is not None)
 
 
 def decode(item: Input) -> Any:

@@ -11,16 +11,27 @@ from everlearn.errors import EverlearnError, unknown
 
 if TYPE_CHECKING:
     from everlearn.method import Method
+    from everlearn.methods.aper import APER as APER
+    from everlearn.methods.coda_prompt import CODAPrompt as CODAPrompt
+    from everlearn.methods.dap import DAP as DAP
+    from everlearn.methods.dual_prompt import DualPrompt as DualPrompt
     from everlearn.methods.er import ER as ER
     from everlearn.methods.ewc import EWC as EWC
+    from everlearn.methods.fecam import FeCAM as FeCAM
     from everlearn.methods.finetune import Finetune as Finetune
     from everlearn.methods.frozen import Frozen as Frozen
     from everlearn.methods.joint import Joint as Joint
+    from everlearn.methods.klda import KLDA as KLDA
     from everlearn.methods.l2p import L2P as L2P
+    from everlearn.methods.lda import LDA as LDA
     from everlearn.methods.lora import SequentialLoRA as SequentialLoRA
     from everlearn.methods.lwf import LwF as LwF
     from everlearn.methods.ranpac import RanPAC as RanPAC
+    from everlearn.methods.sequential import Sequential as Sequential
     from everlearn.methods.simplecil import SimpleCIL as SimpleCIL
+    from everlearn.methods.slca import SLCA as SLCA
+    from everlearn.methods.task_adapters import TaskAdapters as TaskAdapters
+    from everlearn.methods.vpt import VPT as VPT
 
 _PREFIX = "everlearn.methods."
 

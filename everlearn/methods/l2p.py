@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.functional import normalize
 
 from everlearn.backbones.backbone import Backbone
+from everlearn.heads.linear import append_rows
 from everlearn.losses import cross_entropy
+from everlearn.memory.selection import Selection
 from everlearn.method import Method, Tags, seeded
 from everlearn.peft.prompt import PromptTokens
-from everlearn.streams.stream import Examples
+from everlearn.streams.stream import Examples, Task
 
 
 class L2P(Method):
@@ -24,7 +27,7 @@ class L2P(Method):
     Queries come from the feature store: one encoding an example in a whole run.
 
     Departs from the released code where that leaks: prompts are chosen for each example, never by a
-    vote of the batch.
+    vote of the batch, unless `paper_compat` asks for it.
 
     Args:
         backbone: a pre-trained encoder, frozen.
@@ -32,12 +35,18 @@ class L2P(Method):
         length: tokens a prompt.
         selected: prompts an example, N of the paper.
         pull: weight of the keys' distance to the query, lambda of the paper.
+        diversify: how training keeps tasks on prompts of their own. "frequency" weighs distances by
+            how often a prompt was chosen in earlier tasks (the paper); "mask" gives task t the prompts
+            t·N … (t+1)·N - 1 (the released code); "none" neither.
+        grow: prompts added to the pool with every task after the first.
+        paper_compat: choose by a vote of each batch, also when predicting, as released. It leaks.
         epochs: passes over each task.
         batch_size: examples a step.
         lr: learning rate (Adam), of prompts, keys and head.
         seed: of the pool, the head and the order of examples.
 
-    Relations: `simplecil` uses the query alone; `lora` changes the encoder for every example alike.
+    Relations: `simplecil` uses the query alone; `dual_prompt` and `coda_prompt` put prompts into
+    attention; `vpt` has one prompt for all.
 
     >>> from everlearn import backbones
     >>> tuple(L2P(backbones.load("tiny"), pool_size=6, length=3).prompts.shape)
@@ -50,21 +59,46 @@ class L2P(Method):
 
     def __init__(
         self, backbone: Backbone, *, pool_size: int = 10, length: int = 5, selected: int = 5, pull: float = 0.5,
+        diversify: Literal["none", "frequency", "mask"] = "none", grow: int = 0, paper_compat: bool = False,
         epochs: int = 5, batch_size: int = 16, lr: float = 0.001875, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
-        self.selected, self.pull = selected, pull
+        self.length, self.selected, self.pull = length, selected, pull
+        self.diversify, self.grow, self.paper_compat = diversify, grow, paper_compat
+        self.prompts = nn.Parameter(torch.empty(0, length, backbone.width))
+        self.keys = nn.Parameter(torch.empty(0, backbone.width))
         with seeded(seed):
-            self.prompts = nn.Parameter(torch.empty(pool_size, length, backbone.width).uniform_(-1, 1))
-            self.keys = nn.Parameter(torch.empty(pool_size, backbone.width).uniform_(-1, 1))
+            self._add_prompts(pool_size)
+        self.chosen = Selection()
         self.inserted = PromptTokens()
         backbone.attach(self.inserted, backbone.tokens)
 
-    def select(self, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def _add_prompts(self, count: int) -> None:
+        width = self.backbone.width
+        self.prompts = append_rows(self.prompts, torch.empty(count, self.length, width).uniform_(-1, 1))
+        self.keys = append_rows(self.keys, torch.empty(count, width).uniform_(-1, 1))
+
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        if task.index > 0:
+            self._add_prompts(self.grow)
+
+    def select(self, inputs: Any, learning: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """The chosen prompts (n, selected) and their keys' cosines to the query (n, selected)."""
-        cosines = nn.functional.normalize(self.backbone.encode(inputs)) @ nn.functional.normalize(self.keys).T
-        nearest = cosines.topk(self.selected, dim=1)
-        return nearest.indices, nearest.values
+        cosines = normalize(self.backbone.encode(inputs)) @ normalize(self.keys).T
+        far = 1 - cosines.detach()
+        if learning and self.diversify == "frequency" and self.task.index > 0:
+            frequencies = self.chosen.frequencies().to(far)
+            far = far * nn.functional.pad(frequencies, (0, len(self.keys) - len(frequencies)))
+        if learning and self.diversify == "mask":
+            start = self.task.index * self.selected
+            own = torch.arange(start, start + self.selected, device=far.device) % len(self.keys)
+            chosen = own.expand(len(far), -1)
+        else:
+            chosen = far.topk(self.selected, dim=1, largest=False).indices
+            if self.paper_compat:
+                chosen = _voted(chosen, len(self.keys), self.batch_size)
+        return chosen, cosines.gather(1, chosen)
 
     def prompted(self, inputs: Any, chosen: torch.Tensor) -> torch.Tensor:
         """The mean output of the prompt tokens (n, width)."""
@@ -74,11 +108,26 @@ class L2P(Method):
         return hidden.states[:, -hidden.prompts :].mean(1)
 
     def loss(self, batch: Examples) -> torch.Tensor:
-        chosen, cosines = self.select(batch.inputs)
+        chosen, cosines = self.select(batch.inputs, learning=True)
         scores = self.head(self.prompted(batch.inputs, chosen))
         masked = cross_entropy(scores, self.labels(batch), classes=self.task.classes)
         return masked + self.pull * (1 - cosines).sum(1).mean()
 
+    def end_task(self, task: Task) -> None:
+        self.chosen.record(self.select(task.train.inputs, learning=True)[0], self.keys)
+
     def embed(self, inputs: Any) -> torch.Tensor:
         chosen = self.select(inputs)[0]
         return self.backbone.infer(inputs, lambda batch, rows: self.prompted(batch, chosen[rows]))
+
+    def diagnostics(self) -> dict[str, Any]:
+        return {"prompt selection": self.chosen.diagnostics()}
+
+
+def _voted(chosen: torch.Tensor, pool: int, batch_size: int) -> torch.Tensor:
+    """Every batch of rows gets the prompts that most of them chose."""
+    voted = []
+    for rows in chosen.split(batch_size):
+        counts = torch.bincount(rows.flatten(), minlength=pool)
+        voted.append(counts.topk(chosen.shape[1]).indices.expand(len(rows), -1))
+    return torch.cat(voted)

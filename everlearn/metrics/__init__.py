@@ -30,6 +30,9 @@ FORMULAS: dict[str, str] = {
     "gate": "retention ≥ 80 % and gain ≥ 90 % of the gain of joint",
     "nDCG@10": "DCG@10 / best possible DCG@10, DCG@10 = Σ_{r≤10} grade_{r} / log₂(r + 1)",
     "recall@10": "relevant documents among the first 10 / relevant documents",
+    "own prompts": "test examples that are given the prompts of their own task / test examples",
+    "router accuracy": "test examples that are sent to their own task / test examples",
+    "head accuracy": "test examples that their own task's head gets right / test examples",
     "mrr@10": "1 / rank of the first relevant document, 0 beyond rank 10",
 }
 

@@ -19,6 +19,7 @@ class PromptTokens(Delta):
     """Appends given tokens, one set an example, to the sequence at a backbone's `tokens` site.
 
     The tokens are not parameters here: who owns them (a pool, a task) hands them in for one pass.
+    With `replaces`, on a later block, they take the place of the last tokens instead.
 
     >>> import torch
     >>> delta, y = PromptTokens(), torch.zeros(1, 3, 8)
@@ -27,15 +28,17 @@ class PromptTokens(Delta):
     (1, 5, 8)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, replaces: bool = False) -> None:
         super().__init__()
         self.is_active = False
+        self.replaces = replaces
         self._tokens: torch.Tensor | None = None
 
     @contextmanager
     def given(self, tokens: torch.Tensor) -> Iterator[None]:
         """Inside the block every pass gets `tokens`, of shape (n, p, width)."""
-        self._tokens, self.added_tokens, self.is_active = tokens, tokens.shape[1], True
+        self._tokens, self.is_active = tokens, True
+        self.added_tokens = 0 if self.replaces else tokens.shape[1]
         try:
             yield
         finally:
@@ -43,7 +46,8 @@ class PromptTokens(Delta):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         assert self._tokens is not None, "PromptTokens is used inside `with prompts.given(tokens):`"
-        return torch.cat([y, self._tokens.to(y.dtype)], dim=1)
+        kept = y[:, : -self._tokens.shape[1]] if self.replaces else y
+        return torch.cat([kept, self._tokens.to(y.dtype)], dim=1)
 
 
 class Prompt(Delta):

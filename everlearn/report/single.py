@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from everlearn.console import percent
-from everlearn.metrics import passes
+from everlearn.metrics import FORMULAS, passes
 from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
 from everlearn.report import figures
 from everlearn.report.costs import costs
@@ -165,7 +165,7 @@ def matrices(run: Results, name: str | None = "matrix") -> Html:
     others = (
         figure(
             f"matrix-{metric.partition('@')[0]}" if name else None,
-            join([f"{metric} in %: ", formula(metric)]),
+            join([f"{metric} in %", *([": ", formula(metric)] if metric in FORMULAS else [])]),
             heatmap(metric, matrix, None, names),
         )
         for metric, matrix in run.get("other_matrices", {}).items()

@@ -1,0 +1,79 @@
+"""Which prompts each task's examples were given: what tells a working pool from a collapsed one."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everlearn.errors import EverlearnWarning
+from everlearn.state import Stateful
+
+
+class Selection(Stateful):
+    """Counts of chosen prompts, one row a task, and how far the keys moved while it was learned.
+
+    >>> chosen = Selection()
+    >>> chosen.record(torch.tensor([[0, 1], [0, 1], [0, 2]]), torch.eye(4))
+    >>> chosen.counts.tolist(), round(chosen.effective(chosen.counts[0]), 2)
+    ([[3, 2, 1, 0]], 2.75)
+    """
+
+    counts: Tensor
+    keys: Tensor
+    drift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(0, 0, dtype=torch.long))
+        self.register_buffer("keys", torch.zeros(0, 0))
+        self.register_buffer("drift", torch.zeros(0))
+
+    def record(self, chosen: Tensor, keys: Tensor) -> None:
+        """Count what a task's training examples are given once it is learned.
+
+        Args:
+            chosen: (n, prompts an example) indices. keys: (prompts, width) as they are now.
+
+        Warns:
+            EverlearnWarning: the choices have collapsed to few of many prompts.
+        """
+        counted = torch.bincount(chosen.flatten().cpu(), minlength=len(keys))
+        self.counts = torch.nn.functional.pad(self.counts, (0, len(keys) - self.counts.shape[1]))
+        self.counts = torch.cat([self.counts, counted[None]])
+        now, old = keys.detach().cpu().clone(), min(len(self.keys), len(keys))
+        moved = torch.zeros(1)
+        if old:
+            moved = 1 - torch.nn.functional.cosine_similarity(self.keys[:old], now[:old], dim=1).mean()[None]
+        self.drift, self.keys = torch.cat([self.drift, moved]), now
+        effective, tasks = self.effective(self.counts.sum(0)), len(self.counts)
+        if tasks > 1 and effective < 1.5 * chosen.shape[1] and len(keys) >= 2 * chosen.shape[1]:
+            warnings.warn(
+                f"prompt selection has collapsed: after {tasks} tasks {effective:.1f} of {len(keys)} prompts are in "
+                "use (the exponential of the choices' entropy)", EverlearnWarning, stacklevel=2,
+            )  # fmt: skip
+
+    def frequencies(self) -> Tensor:
+        """The share of all choices so far that each prompt had, (prompts,)."""
+        total = self.counts.sum(0)
+        return total / total.sum().clamp(min=1)
+
+    @staticmethod
+    def effective(counts: Tensor) -> float:
+        """How many prompts are in use: the exponential of the entropy of `counts`."""
+        share = counts[counts > 0] / counts.sum()
+        return float((-(share * share.log()).sum()).exp())
+
+    def diagnostics(self) -> dict[str, Any]:
+        """For the report: a histogram, entropy and drift for each task."""
+        told: dict[str, Any] = {}
+        for t, counts in enumerate(self.counts):
+            told[f"task {t + 1}"] = {
+                "histogram": {f"prompt {i + 1}": int(n) for i, n in enumerate(counts) if n},
+                "entropy of the choices (nats)": round(float(torch.tensor(self.effective(counts)).log()), 4),
+                "prompts in use": round(self.effective(counts), 2),
+                "drift of the keys (1 - cosine)": round(float(self.drift[t]), 4),
+            }
+        return told

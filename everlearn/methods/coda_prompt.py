@@ -1,0 +1,144 @@
+"""CODA-Prompt: a prompt is a weighted sum of components (Smith et al., 2023)."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from everlearn.backbones.backbone import Backbone
+from everlearn.heads.linear import append_rows
+from everlearn.losses import cross_entropy, sparsemax
+from everlearn.memory.selection import Selection
+from everlearn.method import Method, Tags
+from everlearn.peft.prefix import KeysValues
+from everlearn.streams.stream import Examples, Task
+
+
+class CODAPrompt(Method):
+    """CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual
+    Learning. Smith, Karlinsky, Gutta et al., CVPR 2023, https://arxiv.org/abs/2211.13218
+
+    Component m weighs alpha_m = cos(q ∘ A_m, K_m), with q the frozen feature; the prompt of a block is
+    sum alpha_m P_m, its first half keys and its second values of attention. Every task adds
+    components, Gram-Schmidt orthogonal to all before, and trains only them.
+
+    Args:
+        backbone: a pre-trained encoder, frozen.
+        components: components a task (the paper: 100 over all tasks).
+        length: tokens of a prompt, half keys and half values.
+        blocks: how many blocks, from the first, get a prompt.
+        attention: "dense" is the paper's; "topk" keeps each example's `kept` largest weights; "sparsemax"
+            projects the weights onto the simplex, which leaves most of them at zero.
+        kept: weights that "topk" keeps.
+        orthogonality: mu of the paper: weight of mean((B Bᵀ - I)²) for P, K and A; the released code
+            has 0, for components start orthogonal.
+        epochs: passes over each task.
+        batch_size: examples a step.
+        lr: learning rate (Adam, cosine schedule).
+        seed: of the components, the head and the order of examples.
+
+    Relations: `l2p` and `dual_prompt` choose prompts where this one weighs them.
+
+    >>> from everlearn import backbones
+    >>> CODAPrompt(backbones.load("tiny"), components=4, blocks=5).blocks
+    2
+    """
+
+    tags = Tags(family="prompt", trains="peft", needs_boundaries=True)
+    Optimizer = torch.optim.Adam
+    schedule = "cosine"
+
+    def __init__(
+        self, backbone: Backbone, *, components: int = 10, length: int = 8, blocks: int = 5,
+        attention: Literal["dense", "topk", "sparsemax"] = "dense", kept: int = 5, orthogonality: float = 0.0,
+        epochs: int = 20, batch_size: int = 128, lr: float = 0.001, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        self.components, self.attention, self.kept, self.orthogonality = components, attention, kept, orthogonality
+        self.blocks = min(blocks, backbone.depth)
+        self.prompts = nn.Parameter(torch.empty(0, self.blocks, length, backbone.width))
+        self.keys = nn.Parameter(torch.empty(0, self.blocks, backbone.width))
+        self.focus = nn.Parameter(torch.empty(0, self.blocks, backbone.width))
+        self.chosen = Selection()
+        self.inserted = nn.ModuleList(
+            [backbone.attach(KeysValues(), backbone.block(index).heads) for index in range(self.blocks)]
+        )
+
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        self.old = len(self.keys)
+        self.prompts, self.keys, self.focus = (
+            append_rows(p, orthogonal_rows(p.detach(), self.components)) for p in (self.prompts, self.keys, self.focus)
+        )
+
+    def weights(self, queries: torch.Tensor) -> torch.Tensor:
+        """alpha (n, components, blocks) of queries (n, width)."""
+        keys, focus = self._held(self.keys), self._held(self.focus)
+        looked = normalize(torch.einsum("nd,mbd->nmbd", queries, focus), dim=-1)
+        alpha = torch.einsum("nmbd,mbd->nmb", looked, normalize(keys, dim=-1))
+        if self.attention == "sparsemax":
+            return sparsemax(alpha, dim=1)
+        if self.attention == "topk" and alpha.shape[1] > self.kept:
+            least = alpha.topk(self.kept, dim=1).values[:, -1:]
+            return alpha.masked_fill(alpha < least, 0.0)
+        return alpha
+
+    def prompted(self, inputs: Any, queries: torch.Tensor) -> torch.Tensor:
+        """Features (n, width) with each example's prompts."""
+        prompts = torch.einsum("nmb,mbld->nbld", self.weights(queries), self._held(self.prompts))
+        with ExitStack() as stack:
+            for inserted, prompt in zip(self.inserted, prompts.unbind(1), strict=True):
+                stack.enter_context(cast(KeysValues, inserted).given(*prompt.chunk(2, dim=1)))
+            return self.backbone(inputs)
+
+    def _held(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The components, those of earlier tasks without gradient."""
+        return torch.cat([parameter[: self.old].detach(), parameter[self.old :]])
+
+    def loss(self, batch: Examples) -> torch.Tensor:
+        scores = self.head(self.prompted(batch.inputs, self.backbone.encode(batch.inputs)))
+        loss = cross_entropy(scores, self.labels(batch), classes=self.task.classes)
+        if self.orthogonality:
+            parts = (self._held(p).transpose(0, 1).flatten(2) for p in (self.prompts, self.keys, self.focus))
+            loss = loss + self.orthogonality * sum((_gram_error(part) for part in parts), torch.zeros(()))
+        return loss
+
+    def end_task(self, task: Task) -> None:
+        alpha = self.weights(self.backbone.encode(task.train.inputs)).mean(2)
+        largest = alpha.topk(min(self.kept, alpha.shape[1]), dim=1).indices
+        self.chosen.record(largest, self.keys.flatten(1))
+
+    def embed(self, inputs: Any) -> torch.Tensor:
+        queries = self.backbone.encode(inputs)
+        return self.backbone.infer(inputs, lambda batch, rows: self.prompted(batch, queries[rows]))
+
+    def diagnostics(self) -> dict[str, Any]:
+        return {"components of the largest weights": self.chosen.diagnostics()}
+
+
+def orthogonal_rows(old: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` new rows beside `old` (rows, blocks, …): in each block of length 1 and orthogonal to all
+    rows before, as long as the space has room; beyond that directions at random."""
+    rows, size = old.flatten(2).double(), math.prod(old.shape[2:])
+    made = torch.empty(count, old.shape[1], size, dtype=torch.float64, device=old.device)
+    for block in range(old.shape[1]):
+        spanned = torch.linalg.qr(rows[:, block].T)[0].T
+        for index in range(count):
+            row = torch.randn(size, dtype=torch.float64).to(rows.device)
+            if len(spanned) < size:
+                for _ in range(2):  # twice: once leaves rounding of the size of what was taken away
+                    row = row - (spanned @ row) @ spanned
+                spanned = torch.cat([spanned, normalize(row, dim=0)[None]])
+            made[index, block] = normalize(row, dim=0)
+    return made.reshape(count, *old.shape[1:]).to(old.dtype)
+
+
+def _gram_error(rows: torch.Tensor) -> torch.Tensor:
+    """mean((B Bᵀ - I)²) of (blocks, rows, size), summed over blocks."""
+    gram = rows @ rows.transpose(1, 2)
+    return (gram - torch.eye(gram.shape[1], device=gram.device)).square().mean((1, 2)).sum()

@@ -1,0 +1,132 @@
+"""DualPrompt: general prompts for all tasks, expert prompts for each (Wang et al., 2022)."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import cosine_similarity, normalize
+
+from everlearn.backbones.backbone import Backbone
+from everlearn.errors import EverlearnError
+from everlearn.heads.linear import append_rows
+from everlearn.losses import cross_entropy
+from everlearn.memory.selection import Selection
+from everlearn.method import Method, Tags, seeded
+from everlearn.peft.prefix import KeysValues
+from everlearn.peft.prompt import PromptTokens
+from everlearn.streams.stream import Examples, Task
+
+
+class DualPrompt(Method):
+    """DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning. Wang, Zhang, Ebrahimi
+    et al., ECCV 2022, https://arxiv.org/abs/2204.04799
+
+    One general prompt is trained on every task; one expert prompt and its key belong to each. An
+    example gets the expert whose key is nearest to its frozen feature; in training, its task's own.
+    As prefixes, the first half of a prompt joins the keys and the second the values of attention.
+
+    Every example brings its own prompts, so a prediction does not depend on its place in a batch.
+
+    Args:
+        backbone: a pre-trained encoder, frozen.
+        general_length: tokens of the general prompt; as a prefix half are keys, half values.
+        expert_length: tokens of an expert prompt, likewise.
+        general_blocks: the blocks of the general prompt, from 0; those beyond the encoder's depth are dropped.
+        expert_blocks: the blocks of the expert prompts; the last block where all lie beyond the depth.
+        form: "prefix" or "prompt". As prompts, which need equal lengths, tokens take the places of the
+            block before's instead of being added to them: the sequence grows once.
+        pull: weight of the key's distance to the query, lambda of the paper.
+        epochs: passes over each task.
+        batch_size: examples a step.
+        lr: learning rate (Adam).
+        seed: of the prompts, the head and the order of examples.
+
+    Raises:
+        EverlearnError: lengths that do not fit the form.
+
+    Relations: `l2p` has one pool at the input; `coda_prompt` weighs all prompts instead of choosing.
+
+    >>> from everlearn import backbones
+    >>> DualPrompt(backbones.load("tiny")).expert_blocks
+    (1,)
+    """
+
+    tags = Tags(family="prompt", trains="peft", needs_boundaries=True)
+    Optimizer = torch.optim.Adam
+    clip = 1.0
+
+    def __init__(
+        self, backbone: Backbone, *, general_length: int = 6, expert_length: int = 20,
+        general_blocks: tuple[int, ...] = (0, 1), expert_blocks: tuple[int, ...] = (2, 3, 4),
+        form: Literal["prefix", "prompt"] = "prefix", pull: float = 1.0,
+        epochs: int = 5, batch_size: int = 16, lr: float = 0.001, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        if form == "prefix" and (general_length % 2 or expert_length % 2):
+            raise EverlearnError("form='prefix' splits a prompt into keys and values: give even lengths")
+        if form == "prompt" and general_length != expert_length:
+            raise EverlearnError("form='prompt' needs general_length equal to expert_length")
+        self.expert_blocks = tuple(b for b in expert_blocks if b < backbone.depth) or (backbone.depth - 1,)
+        within = (b for b in general_blocks if b < backbone.depth)
+        self.general_blocks = tuple(b for b in within if b not in self.expert_blocks)
+        self.form, self.pull, self.expert_length = form, pull, expert_length
+        with seeded(seed):
+            general = torch.empty(len(self.general_blocks), general_length, backbone.width).uniform_(-1, 1)
+        self.general = nn.Parameter(general)
+        self.experts = nn.Parameter(torch.empty(0, len(self.expert_blocks), expert_length, backbone.width))
+        self.keys = nn.Parameter(torch.empty(0, backbone.width))
+        self.chosen = Selection()
+        self.inserted = nn.ModuleList()
+        for index in (*self.general_blocks, *self.expert_blocks):
+            self.inserted.append(self._insert(index))
+
+    def _insert(self, index: int) -> Any:
+        if self.form == "prefix":
+            return self.backbone.attach(KeysValues(), self.backbone.block(index).heads)
+        first = len(self.inserted) == 0
+        site = self.backbone.tokens if index == 0 else self.backbone.block(index - 1).output
+        return self.backbone.attach(PromptTokens(replaces=not first), site)
+
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        shape = self.experts.shape[1:]
+        self.experts = append_rows(self.experts, torch.empty(1, *shape).uniform_(-1, 1))
+        self.keys = append_rows(self.keys, torch.empty(1, self.backbone.width).uniform_(-1, 1))
+
+    def select(self, inputs: Any) -> torch.Tensor:
+        """The expert (n,) of each example: the task whose key is nearest to its query."""
+        return (normalize(self.backbone.encode(inputs)) @ normalize(self.keys).T).argmax(1)
+
+    def prompted(self, inputs: Any, expert: torch.Tensor) -> torch.Tensor:
+        """Features (n, width) with the general and each example's expert prompts."""
+        general = [p.expand(len(expert), -1, -1) for p in self.general]
+        prompts = [*general, *self.experts[expert].unbind(1)]
+        with ExitStack() as stack:
+            for inserted, prompt in zip(self.inserted, prompts, strict=True):
+                given = prompt.chunk(2, dim=1) if self.form == "prefix" else (prompt,)
+                stack.enter_context(cast(Any, inserted).given(*given))
+            return self.backbone(inputs)
+
+    def loss(self, batch: Examples) -> torch.Tensor:
+        expert = torch.full((len(batch),), self.task.index, device=self.backbone.device)
+        scores = self.head(self.prompted(batch.inputs, expert))
+        nearness = cosine_similarity(self.backbone.encode(batch.inputs), self.keys[expert])
+        masked = cross_entropy(scores, self.labels(batch), classes=self.task.classes)
+        return masked + self.pull * (1 - nearness).mean()
+
+    def end_task(self, task: Task) -> None:
+        self.chosen.record(self.select(task.train.inputs)[:, None], self.keys)
+
+    def embed(self, inputs: Any) -> torch.Tensor:
+        expert = self.select(inputs)
+        return self.backbone.infer(inputs, lambda batch, rows: self.prompted(batch, expert[rows]))
+
+    def measures(self, task: Task) -> dict[str, float]:
+        own = self.select(task.test.inputs) == task.index
+        return {"own prompts": own.double().mean().item()}
+
+    def diagnostics(self) -> dict[str, Any]:
+        return {"prompt selection": self.chosen.diagnostics()}

@@ -1,0 +1,72 @@
+"""KLDA: linear discriminant analysis of random Fourier features (Momeni, Mazumder & Liu, 2025)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from everlearn.backbones.backbone import Backbone
+from everlearn.heads.gaussian import Gaussian
+from everlearn.method import Method, Tags, derived_seed
+from everlearn.streams.stream import Task
+
+
+class KLDA(Method):
+    """Continual Learning Using a Kernel-Based Method Over Foundation Models. Momeni, Mazumder & Liu,
+    AAAI 2025, https://arxiv.org/abs/2412.15571
+
+    Freeze the encoder and map its features at random so that inner products approximate a Gaussian
+    kernel; a class is the mean of its mapped features, and all share one covariance. With more than
+    one member (the paper's KLDA-E) the probabilities of several maps are averaged. The statistics
+    are sums, so the result does not depend on the order or the number of tasks.
+
+    Departures: features are scaled to length one before the map, so that one `gamma` serves every
+    encoder (the paper tunes it for each); the covariance is shrunk, so that it can be inverted.
+
+    Args:
+        backbone: a pre-trained encoder, frozen.
+        rff: number of random Fourier features, D of the paper, which takes 5,000; on CLINC150 (validation
+            examples) 2,000 are as good in a sixth of the time. A member keeps 8 `rff`² bytes.
+        gamma: γ of the kernel exp(-γ |x - y|²) between features of length one.
+        members: number of random maps; 1 is KLDA, more is KLDA-E.
+        shrinkage: weight of the spherical part of the covariance, above 0 and at most 1; "oas" takes it
+            from the statistics.
+        seed: of the random maps.
+
+    Relations: `lda` is the same without the map; `ranpac` has another random map and ridge regression.
+
+    >>> from everlearn import backbones
+    >>> len(KLDA(backbones.load("tiny"), rff=64, members=3).head)
+    3
+    """
+
+    tags = Tags(family="representation", trains="nothing")
+
+    def __init__(
+        self, backbone: Backbone, *, rff: int = 2000, gamma: float = 0.1, members: int = 1,
+        shrinkage: float | Literal["oas"] = "oas", seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(backbone, seed=seed)
+        self.head = Ensemble(
+            Gaussian(backbone.width, rff=rff, gamma=gamma, shrinkage=shrinkage, seed=derived_seed(seed, member))
+            for member in range(members)
+        )
+
+    def end_task(self, task: Task) -> None:
+        features, labels = self.embed(task.train.inputs), self.labels(task.train)
+        for head in self.head:
+            head.add(features, labels)
+            head.solve()
+
+
+class Ensemble(torch.nn.ModuleList):
+    """Heads whose probabilities are averaged."""
+
+    def grow(self, classes: int) -> None:
+        for head in self:
+            head.grow(classes)  # type: ignore[operator]
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, width) features -> (n, classes) probabilities."""
+        return torch.stack([head(features).softmax(1) for head in self]).mean(0)

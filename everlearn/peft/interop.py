@@ -1,0 +1,318 @@
+"""LoRA and prefixes in the folder format of Hugging Face PEFT: adapter_config.json and adapter_model.safetensors.
+
+What is saved here, `peft.PeftModel.from_pretrained` loads onto the transformers model, and the other way round.
+
+* LoRA gives the same states on both sides. PEFT knows whole linear layers only: LoRA on parts of a fused
+  query-key-value projection is written as one of the summed rank, and comes back as that.
+* A prefix is the same keys and values on both sides. But where PEFT joins them to a BERT-like encoder, it
+  also moves the positions of the text up by the length of the prefix; here the text stays where it was.
+  Other encoders (DistilBERT, ViTs) take no prefix in PEFT.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from everlearn.errors import EverlearnError, EverlearnWarning, unknown
+from everlearn.peft.delta import Delta, Site
+from everlearn.peft.lora import LoRA
+from everlearn.peft.prefix import Prefix
+from everlearn.peft.unified import DeltaSet, sites
+
+if TYPE_CHECKING:
+    from everlearn.backbones.backbone import Backbone
+
+CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PROMPT = "prompt_embeddings"
+KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<half>[AB])\.weight")
+
+# Settings that are read, or that say how the adapter was made and not what it computes. Any other that is
+# set is refused, also one that a later PEFT brings: it may change the result.
+KNOWN = ("peft_type", "task_type", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode",
+         "peft_version")  # fmt: skip
+SETTINGS = {
+    "LORA": (
+        *KNOWN, "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights",
+        "eva_config", "fan_in_fan_out", "megatron_core", "qalora_group_size",
+        # Which layers are meant; the tensors say it too.
+        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    ),
+    "PREFIX_TUNING": (
+        *KNOWN, "num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules",
+        "encoder_hidden_size", "prefix_projection", "init_weights",
+    ),
+}  # fmt: skip
+HARMLESS_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Values of init_lora_weights; the others (pissa, olora, …) also change the weights of the encoder."""
+
+
+def save(deltas: DeltaSet, backbone: Backbone, folder: str | Path) -> None:
+    """Write LoRA or prefixes as PEFT does: the folder whole or not at all. An adapter there is replaced.
+
+    Args:
+        deltas: LoRA on linear layers, or one prefix on every block; a re-parametrised prefix is folded.
+        backbone: the encoder that they were made for.
+        folder: new, empty, or with an adapter and nothing else.
+
+    Raises:
+        EverlearnError: PEFT's format has no place for these deltas, or the folder holds something else.
+
+    >>> import tempfile
+    >>> from everlearn import backbones
+    >>> from everlearn.peft.unified import insert
+    >>> tiny, folder = backbones.load("tiny"), tempfile.mkdtemp()
+    >>> save(insert(tiny, "lora"), tiny, folder)
+    >>> sorted(os.listdir(folder))
+    ['adapter_config.json', 'adapter_model.safetensors']
+    """
+    kinds = {type(delta) for delta in deltas}
+    if kinds == {LoRA}:
+        config, tensors = _lora_written(deltas, backbone)
+    elif kinds == {Prefix}:
+        config, tensors = _prefix_written(deltas, backbone)
+    else:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
+        raise EverlearnError(f"an adapter in PEFT's format holds LoRA alone or prefixes alone, not {names}: "
+                             "save each of the two by itself; the rest stays in everlearn's checkpoints")  # fmt: skip
+    model = _model(backbone)
+    config |= {
+        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+        "auto_mapping": {"base_model_class": type(model).__name__, "parent_library": type(model).__module__},
+        "inference_mode": True,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    files = {CONFIG: json.dumps(config, indent=2, sort_keys=True).encode(),
+             WEIGHTS: to_bytes(tensors, metadata={"format": "pt"})}  # fmt: skip
+    _write_folder(Path(folder), files)
+
+
+def load(backbone: Backbone, folder: str | Path) -> DeltaSet:
+    """LoRA or prefixes from a folder in PEFT's format, attached to `backbone`. Nothing is unpickled.
+
+    Raises:
+        EverlearnError: the folder is incomplete or damaged, is of another encoder, or uses what everlearn
+            has not.
+
+    >>> import tempfile
+    >>> from everlearn import backbones
+    >>> from everlearn.peft.unified import insert
+    >>> tiny, folder = backbones.load("tiny"), tempfile.mkdtemp()
+    >>> save(insert(tiny, "lora"), tiny, folder)
+    >>> [delta.site_name for delta in load(tiny, folder)]
+    ['block 0 query', 'block 0 value', 'block 1 query', 'block 1 value']
+    """
+    place = Path(folder)
+    config = _read_config(place / CONFIG)
+    tensors = _read_weights(place)
+    read = _lora_read if config["peft_type"] == "LORA" else _prefix_read
+    try:
+        placed = read(config, tensors, backbone, place / WEIGHTS)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError, re.error) as error:
+        raise EverlearnError(f"{place / CONFIG} has a value that cannot be used ({error}): copy it again") from error
+    return DeltaSet([backbone.attach(delta.to(backbone.device), site) for delta, site in placed])
+
+
+# -- LoRA ------------------------------------------------------------------------------------------
+def _lora_written(deltas: DeltaSet, backbone: Backbone) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    named, paths = sites(backbone), _paths(backbone)
+    layers: dict[str, list[tuple[LoRA, Site]]] = {}
+    for delta in deltas:
+        site = named.get(delta.site_name)
+        if site is None or site.enter is not site.leave or not isinstance(site.leave, nn.Linear):
+            raise EverlearnError(f"PEFT has LoRA on single linear layers only, and '{delta.site_name}' is none of "
+                                 f"backbone '{backbone.name}': insert LoRA on query, key, value or an operation "
+                                 "to save it")  # fmt: skip
+        layers.setdefault(paths[site.leave], []).append((delta, site))  # type: ignore[arg-type]
+    tensors, ranks, alphas = {}, {}, {}
+    for path, parts in layers.items():
+        scale = parts[0][0].scale or 1.0
+        # Several on one layer add up, and their sum is one LoRA: A below A, B beside B, each B in its own rows.
+        name = f"base_model.model.{path}.lora_"
+        tensors[f"{name}A.weight"] = torch.cat([delta.a for delta, _ in parts])
+        tensors[f"{name}B.weight"] = torch.cat([_rows(d.b * (d.scale / scale), site) for d, site in parts], dim=1)
+        ranks[path] = len(tensors[f"{name}A.weight"])
+        alphas[path] = scale * ranks[path]
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    return {
+        "peft_type": "LORA", "task_type": None, "target_modules": list(layers), "bias": "none",
+        "r": rank, "rank_pattern": {path: value for path, value in ranks.items() if value != rank},
+        "lora_alpha": alpha, "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
+        "lora_dropout": 0.0, "use_rslora": False, "use_dora": False, "fan_in_fan_out": False,
+    }, tensors  # fmt: skip
+
+
+def _rows(b: torch.Tensor, site: Site) -> torch.Tensor:
+    """B for the whole layer, zero outside the columns of the output that belong to the site."""
+    whole = b.new_zeros(site.leave.out_features, b.shape[1])  # type: ignore[call-overload]
+    whole[site.columns or slice(None)] = b
+    return whole
+
+
+def _lora_read(
+    config: dict[str, Any], tensors: dict[str, torch.Tensor], backbone: Backbone, file: Path
+) -> list[tuple[Delta, Site]]:
+    paths = _paths(backbone)
+    layers: dict[str, Site] = {}
+    for site in sites(backbone).values():
+        if site.enter is site.leave and isinstance(site.leave, nn.Linear) and site.columns is None:
+            layers.setdefault(paths[site.leave], site)  # `block 0 query` stands before the same layer's operation
+    halves: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        found = KEY.fullmatch(key)
+        if found is None:
+            raise EverlearnError(f"{file}: '{key}' is not a LoRA of a linear layer: everlearn reads lora_A and lora_B "
+                                 "only; train or export the adapter without it")  # fmt: skip
+        if found["path"] not in layers:
+            raise EverlearnError(f"{file}: no block of backbone '{backbone.name}' has a linear layer "
+                                 f"'{found['path']}': load the encoder that the adapter was made for")  # fmt: skip
+        halves.setdefault(found["path"], {})[found["half"]] = tensor
+    placed: list[tuple[Delta, Site]] = []
+    for path, site in layers.items():
+        if path not in halves:
+            continue
+        rank = _of_layer(config.get("rank_pattern"), path, config.get("r", 8))
+        alpha = _of_layer(config.get("alpha_pattern"), path, config.get("lora_alpha", 8))
+        _same_shapes(halves[path], {"A": (rank, site.width), "B": (site.out_width, rank)}, file, path)
+        delta = LoRA(site.width, site.out_width, rank=rank, alpha=alpha)
+        if config.get("use_rslora"):
+            delta.scale = alpha / rank**0.5
+        delta.a, delta.b = (nn.Parameter(halves[path][half].float()) for half in "AB")
+        placed.append((delta, site))
+    return placed
+
+
+def _of_layer(pattern: dict[str, Any] | None, path: str, default: Any) -> Any:
+    """The value of the first pattern that is the end of a layer's path, as PEFT finds it."""
+    return next((value for end, value in (pattern or {}).items() if re.match(rf"(.*\.)?({end})$", path)), default)
+
+
+# -- prefixes --------------------------------------------------------------------------------------
+def _prefix_written(deltas: DeltaSet, backbone: Backbone) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    heads = getattr(getattr(_model(backbone), "config", None), "num_attention_heads", None)
+    if heads is None:
+        raise EverlearnError(f"backbone '{backbone.name}' is not a model of transformers, and PEFT has prefixes for "
+                             "no other: save LoRA, or keep the prefixes in everlearn's checkpoints")  # fmt: skip
+    by_site = {delta.site_name: torch.cat(delta.keys_values(), dim=-1)[0] for delta in deltas}  # type: ignore[operator]
+    names = [backbone.block(index).heads.name for index in range(backbone.depth)]
+    lengths = {len(vectors) for vectors in by_site.values()}
+    if len(deltas) != len(names) or set(by_site) != set(names) or len(lengths) > 1:
+        raise EverlearnError(f"PEFT has one prefix of one length on every block: {len(deltas)} with lengths "
+                             f"{sorted(lengths)} on the {len(names)} blocks of backbone '{backbone.name}' cannot be "
+                             "saved; insert them with insert(backbone, 'prefix')")  # fmt: skip
+    _tell_positions(length := lengths.pop())
+    return {
+        "peft_type": "PREFIX_TUNING", "task_type": "FEATURE_EXTRACTION", "num_virtual_tokens": length,
+        "num_layers": backbone.depth, "token_dim": backbone.width, "num_attention_heads": heads,
+        "num_transformer_submodules": 1, "encoder_hidden_size": backbone.width, "prefix_projection": False,
+    }, {PROMPT: torch.cat([by_site[name] for name in names], dim=1)}  # fmt: skip
+
+
+def _prefix_read(
+    config: dict[str, Any], tensors: dict[str, torch.Tensor], backbone: Backbone, file: Path
+) -> list[tuple[Delta, Site]]:
+    length, width = config.get("num_virtual_tokens"), backbone.width
+    _same_shapes(tensors, {PROMPT: (length, backbone.depth * 2 * width)}, file, "the prefix")
+    _tell_positions(length)
+    placed: list[tuple[Delta, Site]] = []
+    # Block by block the keys and then the values, as `Prefix` holds them.
+    for index, vectors in enumerate(tensors[PROMPT].float().split(2 * width, dim=1)):
+        delta = Prefix(width, length=len(vectors))
+        delta.vectors = nn.Parameter(vectors.clone())
+        placed.append((delta, backbone.block(index).heads))
+    return placed
+
+
+def _tell_positions(length: Any) -> None:
+    warnings.warn(
+        f"PEFT moves the positions of the text up by the {length} of the prefix, everlearn leaves them: the keys "
+        "and values are the same, features are not; train the prefix where it is used",
+        EverlearnWarning, stacklevel=4,
+    )  # fmt: skip
+
+
+# -- files -----------------------------------------------------------------------------------------
+def _model(backbone: Backbone) -> nn.Module:
+    """The model that PEFT would wrap; a backbone that wraps none is one itself."""
+    return getattr(backbone, "model", backbone)
+
+
+def _paths(backbone: Backbone) -> dict[nn.Module, str]:
+    return {module: path for path, module in _model(backbone).named_modules()}
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EverlearnError(f"{file} cannot be read ({error.strerror}): give a folder that PEFT's save_pretrained "
+                             "or everlearn has written") from error  # fmt: skip
+    except ValueError as error:
+        raise EverlearnError(f"{file} is not JSON ({error}): it is damaged; copy it again") from error
+    kind = str(config.get("peft_type") if isinstance(config, dict) else None)
+    if kind not in SETTINGS:
+        raise EverlearnError(f"{file}: {unknown('peft_type', kind, SETTINGS)}")
+    for key, value in config.items():
+        if value and value != "none" and key not in SETTINGS[kind]:
+            raise EverlearnError(f"{file}: everlearn has no {key} (here {value}): train the adapter without it")
+    if (start := config.get("init_lora_weights")) not in HARMLESS_STARTS:
+        raise EverlearnError(f"{file}: init_lora_weights '{start}' also changed the encoder's weights: convert the "
+                             "adapter to plain LoRA with peft's path_initial_model_for_weight_conversion")  # fmt: skip
+    return config
+
+
+def _read_weights(place: Path) -> dict[str, torch.Tensor]:
+    file = place / WEIGHTS
+    if not file.exists() and (place / PICKLED).exists():
+        raise EverlearnError(f"{place / PICKLED} is in a pickle format, which can run code when it is read: everlearn "
+                             "never does; save the adapter as safetensors on a machine where you trust it")  # fmt: skip
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise EverlearnError(f"{file} cannot be read ({reason}): copy it again") from error
+
+
+def _same_shapes(tensors: dict[str, torch.Tensor], expected: dict[str, Any], file: Path, what: str) -> None:
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        raise EverlearnError(f"{file}: {what} has the shapes {found}, expected {expected}: it is of another encoder or "
+                             f"does not belong to its {CONFIG}")  # fmt: skip
+
+
+def _write_folder(place: Path, files: dict[str, bytes]) -> None:
+    """The folder with these files whole, or as it was before."""
+    place = place.resolve()
+    temporary, old = (place.with_name(f".{place.name}.{os.getpid()}{end}") for end in ("", ".old"))
+    try:
+        if place.exists() and not place.is_dir():
+            raise EverlearnError(f"{place} is a file: nothing was written; an adapter is a folder, name another")
+        if others := sorted({file.name for file in (place.iterdir() if place.exists() else ())} - set(files)):
+            raise EverlearnError(f"{place} holds '{others[0]}', which is no part of an adapter: nothing was written; "
+                                 "choose another folder")  # fmt: skip
+        temporary.mkdir(parents=True)
+        for name, content in files.items():
+            with open(temporary / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if place.exists():
+            os.replace(place, old)
+        os.replace(temporary, place)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise EverlearnError(f"adapter {place} could not be written ({error.strerror}): what was there is kept; make "
+                             "room or choose another folder") from error  # fmt: skip
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
