@@ -33,7 +33,7 @@ class CODAPrompt(Method):
         length: tokens of a prompt, half keys and half values.
         blocks: how many blocks, from the first, get a prompt.
         attention: "dense" is the paper's; "topk" keeps each example's `kept` largest weights; "sparsemax"
-            projects the weights onto the simplex, which leaves most of them at zero.
+            projects √width times the weights onto the simplex, which leaves most of them at zero.
         kept: weights that "topk" keeps.
         orthogonality: mu of the paper: weight of mean((B Bᵀ - I)²) for P, K and A; the released code
             has 0, for components start orthogonal.
@@ -82,7 +82,7 @@ class CODAPrompt(Method):
         looked = normalize(torch.einsum("nd,mbd->nmbd", queries, focus), dim=-1)
         alpha = torch.einsum("nmbd,mbd->nmb", looked, normalize(keys, dim=-1))
         if self.attention == "sparsemax":
-            return sparsemax(alpha, dim=1)
+            return sparsemax(alpha * queries.shape[1] ** 0.5, dim=1)  # cosines of random directions are 1/√d
         if self.attention == "topk" and alpha.shape[1] > self.kept:
             least = alpha.topk(self.kept, dim=1).values[:, -1:]
             return alpha.masked_fill(alpha < least, 0.0)
