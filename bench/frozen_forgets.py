@@ -1,0 +1,93 @@
+"""Does a frozen backbone forget? What each kind of insertion costs on data that was never trained on.
+
+    python bench/frozen_forgets.py [--stream clinc150] [--probe banking77] [--tasks 3] [--train-per-class 30]
+
+The backbone's weights never change, but answers go through what was inserted. Each kind is trained task
+after task on `--stream` (`sequential`); before and after, `--probe`, which no method has seen, is asked
+in two ways: accuracy of the nearest class prototype of its own training examples, and the cosine of each
+test example's embedding to what the untouched model said. `finetune`, whose backbone is not frozen, stands
+beside them. Writes docs/results/frozen_forgets.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from everlearn import backbones, methods, run, streams
+from everlearn.heads.prototype import Prototype
+from everlearn.method import Method
+from everlearn.peft.unified import KINDS
+from everlearn.streams.stream import Stream
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stream", default="clinc150")
+    parser.add_argument("--probe", default="banking77")
+    parser.add_argument("--backbone", default="minilm")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    for name, default in (("tasks", 3), ("train-per-class", 30), ("test-per-class", 10), ("epochs", 3), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    size = {"max_train_per_class": args.train_per_class, "max_test_per_class": args.test_per_class}
+    learned = streams.load(args.stream, tasks=10, **size)
+    learned = Stream(learned.name, learned.kind, learned.modality, learned.tasks[: args.tasks], learned.config)
+    probe = streams.load(args.probe, tasks=1, **size)
+    untouched = backbones.load(args.backbone)
+    before, reference = capability(untouched, probe)
+    rows = []
+    for kind in [*args.kinds.split(","), "finetune"]:
+        method = build(kind, args)
+        result = run(method, learned)
+        after, embedded = capability(method.backbone, probe)
+        likeness = torch.nn.functional.cosine_similarity(embedded, reference, dim=1).mean().item()
+        rows.append((kind, result.trainable_parameters, result.final_accuracy, after, likeness))
+        print(f"{kind}: learned {100 * result.final_accuracy:.1f}, {args.probe} {100 * before:.1f} -> "
+              f"{100 * after:.1f}, cosine {likeness:.3f}", flush=True)  # fmt: skip
+    write(args, before, rows, result.environment)
+
+
+def build(kind: str, args: argparse.Namespace) -> Method:
+    backbone = backbones.load(args.backbone)
+    if kind == "finetune":
+        return methods.get("finetune")(backbone, epochs=args.epochs, lr=1e-4, seed=args.seed)
+    return methods.get("sequential")(backbone, kind=kind, epochs=args.epochs, seed=args.seed)
+
+
+def capability(backbone: Any, probe: Stream) -> tuple[float, torch.Tensor]:
+    """Nearest-prototype accuracy on the probe as the backbone answers now, and its test embeddings."""
+    task = probe[0]
+    head = Prototype(backbone.width)
+    head.grow(len(task.class_names))
+    head.add(backbone.infer(task.train.inputs), task.train.labels)
+    embedded = backbone.infer(task.test.inputs)
+    return (head(embedded).argmax(1) == task.test.labels).double().mean().item(), embedded
+
+
+def write(args: argparse.Namespace, before: float, rows: list[tuple[Any, ...]], where: dict[str, Any]) -> None:
+    lines = [
+        "# Does a frozen backbone forget?", "",
+        f"Measured with `python bench/frozen_forgets.py`: {args.stream}, the first {args.tasks} of 10 tasks, "
+        f"{args.train_per_class} training examples a class, {args.epochs} epochs a task, {args.backbone}, seed "
+        f"{args.seed}; {where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']}.", "",
+        f"{args.probe}, never trained on: nearest-prototype accuracy of the untouched model {100 * before:.1f}.", "",
+        f"| inserted | trained | final on {args.stream} | {args.probe} after | lost | cosine to untouched |",
+        "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for kind, trained, final, after, likeness in sorted(rows, key=lambda row: -row[3]):
+        lines.append(f"| {kind} | {trained:,} | {100 * final:.1f} | {100 * after:.1f} | {100 * (before - after):.1f} "
+                     f"| {likeness:.3f} |")  # fmt: skip
+    file = ROOT / "docs" / "results" / "frozen_forgets.md"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("written: docs/results/frozen_forgets.md")
+
+
+if __name__ == "__main__":
+    main()
