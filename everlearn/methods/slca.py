@@ -85,7 +85,7 @@ class SLCA(Method):
 
     def align(self) -> None:
         """Train the head, and nothing else, on features drawn from the Gaussians of all classes."""
-        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4)
+        optimizer = torch.optim.SGD(self.head.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, self.alignment_epochs))
         for features, labels in self.drawn():
             order = torch.randperm(len(labels)).to(labels.device)
