@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,13 +58,15 @@ class APER(Method):
         self.form, self.weight_decay = form, weight_decay
         self.head = Prototype(2 * backbone.width)
         self.first_head = Cosine(backbone.width)
-        self.adapted: nn.Module = nn.Identity()
-        self.learner = backbone
-        if form == "finetune":
-            self.adapted = self.learner = copy.deepcopy(backbone)
-        else:
-            with seeded(seed):
-                self.adapted = insert(backbone, INSERTED[form], length=length)
+        with seeded(seed):
+            self.adapted: nn.Module = (
+                copy.deepcopy(backbone) if form == "finetune" else insert(backbone, INSERTED[form], length=length)
+            )
+
+    @property
+    def learner(self) -> Backbone:
+        """What is adapted on the first task: the backbone with what was inserted, or the copy."""
+        return cast(Backbone, self.adapted) if self.form == "finetune" else self.backbone
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)

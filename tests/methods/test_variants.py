@@ -1,0 +1,25 @@
+"""The contract's hardest promises for the options of a method that build something else than its defaults."""
+
+from __future__ import annotations
+
+import pytest
+
+from everlearn import methods
+from everlearn.testing import check_method
+
+VARIANTS = [
+    ("aper", {"form": "finetune"}), ("aper", {"form": "vpt_deep"}), ("aper", {"form": "ssf"}),
+    ("sequential", {"kind": "prefix_mlp"}), ("task_adapters", {"kind": "mam"}), ("vpt", {"deep": False}),
+    ("coda_prompt", {"attention": "topk", "components": 4}),
+    ("coda_prompt", {"attention": "sparsemax", "components": 4, "orthogonality": 0.1}),
+    ("dual_prompt", {"form": "prompt", "general_length": 6, "expert_length": 6}),
+    ("l2p", {"diversify": "frequency", "grow": 2}), ("l2p", {"diversify": "mask"}),
+    ("ranpac", {"width": 0, "first_session": False}), ("klda", {"members": 2, "rff": 64}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("check", ["resumes_exactly", "a_prediction_depends_on_its_example_alone"])
+@pytest.mark.parametrize(("name", "settings"), VARIANTS)
+def test_variant(name: str, settings: dict, check: str) -> None:
+    quick = {} if name in ("ranpac", "klda") else {"epochs": 2, "batch_size": 8, "lr": 0.01}
+    check_method(methods.get(name), only=check, **quick, **settings)
