@@ -189,8 +189,11 @@ class Method(nn.Module):
 
     def shuffled(self, examples: Examples, task: Task) -> Batches:
         """`examples` in shuffled batches, for as many epochs as the method and the stream ask."""
-        epochs, size = (1, task.batch_size) if task.batch_size else (self.epochs, self.batch_size)
-        return Batches(examples, epochs, size, seed=derived_seed(self.seed, task.index))
+        seed = derived_seed(self.seed, task.index)
+        if task.batch_size:
+            return Batches(examples, 1, task.batch_size, seed)
+        lengths = self.backbone.lengths(examples.inputs if examples.positives is None else examples.positives)
+        return Batches(examples, self.epochs, self.batch_size, seed, lengths)
 
     def train(self, mode: bool = True) -> Method:
         """As torch's, but the backbone stays in evaluation mode: without dropout a step is half as
@@ -204,14 +207,21 @@ class Batches(Sequence[Examples]):
     """Shuffled batches over several epochs. Batch k is a function of the seed and k alone, so a
     resumed run goes on at k without drawing what came before.
 
+    Given the examples' lengths, each run of `WINDOW` batches is sorted by them before it is cut, and
+    its batches are shuffled: short texts are not padded to long ones, which halves the tokens.
+
     >>> from everlearn.streams.stream import Examples
     >>> data = Examples(["a", "b", "c"], torch.tensor([0, 1, 0]), ["1", "2", "3"])
     >>> [len(batch) for batch in Batches(data, epochs=2, size=2, seed=0)]
     [2, 1, 2, 1]
     """
 
-    def __init__(self, examples: Examples, epochs: int, size: int, seed: int) -> None:
-        self.examples, self.size, self.seed = examples, size, seed
+    WINDOW = 8
+
+    def __init__(
+        self, examples: Examples, epochs: int, size: int, seed: int, lengths: Sequence[int] | None = None
+    ) -> None:
+        self.examples, self.size, self.seed, self.lengths = examples, size, seed, lengths
         self.per_epoch = -(-len(examples) // size)
         self.length = epochs * self.per_epoch
         self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
@@ -225,8 +235,20 @@ class Batches(Sequence[Examples]):
         epoch, position = divmod(index, self.per_epoch)
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
-            self._order = (epoch, torch.randperm(len(self.examples), generator=generator))
+            order = torch.randperm(len(self.examples), generator=generator)
+            self._order = (epoch, order if self.lengths is None else self._by_length(order, generator))
         return self.examples[self._order[1][position * self.size : (position + 1) * self.size]]
+
+    def _by_length(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        lengths = torch.tensor(self.lengths)
+        batches: list[torch.Tensor] = []
+        for window in order.split(self.WINDOW * self.size):
+            window = window[lengths[window].argsort(stable=True)]
+            cut = list(window.split(self.size))
+            whole = [batch for batch in cut if len(batch) == self.size]
+            shuffled = torch.randperm(len(whole), generator=generator).tolist()
+            batches += [whole[i] for i in shuffled] + cut[len(whole) :]  # a smaller one stays the last
+        return torch.cat(batches)
 
 
 def derived_seed(*parts: int) -> int:

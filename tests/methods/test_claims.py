@@ -209,3 +209,21 @@ def test_batches_are_a_function_of_seed_and_position() -> None:
     assert [b.ids for b in first] == [b.ids for b in second]
     for epoch in range(3):
         assert sorted(i for b in list(first)[3 * epoch : 3 * epoch + 3] for i in b.ids) == sorted(data.ids)
+
+
+def test_batches_by_length_are_every_example_once_and_pad_little() -> None:
+    lengths = torch.randint(1, 60, (205,), generator=torch.Generator().manual_seed(0)).tolist()
+    data = Examples([f"{i}" for i in range(205)], torch.arange(205), [str(i) for i in range(205)])
+
+    def padded(batches: Batches) -> int:
+        return sum(max(lengths[int(x)] for x in batch.inputs) * len(batch) for batch in batches)
+
+    plain, sorted_ = Batches(data, 2, 16, seed=3), Batches(data, 2, 16, seed=3, lengths=lengths)
+    for epoch in range(2):
+        seen = [int(x) for k in range(13 * epoch, 13 * epoch + 13) for x in sorted_[k].inputs]
+        assert sorted(seen) == list(range(205)) and seen != sorted(seen)
+    assert [len(batch) for batch in sorted_] == [len(batch) for batch in plain]
+    assert padded(sorted_) < 1.25 * 2 * sum(lengths) < padded(plain)
+    assert list(sorted_[20].ids) == list(Batches(data, 2, 16, seed=3, lengths=lengths)[20].ids)
+    firsts = [lengths[int(sorted_[k].inputs[0])] for k in range(12)]
+    assert firsts != sorted(firsts)  # the batches of a window come in random order
