@@ -11,6 +11,8 @@ from torch import Tensor
 from everlearn.errors import EverlearnWarning
 from everlearn.state import Stateful
 
+SHOWN = 12  # prompts in the report's histogram of a task
+
 
 class Selection(Stateful):
     """Counts of chosen prompts, one row a task, and how far the keys moved while it was learned.
@@ -66,12 +68,17 @@ class Selection(Stateful):
         share = counts[counts > 0] / counts.sum()
         return float((-(share * share.log()).sum()).exp())
 
+    @staticmethod
+    def _largest(counts: Tensor) -> list[int]:
+        """The prompts chosen most, as many as a table can show."""
+        return [i for i in counts.topk(min(SHOWN, len(counts))).indices.tolist() if counts[i]]
+
     def diagnostics(self) -> dict[str, Any]:
         """For the report: a histogram, entropy and drift for each task."""
         told: dict[str, Any] = {}
         for t, counts in enumerate(self.counts):
             told[f"task {t + 1}"] = {
-                "histogram": {f"prompt {i + 1}": int(n) for i, n in enumerate(counts) if n},
+                "histogram": {f"prompt {i + 1}": int(counts[i]) for i in sorted(self._largest(counts))},
                 "entropy of the choices (nats)": round(float(torch.tensor(self.effective(counts)).log()), 4),
                 "prompts in use": round(self.effective(counts), 2),
                 "drift of the keys (1 - cosine)": round(float(self.drift[t]), 4),

@@ -62,7 +62,7 @@ class DualPrompt(Method):
         self, backbone: Backbone, *, general_length: int = 6, expert_length: int = 20,
         general_blocks: tuple[int, ...] = (0, 1), expert_blocks: tuple[int, ...] = (2, 3, 4),
         form: Literal["prefix", "prompt"] = "prefix", pull: float = 1.0,
-        epochs: int = 5, batch_size: int = 16, lr: float = 0.001, seed: int = 0,
+        epochs: int = 5, batch_size: int = 16, lr: float = 0.03, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         if form == "prefix" and (general_length % 2 or expert_length % 2):
