@@ -34,6 +34,7 @@ class Joint(Finetune):
     """
 
     tags = Tags(family="baseline", trains="backbone", modalities=("text", "image", "pairs"), retrains=True)
+    schedule = "cosine"
 
     def __init__(
         self, backbone: Backbone, *, epochs: int = 5, batch_size: int = 32,
