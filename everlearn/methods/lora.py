@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from everlearn.backbones.backbone import Backbone
 from everlearn.method import Method, Tags, seeded
-from everlearn.peft.lora import LoRA
+from everlearn.peft.unified import Point, insert
 
 
 class SequentialLoRA(Method):
@@ -44,13 +42,8 @@ class SequentialLoRA(Method):
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         self.head_lr = head_lr
-        self.deltas = torch.nn.ModuleList()
         with seeded(seed):
-            for index in range(backbone.depth):
-                block = backbone.block(index)
-                for site in (block.query, block.value):
-                    delta = LoRA(site.width, site.out_width, rank=rank, alpha=alpha)
-                    self.deltas.append(backbone.attach(delta, site))
+            self.deltas = insert(backbone, Point("linear", ("query", "value"), size=rank, scale=alpha / rank))
 
     def param_groups(self) -> list[dict[str, Any]]:
         groups = [{"params": list(self.deltas.parameters())}]

@@ -10,7 +10,7 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.heads.cosine import Cosine
 from everlearn.heads.ridge import Ridge
 from everlearn.method import Method, Tags, seeded
-from everlearn.peft.adapter import Adapter
+from everlearn.peft.unified import DeltaSet, Point, insert
 from everlearn.streams.stream import Task
 
 
@@ -53,17 +53,11 @@ class RanPAC(Method):
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         self.head = Ridge(backbone.width, projection=width, seed=seed, select=select)
-        self.adapters = torch.nn.ModuleList()
         self.first_head = Cosine(backbone.width)
+        self.adapters = DeltaSet()
         if first_session:
-            self._insert_adapters(bottleneck)
-
-    def _insert_adapters(self, bottleneck: int) -> None:
-        with seeded(self.seed):
-            for index in range(self.backbone.depth):
-                site = self.backbone.block(index).mlp
-                adapter = Adapter(site.width, site.out_width, bottleneck=bottleneck)
-                self.adapters.append(self.backbone.attach(adapter, site))
+            with seeded(seed):
+                self.adapters = insert(backbone, Point("relu", ("mlp",), size=bottleneck, scale=0.1))
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)

@@ -15,12 +15,6 @@ from everlearn.streams.stream import Examples, Stream
 from everlearn.testing import session, toy_stream
 
 
-@pytest.fixture(autouse=True)
-def _store(tmp_path):
-    with using_store(FeatureStore(tmp_path)):
-        yield
-
-
 def learn(name: str, stream: Stream, **settings) -> Method:
     method = methods.get(name)(backbones.load("tiny"), **settings)
     session(method, stream).learn()

@@ -11,16 +11,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from everlearn import backbones, methods
 from everlearn.checkpoint import load_method_state, method_state
-from everlearn.features import FeatureStore, using_store
 from everlearn.method import Method, seeded
 from everlearn.streams.stream import Examples, Stream
 from everlearn.testing import session, toy_stream
-
-
-@pytest.fixture(autouse=True)
-def _store(tmp_path):
-    with using_store(FeatureStore(tmp_path)):
-        yield
 
 
 def learn(name: str, stream: Stream, **settings) -> Method:

@@ -20,12 +20,6 @@ from everlearn.testing import session, toy_stream
 QUICK = {"epochs": 2, "batch_size": 8, "lr": 0.01}
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path):
-    with using_store(FeatureStore(tmp_path)) as opened:
-        yield opened
-
-
 def build(name: str, **settings) -> Method:
     return methods.get(name)(backbones.load("tiny"), **{**QUICK, **settings})
 
