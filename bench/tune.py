@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--backbone")
     for name, default in (("train-per-class", 30), ("tasks", 10), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     stream = on_validation(args.stream, args.tasks, args.train_per_class)
     grid = {
         name: [yaml.safe_load(v) for v in values.split(",")] for name, values in (s.split("=") for s in args.settings)

@@ -111,11 +111,14 @@ def _compare(args: argparse.Namespace) -> int:
     config = build_config(options, recipe="none")[0]
     named = {"stream": config["stream"], "method": {"name": "compare"}, "seed": config["seed"]}
     out = Path(args.out) if args.out else default_out(named)
+    if args.jobs is not None and args.jobs < 1:
+        raise EverlearnError("--jobs must be at least 1")
     with _only_json(args.json):
         from everlearn.comparison import compare, recommendation
+        from everlearn.processes import default_jobs
 
-        results = compare(args.methods, config["stream"], backbone=config["backbone"], out=out,
-                          seed=config["seed"], progress=True, recipe=args.recipe)  # fmt: skip
+        results = compare(args.methods, config["stream"], backbone=config["backbone"], out=out, seed=config["seed"],
+                          progress=True, recipe=args.recipe, jobs=args.jobs or default_jobs())  # fmt: skip
     if args.json:
         print(json.dumps({"results": results, "recommendation": recommendation(results)}, indent=1))
     else:

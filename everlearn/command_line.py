@@ -120,6 +120,9 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("--stream.KEY", metavar="VALUE", help="a setting of the stream")
     p.add_argument("--methods", default="all", metavar="LIST", help="a,b or family:prompt or all (the default)")
     p.add_argument("--recipe", default="auto", choices=("auto", "none"), help="as for run")
+    p.add_argument("--jobs", type=int, metavar="N",
+                   help="trained methods at once, each with its share of the cores (default: one a core, at most "
+                        "four; one on an accelerator)")  # fmt: skip
 
     p = verb("resume", "go on with an interrupted run, to the same result")
     p.add_argument("directory", metavar="DIR", type=Path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Results = dict[str, Any]
 
+Say = Callable[["Entry", str], None]
+
 COST = ("nothing", "head", "peft", "backbone")  # what a method trains, cheapest first
 NEAR = 0.005  # half a point: a cheaper method this close to the best is preferred
 
@@ -32,6 +34,11 @@ class Entry:
     cls: type[Method]
     settings: Config
     recipe: Path | None
+
+    @property
+    def origin(self) -> str:
+        """Where its settings come from."""
+        return f"recipe {self.recipe.parent.name}/{self.recipe.stem}" if self.recipe else "the paper's settings"
 
     @property
     def cost(self) -> tuple[bool, int, str]:
@@ -48,6 +55,7 @@ def compare(
     seed: int = 0,
     progress: bool = False,
     recipe: str = "auto",
+    jobs: int = 1,
 ) -> list[Results]:
     """Learn one stream with each method, and say which one to take.
 
@@ -61,13 +69,16 @@ def compare(
         out: a folder for one run per method, compare.json and report.html; None keeps nothing.
         progress: print progress to stderr.
         recipe: "auto" takes a method's recipe for this stream where there is one; "none" takes none.
+        jobs: how many methods that train an encoder, or what is put into it, learn at once, each in a process
+            of its own with its share of the cores. More than one needs `out` and a stream that is named.
 
     Returns:
         One dict per method, cheapest first: the content of its results.json, or {"method", "error"},
         or {"method", "skipped"}.
 
     Raises:
-        EverlearnError: an unknown name or key, or `out` already holds something else.
+        EverlearnError: an unknown name or key, `out` already holds something else, or jobs without what
+            they need.
         everlearn.session.Interrupted: the user stopped it; all is saved, and the same call goes on.
 
     >>> [results["method"] for results in compare("joint,simplecil", "digits", backbone="tiny")]
@@ -81,6 +92,10 @@ def compare(
         name = config["stream"]["name"]
     else:
         name = stream.name
+        if jobs > 1:
+            raise EverlearnError("jobs: other processes can load a stream by its name, not take over a Stream")
+    if jobs > 1 and out is None:
+        raise EverlearnError("jobs: other processes need a folder to write to, out")
     entries = _entries(select(methods), name, recipe)
     if isinstance(stream, (str, dict)):
         section = dict(config["stream"])
@@ -90,11 +105,32 @@ def compare(
     if folder is not None:
         statement = {"stream": name, "fingerprint": stream.fingerprint(), "backbone": backbone, "seed": seed}
         _claim(folder, statement, entries)
-    results: list[Results] = []
-    for entry in entries:
-        results.append(_learn(entry, stream, config, folder, progress))
+    found: dict[str, Results] = {}
+
+    def keep(label: str, result: Results) -> None:
+        found[label] = {**result, "method": label}
         if folder is not None:
-            _update(folder / "compare.json", results=results)
+            _update(folder / "compare.json", results=[found[e.label] for e in entries if e.label in found])
+
+    def say(entry: Entry, text: str) -> None:
+        if progress:
+            print(f"{entry.label}: {text}", file=sys.stderr)
+
+    todo = []
+    for entry in entries:
+        if (known := _known(entry, stream, folder, say)) is not None:
+            keep(entry.label, known)
+        else:
+            todo.append(entry)
+    # Whoever trains nothing stays here: the first of them encodes for all.
+    beside = [entry for entry in todo if jobs > 1 and entry.cost[1] > COST.index("head")]
+    for entry in todo:
+        if entry not in beside:
+            keep(entry.label, _learn(entry, stream, config, folder, progress, say))
+    if beside:
+        assert folder is not None
+        _learn_beside(beside, len(stream), config, folder, jobs, progress, say, keep)
+    results = [found[entry.label] for entry in entries]
     if folder is not None:
         from everlearn.report import render, write_page
 
@@ -201,24 +237,28 @@ def _entries(chosen: Sequence[str | Config], stream: str, recipe: str) -> list[E
     return sorted(entries.values(), key=lambda entry: entry.cost)
 
 
-def _learn(entry: Entry, stream: Stream, config: Config, folder: Path | None, progress: bool) -> Results:
-    """The results of one method: read, resumed or run; or why there are none."""
+def _known(entry: Entry, stream: Stream, folder: Path | None, say: Say) -> Results | None:
+    """The results of a method that finished earlier or cannot learn this stream; None if it has to run."""
     from everlearn.evaluation import supports
+
+    if reason := supports(entry.cls.tags, stream):
+        say(entry, f"skipped, {reason}")
+        return {"skipped": reason}
+    if folder is not None and (folder / entry.label / "results.json").is_file():
+        say(entry, "finished earlier, not repeated")
+        return _read(folder / entry.label / "results.json")
+    return None
+
+
+def _learn(
+    entry: Entry, stream: Stream, config: Config, folder: Path | None, progress: bool, say: Say
+) -> Results:  # fmt: skip
+    """The results of one method, begun or gone on with in this process; or why there are none."""
     from everlearn.protocol import resume, run
     from everlearn.session import Interrupted
 
-    def say(text: str) -> None:
-        if progress:
-            print(f"{entry.label}: {text}", file=sys.stderr)
-
     directory = folder / entry.label if folder is not None else None
-    if reason := supports(entry.cls.tags, stream):
-        say(f"skipped, {reason}")
-        return {"method": entry.label, "skipped": reason}
-    if directory is not None and (directory / "results.json").is_file():
-        say("finished earlier, not repeated")
-        return {**_read(directory / "results.json"), "method": entry.label}
-    say(f"settings: recipe {entry.recipe.parent.name}/{entry.recipe.stem}" if entry.recipe else "the paper's settings")
+    say(entry, f"settings: {entry.origin}")
     try:
         if directory is not None and (directory / "config.yaml").is_file():
             result = resume(directory, progress=progress)
@@ -226,7 +266,7 @@ def _learn(entry: Entry, stream: Stream, config: Config, folder: Path | None, pr
             result = run(entry.settings, stream, backbone=config["backbone"], seed=config["seed"],
                          out=directory, progress=progress)  # fmt: skip
     except Interrupted:
-        say("stopped and saved; the same command with the same --out goes on")
+        say(entry, "stopped and saved; the same command with the same --out goes on")
         raise
     except Exception as error:  # whatever it was, the other methods still have their turn
         reason = " ".join(str(error).split())
@@ -234,11 +274,33 @@ def _learn(entry: Entry, stream: Stream, config: Config, folder: Path | None, pr
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        say(f"failed, {reason}")
-        return {"method": entry.label, "error": reason}
+        say(entry, f"failed, {reason}")
+        return {"error": reason}
     if directory is not None:
         (directory / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
-    return {**result.results, "method": entry.label}
+    return result.results
+
+
+def _learn_beside(
+    entries: Sequence[Entry], tasks: int, config: Config, folder: Path, jobs: int, progress: bool, say: Say,
+    keep: Callable[[str, Results], None],
+) -> None:  # fmt: skip
+    """Let the methods learn side by side; what retrains on everything takes longest, and starts first."""
+    from everlearn.processes import Planned, side_by_side
+
+    by_label = {entry.label: entry for entry in sorted(entries, key=lambda e: not e.cls.tags.retrains)}
+    planned = [
+        Planned(label, folder / label, {**config, "method": e.settings}, tasks) for label, e in by_label.items()
+    ]  # fmt: skip
+    for entry in by_label.values():
+        say(entry, f"settings: {entry.origin}")
+
+    def finished(label: str, result: Results) -> None:
+        if "error" in result:
+            say(by_label[label], f"failed, {result['error']}")
+        keep(label, result)
+
+    side_by_side(planned, jobs, finished, progress)
 
 
 def _claim(folder: Path, statement: Config, entries: Sequence[Entry]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from everlearn import backbones, checkpoint, methods, streams
 from everlearn.config import check_arguments
@@ -63,14 +66,16 @@ def run(
     saving = {"save_minutes": save_minutes, "save_steps": save_steps}
     folder = _new_folder(out, {**config, "saving": saving}) if out is not None else None
     session = Session(learner, built, config, folder, save_minutes, save_steps, progress)
-    return session.learn()
+    with _alone(folder):
+        return session.learn()
 
 
 def resume(directory: str | Path, *, progress: bool = False) -> Result:
     """Go on with a run that was stopped or killed, to the result that it would have had.
 
     Raises:
-        EverlearnError: not a run's folder, a damaged checkpoint, or data that has changed since.
+        EverlearnError: not a run's folder, a damaged checkpoint, data that has changed since, or a
+            process that is still learning there.
     """
     folder = Path(directory)
     config, saving = read_run(folder)
@@ -82,8 +87,9 @@ def resume(directory: str | Path, *, progress: bool = False) -> Result:
     built = _load_stream(_named("stream", config["stream"]))
     learner, _ = _build_method(config["method"], built, config["backbone"], config["seed"])
     session = Session(learner, built, config, folder, saving["save_minutes"], saving["save_steps"], progress)
-    session.restore()
-    return session.learn()
+    with _alone(folder):
+        session.restore()
+        return session.learn()
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -103,6 +109,20 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise EverlearnError(f"{folder} is not a run's folder: it has no readable config.yaml ({reason})") from error
+
+
+@contextmanager
+def _alone(folder: Path | None) -> Iterator[None]:
+    """Inside the block no other process learns in the folder: two would mix their checkpoints."""
+    if folder is None:
+        yield
+        return
+    try:
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise EverlearnError(f"another process is learning in {folder}: wait until it ends, or stop it") from None
+    with lock:
+        yield
 
 
 def _build_method(

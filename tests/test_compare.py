@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
+import subprocess
+import sys
 import textwrap
+import time
 
 import pytest
 
@@ -216,3 +220,73 @@ def test_an_interrupted_compare_goes_on(tmp_path, monkeypatch):
     assert [r["method"] for r in json.loads((out / "compare.json").read_text())["results"]] == ["simplecil"]
     monkeypatch.setattr(module, "run", real)
     assert [r["method"] for r in compare("simplecil,joint", stream, backbone="tiny", out=out)] == ["simplecil", "joint"]
+
+
+@pytest.fixture
+def from_processes(tmp_path, monkeypatch):
+    """A small stream, a store of its own, and a method that other processes find and that fails."""
+    monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "failing_beside.py").write_text(textwrap.dedent('''
+        import os, signal
+        from everlearn.methods.finetune import Finetune
+
+        class Broken(Finetune):
+            def end_task(self, task):
+                raise RuntimeError("the sky\\nfell down")
+
+        class Killed(Finetune):
+            def end_task(self, task):
+                os.kill(os.getpid(), signal.SIGKILL)
+    '''))  # fmt: skip
+    return {"name": "digits", "max_train_per_class": 10, "max_test_per_class": 5, "tasks": 2}
+
+
+def test_side_by_side_is_as_one_after_another(tmp_path, capsys, from_processes):
+    chosen = ["joint", "simplecil", "finetune", "failing_beside:Broken"]
+    beside = compare(chosen, from_processes, backbone="tiny", out=tmp_path / "beside", jobs=2, progress=True)
+    said = capsys.readouterr().err
+    alone = compare(chosen, from_processes, backbone="tiny", out=tmp_path / "alone")
+    assert [r["method"] for r in beside] == ["simplecil", "Broken", "finetune", "joint"]
+    assert [(r["method"], r.get("curve")) for r in beside] == [(r["method"], r.get("curve")) for r in alone]
+    assert beside[1]["error"] == alone[1]["error"] == "RuntimeError: the sky fell down"
+    assert "Traceback" in (tmp_path / "beside" / "Broken" / "error.txt").read_text()
+    assert "Broken: failed, RuntimeError: the sky fell down" in said and "\nfinetune: " in said
+    assert json.loads((tmp_path / "beside" / "compare.json").read_text())["results"] == json.loads(json.dumps(beside))
+
+
+def test_a_killed_process_is_told_from_a_failed_one(tmp_path, from_processes):
+    results = compare("failing_beside:Killed,lora", from_processes, backbone="tiny", out=tmp_path / "out", jobs=2)
+    reasons = {r["method"]: r.get("error") for r in results}
+    assert reasons == {"Killed": "killed by SIGKILL; --jobs 1 needs less memory", "lora": None}
+
+
+def test_side_by_side_needs_a_folder_and_a_named_stream(tmp_path, from_processes):
+    from everlearn import streams
+
+    with pytest.raises(EverlearnError, match="need a folder"):
+        compare("simplecil", "digits", backbone="tiny", jobs=2)
+    with pytest.raises(EverlearnError, match="not take over a Stream"):
+        compare("simplecil", streams.load("digits"), backbone="tiny", out=tmp_path / "out", jobs=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_stops_what_is_side_by_side_and_it_goes_on(tmp_path, from_processes):
+    out, stream = tmp_path / "out", {"name": "digits", "tasks": 5, "max_train_per_class": 60}
+    command = (
+        f"compare --methods finetune,lora --jobs 2 --stream digits --tasks 5 --stream.max_train_per_class 60 "
+        f"--backbone tiny --recipe none --out {out}"
+    )
+    process = subprocess.Popen([sys.executable, "-m", "everlearn", *command.split()], stderr=subprocess.PIPE, text=True)
+    lines = [out / name / "metrics.jsonl" for name in ("finetune", "lora")]
+    deadline = time.monotonic() + 120
+    while not all(line.exists() for line in lines):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "the same command with the same --out goes on" in said
+    assert all(list((line.parent / "checkpoints").iterdir()) for line in lines)
+    results = compare("finetune,lora", stream, backbone="tiny", out=out, jobs=2, recipe="none")
+    assert [len(r["curve"]) for r in results] == [5, 5]

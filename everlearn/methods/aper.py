@@ -17,7 +17,7 @@ from everlearn.method import Method, Tags, seeded
 from everlearn.peft.unified import insert
 from everlearn.streams.stream import Examples, Input, Task
 
-INSERTED = {"adapter": "parallel_adapter", "ssf": "ssf", "vpt_shallow": "prompt", "vpt_deep": "deep_prompt"}
+INSERTED = {"adapter": "adaptformer", "ssf": "ssf", "vpt_shallow": "prompt", "vpt_deep": "deep_prompt"}
 
 
 class APER(Method):

@@ -92,6 +92,7 @@ class Point:
 POINTS: dict[str, tuple[Point, ...]] = {
     "houlsby": (Point("gelu", ("attention", "mlp"), size=64, form="sequential"),),
     "parallel_adapter": (Point("relu", ("mlp",), size=64),),
+    "adaptformer": (Point("relu", ("mlp",), size=64, scale=0.1),),  # Chen et al., NeurIPS 2022
     "scaled_parallel_adapter": (Point("relu", ("mlp",), size=64, scale=4.0),),
     "lora": (Point("linear", ("query", "value"), size=8, scale=2.0),),
     "prefix": (Point("softmax", ("heads",), size=10),),

@@ -1,0 +1,147 @@
+"""Runs side by side, each in a process of its own with its share of the cores.
+
+Small encoders keep few cores busy: two runs with one core each get further than one after the other
+with both. The processes read a configuration and leave a run folder, as `everlearn run` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from everlearn.console import Progress
+from everlearn.errors import EverlearnError
+from everlearn.session import Interrupted
+
+Results = dict[str, Any]
+
+POLL = 0.2  # seconds between two looks at the processes
+
+
+@dataclass
+class Planned:
+    """A run still to be made, or to be gone on with where its folder holds a configuration already."""
+
+    label: str
+    folder: Path
+    config: dict[str, Any]
+    tasks: int
+
+
+def default_jobs() -> int:
+    """How many runs are worth making at once: one on an accelerator, else one a core, four at most."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(4, torch.get_num_threads())
+
+
+def side_by_side(
+    planned: Sequence[Planned], jobs: int, finished: Callable[[str, Results], None], progress: bool = False
+) -> None:
+    """Make the runs, `jobs` at a time, in the order given.
+
+    Args:
+        finished: called with each one's label and results, or {"error": why}, as it ends.
+        progress: show a bar for each on stderr.
+
+    Raises:
+        Interrupted: Ctrl-C. Every run was told to save and stop, and has; the same call goes on.
+    """
+    import torch
+
+    threads = max(1, torch.get_num_threads() // jobs)
+    waiting, running = list(planned), list[Process]()
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    running.append(Process(waiting.pop(0), Path(scratch), threads, progress))
+                time.sleep(POLL)
+                for process in [p for p in running if p.has_ended()]:
+                    running.remove(process)
+                    finished(process.planned.label, process.results())
+        except KeyboardInterrupt:
+            for process in running:
+                process.process.send_signal(signal.SIGINT)
+            raise Interrupted("stopped and saved; the same command with the same --out goes on") from None
+        finally:
+            for process in running:
+                process.process.wait()
+                process.bar.__exit__(KeyboardInterrupt, None, None)
+
+
+@dataclass
+class Process:
+    """One run in progress."""
+
+    planned: Planned
+    scratch: Path
+    threads: int
+    progress: bool
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        import yaml
+
+        self.said = self.scratch / f"{self.planned.label}.txt"
+        config = self.scratch / f"{self.planned.label}.yaml"
+        config.write_text(yaml.safe_dump(self.planned.config), encoding="utf-8")
+        folder = str(self.planned.folder)
+        fresh = ["run", "--config", str(config), "--recipe", "none", "--out", folder]
+        verb = ["resume", folder] if (self.planned.folder / "config.yaml").is_file() else fresh
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        with open(self.said, "wb") as said:
+            # A session of its own: Ctrl-C reaches it once, through us, and a second one cannot cut its saving short.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "everlearn", *verb], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=said, env=environment, start_new_session=True,
+            )  # fmt: skip
+        self.bar = Progress(self.planned.tasks, self.planned.label, self.progress)
+        self.bar.__enter__()
+
+    def has_ended(self) -> bool:
+        """Look after it: show how far it is, and say whether it is through."""
+        log = self.planned.folder / "metrics.jsonl"
+        if log.is_file():
+            whole = [line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+            scores = [line["score"] for line in map(json.loads, whole) if line["step"] is None]
+            if scores and len(scores) != self.bar.done:
+                self.bar.text = f"score {scores[-1]:.3f}"
+                self.bar.show(len(scores))
+        if self.process.poll() is None:
+            return False
+        self.bar.__exit__(None if self.process.returncode == 0 else EverlearnError, None, None)
+        return True
+
+    def results(self) -> Results:
+        """The content of results.json, or why there is none; what it said is kept in error.txt then."""
+        log = self.planned.folder / "error.txt"
+        if self.process.returncode == 0:
+            log.unlink(missing_ok=True)  # of an earlier attempt
+            return json.loads((self.planned.folder / "results.json").read_text(encoding="utf-8"))
+        said = self.said.read_text(encoding="utf-8", errors="replace").strip()
+        self.planned.folder.mkdir(parents=True, exist_ok=True)
+        log.write_text(said + "\n", encoding="utf-8")
+        if self.process.returncode < 0:  # killed, most often for want of memory: it had no last words
+            return {"error": f"killed by {signal.Signals(-self.process.returncode).name}; --jobs 1 needs less memory"}
+        return {"error": _last_words(said)}
+
+
+def _last_words(said: str) -> str:
+    """The line that explains the end; of a traceback, the error behind it, which may have several lines."""
+    lines = said.splitlines()
+    if not lines:
+        return "it ended without a word"
+    if lines[-1].startswith("everlearn: "):
+        return lines[-1].removeprefix("everlearn: ")
+    indented = [number for number, line in enumerate(lines) if line.startswith(" ")]
+    return " ".join(lines[indented[-1] + 1 if indented else 0 :])
