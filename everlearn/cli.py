@@ -114,8 +114,9 @@ def _compare(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise EverlearnError("--jobs must be at least 1")
     with _only_json(args.json):
-        from everlearn.comparison import compare, recommendation
+        from everlearn.comparison import compare
         from everlearn.processes import default_jobs
+        from everlearn.recommendation import recommendation
 
         results = compare(args.methods, config["stream"], backbone=config["backbone"], out=out, seed=config["seed"],
                           progress=True, recipe=args.recipe, jobs=args.jobs or default_jobs())  # fmt: skip

@@ -13,8 +13,9 @@ import time
 import pytest
 
 from everlearn import console
-from everlearn.comparison import compare, recommendation, select
+from everlearn.comparison import compare, select
 from everlearn.errors import EverlearnError
+from everlearn.recommendation import recommendation
 from everlearn.session import Interrupted
 
 

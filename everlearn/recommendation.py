@@ -1,0 +1,57 @@
+"""Which method to take, in words: the best that keeps the old and learns the new, or a cheaper one as good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from everlearn.metrics import own_seconds, pareto_front, passes
+
+Results = dict[str, Any]
+
+NEAR = 0.005  # half a point: a cheaper method this close to the best is preferred
+
+
+def recommendation(results: Sequence[Results]) -> str:
+    """Which methods pass the gate, the front of old, new and cost among them, and a pick.
+
+    >>> recommendation([{"method": "l2p", "error": "out of memory"}])
+    'No method finished, so there is nothing to recommend.'
+    """
+    from everlearn.console import duration, percent
+
+    done = [r for r in results if "final_accuracy" in r]
+    if not done:
+        return "No method finished, so there is nothing to recommend."
+    joint = next((r["gain"] for r in done if r["method"] == "joint"), None)
+    candidates = [r for r in done if r["method"] != "joint"] or done
+    verdicts = [passes(r["retention"], r["gain"], joint) for r in candidates]
+    accepted = "pass" if "pass" in verdicts else "unknown"
+    good = [r for r, verdict in zip(candidates, verdicts, strict=True) if verdict == accepted]
+    gate = "the gate" if joint is not None else "the first half of the gate (retention at least 80 %)"
+    unsaid = "" if joint is not None else " Joint was not run, so the second half (gain) is unknown: add joint."
+
+    def figures(r: Results) -> str:
+        return (f"final {percent(r['final_accuracy'])}, retention {percent(r['retention'])}, "
+                f"gain {percent(r['gain'])}, {duration(own_seconds(r))}")  # fmt: skip
+
+    best = max(good or candidates, key=lambda r: r["final_accuracy"] or 0.0)
+    if not good:
+        return f"No method passes {gate}; the best final score has {best['method']} ({figures(best)}).{unsaid}"
+    front = [good[i] for i in pareto_front([_worth(r) for r in good])]
+    pick = min(
+        (r for r in good if (r["final_accuracy"] or 0.0) >= (best["final_accuracy"] or 0.0) - NEAR), key=own_seconds
+    )
+    why = "the best final score" if pick is best else f"within half a point of {best['method']} and cheaper"
+    return (f"{_listed(good)} pass{'es' if len(good) == 1 else ''} {gate}; on the front of old, new and cost: "
+            f"{_listed(front)}. Take {pick['method']} ({figures(pick)}): {why}.{unsaid}")  # fmt: skip
+
+
+def _worth(r: Results) -> tuple[float, float, float]:
+    """Old, new and cost, where larger is better; a single task has no old score to lose."""
+    return r["retention"] if r["retention"] is not None else 1.0, r["gain"] or 0.0, -own_seconds(r)
+
+
+def _listed(results: Sequence[Results]) -> str:
+    *others, last = [r["method"] for r in results]
+    return f"{', '.join(others)} and {last}" if others else last
