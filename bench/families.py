@@ -1,6 +1,7 @@
 """The families side by side, several seeds where a method is random: tables and figures under docs/results.
 
     python bench/families.py clinc150 [--seeds 0,1,2] [--methods all] [--out runs/families]
+    python bench/families.py clinc150 --seeds 1,2 --methods ranpac,klda      # more seeds of some
     python bench/families.py banking77 --tasks 7
     python bench/families.py tinyimagenet100 --data FOLDER --backbone vit-tiny@112
     python bench/families.py pacs --data FOLDER --backbone vit-tiny@112
@@ -14,11 +15,16 @@ and trained parameters, and below the table how the published ordering fared.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from everlearn import compare
+from everlearn import compare, methods
+from everlearn.comparison import select
+from everlearn.config import build_config, find_recipe
+from everlearn.processes import default_jobs
 
 ROOT = Path(__file__).parents[1]
 TASKS = {"clinc150": 10, "banking77": 7, "tinyimagenet100": 10}
@@ -36,22 +42,41 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the Parquet files, for a stream that is not packaged")
     parser.add_argument("--backbone")
     parser.add_argument("--methods", default="all")
+    parser.add_argument("--recipes", default="clinc150", help="the stream whose recipes are taken; none: the papers'")
+    parser.add_argument("--epochs", type=int, help="instead of the recipes', for every method that trains")
     parser.add_argument("--tasks", type=int)
     parser.add_argument("--train-per-class", type=int, default=30)
     parser.add_argument("--test-per-class", type=int)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--out", type=Path, default=Path("runs/families"))
     args = parser.parse_args()
-    rows: dict[str, list[dict[str, Any]]] = {}
     for seed in map(int, args.seeds.split(",")):
         folder = args.out / f"{args.stream}-seed{seed}"
-        results = compare(args.methods, stream(args), backbone=args.backbone, out=folder, seed=seed, progress=True)
-        for run in results:
+        for run in compare(chosen(args), stream(args), backbone=args.backbone, out=folder, seed=seed, progress=True,
+                           jobs=default_jobs()):  # fmt: skip
             if "error" in run:
                 print(f"{run['method']} failed: {run['error']}")
-            elif "skipped" not in run:
-                rows.setdefault(run["method"], []).append(run)
-    write(args.stream, rows)
+    write(args.stream, finished(args.out, args.stream))
+
+
+def chosen(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The methods with the settings of the recipes, whatever the stream; one schedule for all where asked."""
+    sections = []
+    for name in map(str, select(args.methods)):
+        recipe = find_recipe(args.recipes, name)
+        settings = build_config({"method": {"name": name}}, recipe=str(recipe or "none"))[0]["method"]
+        if args.epochs and "epochs" in signature(methods.get(name)).parameters:
+            settings["epochs"] = args.epochs
+        sections.append(settings)
+    return sections
+
+
+def finished(folder: Path, name: str) -> dict[str, list[dict[str, Any]]]:
+    """Every finished run on the stream, whichever call made it: the seeds of each method."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(folder.glob(f"{name}-seed*/*/results.json")):
+        rows.setdefault(file.parent.name, []).append(json.loads(file.read_text(encoding="utf-8")))
+    return rows
 
 
 def stream(args: argparse.Namespace) -> dict[str, Any]:
@@ -76,8 +101,9 @@ def write(name: str, rows: dict[str, list[dict[str, Any]]]) -> None:
     lines = [
         f"# {name}", "",
         f"Measured with `python bench/families.py {name}`: {len(first['tasks'])} tasks, {first['backbone']}, at most "
-        f"{limit} training examples a class, class order seed 1993; {where['cpu']}, {where['threads']} threads, torch "
-        f"{where['torch']}, {where['date']}. Mean ± standard deviation where there are several seeds.", "",
+        f"{limit} training examples a class, class order seed 1993, settings of the recipes{epochs(rows)}; "
+        f"{where['cpu']}, {where['threads']} threads a method, torch {where['torch']}, {where['date']}. "
+        "Mean ± standard deviation where there are several seeds.", "",
         "| method | seeds | final | average | forgetting | retention | gain | trained | stored, MB | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -98,6 +124,16 @@ def write(name: str, rows: dict[str, list[dict[str, Any]]]) -> None:
     (folder / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     draw(folder / f"{name}.svg", rows, order)
     print(f"written: docs/results/{name}.md, docs/results/{name}.svg")
+
+
+def epochs(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """How long the methods that train were trained, where it is not what their recipes say."""
+    told = set()
+    for name, runs in rows.items():
+        recipe = find_recipe("clinc150", name)
+        usual = build_config({"method": {"name": name}}, recipe=str(recipe or "none"))[0]["method"].get("epochs")
+        told |= {run["config"]["method"].get("epochs") for run in runs} - {usual, None}
+    return f", but {' or '.join(map(str, sorted(told)))} epochs" if told else ""
 
 
 def notes(file: Path) -> list[str]:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from everlearn.errors import EverlearnError
+from everlearn.streams.views import original
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +68,8 @@ class FeatureStore:
         return self  # one store a process, whoever is copied
 
     def encode(self, backbone: Backbone, inputs: Sequence[Input]) -> torch.Tensor:
-        """Features (n, width), float32. Encodes what is missing and keeps it.
+        """Features (n, width), float32. Encodes what is missing and keeps it. Of a view it says what it says
+        of the original: no view comes twice, and a query is asked once an image.
 
         The examples are taken in chunks of the request, and a chunk is kept whole or not at all:
         after a crash the same request meets the same batches, so features do not depend on it.
@@ -77,8 +79,9 @@ class FeatureStore:
         """
         import torch
 
+        plain = [original(item) for item in inputs]
         shelf = self._shelf(backbone)
-        keys = [_key(item) for item in inputs]
+        keys = [_key(item) for item in plain]
         shelf.refresh(keys)
         missing_total = len({key for key in keys if key not in shelf.index})
         done = 0
@@ -89,8 +92,8 @@ class FeatureStore:
             if not missing:
                 continue
             wanted = sorted(missing.values())
-            features = backbone.infer([inputs[row] for row in wanted]).cpu()
-            _check_finite(features, [inputs[row] for row in wanted], backbone)
+            features = backbone.infer([plain[row] for row in wanted]).cpu()
+            _check_finite(features, [plain[row] for row in wanted], backbone)
             shelf.add([keys[row] for row in wanted], features.numpy())
             done += len(wanted)
             if self.on_progress:
@@ -247,7 +250,7 @@ def clear_cache(identity: str | None = None) -> int:
     return freed
 
 
-def _key(item: Input) -> bytes:
+def _key(item: str | bytes | Path) -> bytes:
     """16 bytes that address an example's content; a text never collides with an image of its bytes."""
     data, kind = (item.encode(), b"text") if isinstance(item, str) else (_bytes(item), b"image")
     return hashlib.blake2b(data, digest_size=KEY_BYTES, person=kind).digest()

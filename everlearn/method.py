@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -31,6 +31,7 @@ from everlearn.errors import EverlearnError
 from everlearn.heads.linear import Linear
 from everlearn.losses import multiple_negatives_ranking
 from everlearn.streams.stream import Examples, Input, Task
+from everlearn.streams.views import views
 
 KINDS = ("class-incremental", "domain-incremental", "task-incremental", "online", "old-then-new")
 
@@ -191,9 +192,9 @@ class Method(nn.Module):
         """`examples` in shuffled batches, for as many epochs as the method and the stream ask."""
         seed = derived_seed(self.seed, task.index)
         if task.batch_size:
-            return Batches(examples, 1, task.batch_size, seed)
+            return Batches(examples, 1, task.batch_size, seed, augment=task.augment)
         lengths = self.backbone.lengths(examples.inputs if examples.positives is None else examples.positives)
-        return Batches(examples, self.epochs, self.batch_size, seed, lengths)
+        return Batches(examples, self.epochs, self.batch_size, seed, lengths, task.augment)
 
     def train(self, mode: bool = True) -> Method:
         """As torch's, but the backbone stays in evaluation mode: without dropout a step is half as
@@ -219,9 +220,10 @@ class Batches(Sequence[Examples]):
     WINDOW = 8
 
     def __init__(
-        self, examples: Examples, epochs: int, size: int, seed: int, lengths: Sequence[int] | None = None
-    ) -> None:
-        self.examples, self.size, self.seed, self.lengths = examples, size, seed, lengths
+        self, examples: Examples, epochs: int, size: int, seed: int, lengths: Sequence[int] | None = None,
+        augment: bool = False,
+    ) -> None:  # fmt: skip
+        self.examples, self.size, self.seed, self.lengths, self.augment = examples, size, seed, lengths, augment
         self.per_epoch = -(-len(examples) // size)
         self.length = epochs * self.per_epoch
         self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
@@ -237,7 +239,8 @@ class Batches(Sequence[Examples]):
             generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
             order = torch.randperm(len(self.examples), generator=generator)
             self._order = (epoch, order if self.lengths is None else self._by_length(order, generator))
-        return self.examples[self._order[1][position * self.size : (position + 1) * self.size]]
+        batch = self.examples[self._order[1][position * self.size : (position + 1) * self.size]]
+        return augmented(batch, self.seed, index) if self.augment else batch
 
     def _by_length(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         lengths = torch.tensor(self.lengths)
@@ -249,6 +252,12 @@ class Batches(Sequence[Examples]):
             shuffled = torch.randperm(len(whole), generator=generator).tolist()
             batches += [whole[i] for i in shuffled] + cut[len(whole) :]  # a smaller one stays the last
         return torch.cat(batches)
+
+
+def augmented(batch: Examples, *seed: int) -> Examples:
+    """The batch with a random view of each image instead of the image."""
+    seeds = [derived_seed(*seed, row) for row in range(len(batch))]
+    return replace(batch, inputs=views(batch.inputs, seeds))
 
 
 def derived_seed(*parts: int) -> int:

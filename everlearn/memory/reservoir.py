@@ -11,6 +11,7 @@ from torch import Tensor
 
 from everlearn.state import Stateful
 from everlearn.streams.stream import Examples, content
+from everlearn.streams.views import original
 
 Record = tuple["str | bytes", "int | None", str, "str | None"]  # input, label, id, positive
 TEXT, LABEL, POSITIVE = 1, 2, 4  # flags of a packed record: what it has
@@ -137,7 +138,7 @@ class Reservoir(Stateful):
 
 
 def _record(examples: Examples, row: int) -> Record:
-    item = examples.inputs[row]
+    item = original(examples.inputs[row])
     return (
         item if isinstance(item, str) else content(item),
         int(examples.labels[row]) if len(examples.labels) else None,

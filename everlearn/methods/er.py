@@ -6,7 +6,7 @@ import torch
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.memory.reservoir import Reservoir
-from everlearn.method import Tags
+from everlearn.method import Tags, augmented
 from everlearn.methods.finetune import Finetune
 from everlearn.streams.stream import Examples, Task
 
@@ -49,7 +49,8 @@ class ER(Finetune):
     def loss(self, batch: Examples) -> torch.Tensor:
         loss = super().loss(batch)
         if len(self.memory):
-            loss = loss + super().loss(self.memory.sample(self.replay_batch_size))
+            old = self.memory.sample(self.replay_batch_size)
+            loss = loss + super().loss(augmented(old, self.seed, int(self.memory.draws)) if self.task.augment else old)
         return loss
 
     def end_task(self, task: Task) -> None:

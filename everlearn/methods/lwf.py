@@ -61,6 +61,8 @@ class LwF(Finetune):
         if self.teacher is None:
             return loss
         with torch.no_grad():
-            before = self.teacher["head"](self.teacher["backbone"].encode(batch.inputs))
+            teacher = self.teacher["backbone"]
+            seen = teacher.infer(batch.inputs) if self.task.augment else teacher.encode(batch.inputs)
+            before = self.teacher["head"](seen)
         old = scores[:, : before.shape[1]]
         return loss + self.strength * distillation(old, before, temperature=self.temperature)

@@ -53,6 +53,7 @@ def load(
     max_train_per_class: int | None = None,
     max_test_per_class: int | None = None,
     titles: bool = False,
+    augment: bool = False,
     skip_bad_rows: bool = False,
     text_column: str | None = None,
     label_column: str | None = None,
@@ -90,6 +91,8 @@ def load(
             are tasks).
         max_test_per_class: the same for test examples.
         titles: retrieval, put the title before the text of a document. It often names what is asked for.
+        augment: images, train on random crops and mirror images, new ones in every epoch. Queries, stored
+            features, memories and tests keep the images as they are.
         skip_bad_rows: leave rows out that cannot be used, and count them in the notes of the stream.
         text_column: the column of texts, where it is not called text, utterance, sentence, query, question
             or content.

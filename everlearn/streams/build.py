@@ -31,7 +31,7 @@ KINDS = {
 }
 """The options that mean something to each kind, beside those that every kind has."""
 PAIRS = frozenset({"domains", "titles"})
-COMMON = frozenset({"kind", "test", "validation", "split_seed", "skip_bad_rows"})
+COMMON = frozenset({"kind", "test", "validation", "split_seed", "skip_bad_rows", "augment"})
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Options:
     max_train_per_class: int | None
     max_test_per_class: int | None
     titles: bool
+    augment: bool
     skip_bad_rows: bool
     text_column: str | None
     label_column: str | None
@@ -88,6 +89,8 @@ def build(options: Options, given: dict[str, Any]) -> Stream:
         if kind != "domain-incremental":
             raise EverlearnError(f"a stream of pairs is domain-incremental; kind={kind} needs labelled examples")
         _refuse_other_options(given, PAIRS, "a stream of pairs")
+        if options.augment:
+            raise EverlearnError(f"augment makes views of images, and {options.name} has texts: drop it")
         tasks, notes = make_retrieval_tasks(
             files,
             domains=options.domain_list,
@@ -158,8 +161,11 @@ def _labelled_tasks(options: Options, kind: str, bad: BadRows) -> tuple[str, lis
     classes = class_incremental.order_classes(
         classes_of(records), set(classes_of(parts["train"])), table.class_names, options.class_order, options.class_seed
     )
+    if options.augment and table.modality != "image":
+        raise EverlearnError(f"augment makes views of images, and {table.source} has texts: drop it")
     steps = _steps(options, kind, parts, classes, domains)
-    tasks, left_out = make_tasks(steps, table.modality, table.source, options.batch_size if kind == "online" else None)
+    batch_size = options.batch_size if kind == "online" else None
+    tasks, left_out = make_tasks(steps, table.modality, table.source, batch_size, options.augment)
     return table.modality, tasks, [*notes, *left_out]
 
 

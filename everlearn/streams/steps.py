@@ -26,7 +26,7 @@ def classes_of(records: list[Record]) -> list[str]:
 
 
 def make_tasks(
-    steps: list[Step], modality: str, source: str, batch_size: int | None = None
+    steps: list[Step], modality: str, source: str, batch_size: int | None = None, augment: bool = False
 ) -> tuple[list[Task], list[str]]:
     """Tasks, with class k the k-th in the order of the steps; and notes on what was left out.
 
@@ -53,6 +53,7 @@ def make_tasks(
             class_names=tuple(numbers),
             modality=modality,
             batch_size=batch_size,
+            augment=augment,
             examples={split: _examples(records, numbers) for split, records in parts.items()},
         )
         tasks.append(task)

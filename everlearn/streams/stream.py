@@ -12,15 +12,18 @@ import numpy as np
 import torch
 
 from everlearn.errors import ContractError
+from everlearn.streams.views import View
 
-Input = str | bytes | Path
-"""One example's content: a text, an encoded image (PNG, JPEG, …), or the path of an image file."""
+Input = str | bytes | Path | View
+"""One example's content: a text, an encoded image (PNG, JPEG, …), the path of an image file, or a view of one."""
 
 
 def content(item: Input) -> bytes:
     """The bytes of one example, whatever holds them: text is UTF-8, a path is read."""
     if isinstance(item, str):
         return item.encode()
+    if isinstance(item, View):
+        return item.content()
     return item.read_bytes() if isinstance(item, Path) else item
 
 
@@ -102,6 +105,7 @@ class Task:
         class_names: names of *all* classes seen up to and including this task, in label order;
             its length is the number of scores that `predict` returns after this task.
         batch_size: set where the stream is online: one pass over the data in batches of this size.
+        augment: every step of training sees random views of the images, a new one in each epoch.
     """
 
     index: int
@@ -113,6 +117,7 @@ class Task:
     examples: dict[str, Examples] = field(default_factory=dict, repr=False)
     corpus: Corpus | None = field(default=None, repr=False)
     is_sealed: bool = False
+    augment: bool = False
 
     @property
     def train(self) -> Examples:
@@ -143,6 +148,7 @@ class Task:
         return {
             "index": self.index, "name": self.name, "classes": list(self.classes),
             "class_names": list(self.class_names), "modality": self.modality, "batch_size": self.batch_size,
+            "augment": self.augment,
         }  # fmt: skip
 
     @staticmethod
@@ -186,6 +192,8 @@ class Stream:
     def fingerprint(self) -> str:
         """A hash of every example of every task and their order: two runs compare only if it is equal."""
         hasher = hashlib.sha256(repr((self.kind, self.modality, self.class_names)).encode())
+        if any(task.augment for task in self.tasks):
+            hasher.update(b"augmented")
         for task in self.tasks:
             for part in ("train", "validation", "test"):
                 hasher.update(getattr(task, part).digest())
