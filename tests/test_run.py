@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 import yaml
 
 from everlearn import backbones, load, methods, run
@@ -208,6 +209,16 @@ def test_a_run_killed_twice_resumes_to_the_same_bits(monkeypatch, tmp_path, refe
         with pytest.raises(Killed):
             resume(folder)
     assert facts(resume(folder).results) == reference[0] and lines(folder) == reference[1]
+
+
+def test_two_processes_do_not_learn_in_one_folder(monkeypatch, tmp_path, reference):
+    folder = tmp_path / "run"
+    run_killed(monkeypatch, "step", 6, method=ER, stream=DIGITS, backbone="tiny", out=folder, seed=1, save_steps=2)
+    before = content(folder)
+    with FileLock(folder / ".lock"), pytest.raises(EverlearnError, match="another process is learning in"):
+        resume(folder)
+    assert content(folder) == before
+    assert facts(resume(folder).results) == reference[0]
 
 
 def test_a_line_of_metrics_that_was_cut_off_does_not_stop_a_resume(monkeypatch, tmp_path, reference):

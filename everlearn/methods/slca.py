@@ -102,7 +102,9 @@ class SLCA(Method):
         age = 0.9 + 0.1 * (self.since + 1) / (self.task.index + 1)
         covariances = self.memory.covariances()
         covariances.diagonal(dim1=1, dim2=2).add_(JITTER)
-        factors = torch.linalg.cholesky(covariances).float()
+        factors, failed = torch.linalg.cholesky_ex(covariances.float())
+        if failed.any():  # nearly singular: float32 has lost what float64 still has
+            factors[failed > 0] = torch.linalg.cholesky(covariances[failed > 0]).float()
         return present, (self.memory.means * age[:, None]).float()[present], factors[present]
 
     def drawn(self) -> Iterator[tuple[Tensor, Tensor]]:
