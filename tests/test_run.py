@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 import yaml
+from filelock import FileLock
 
 from everlearn import backbones, load, methods, run
 from everlearn.errors import EverlearnError
