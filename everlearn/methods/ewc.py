@@ -68,11 +68,12 @@ class EWC(Finetune):
         """The mean squared gradient of log p(y|x), y drawn from the model, one example at a time."""
         fisher = {name: torch.zeros_like(p) for name, p in self.named_parameters()}
         chosen = torch.randperm(len(examples))[: self.fisher_examples].tolist()
-        for row in chosen:
-            log_p = self.head(self.backbone(examples[[row]].inputs)).log_softmax(-1)
-            label = int(torch.multinomial(log_p.detach().exp(), 1))
-            gradients = torch.autograd.grad(log_p[0, label], list(self.parameters()), allow_unused=True)
-            for total, gradient in zip(fisher.values(), gradients, strict=True):
-                if gradient is not None:
-                    total.add_(gradient.square(), alpha=1 / len(chosen))
+        with self.backbone.mixed_precision():  # around them all: the weights are cast once, not for every example
+            for row in chosen:
+                log_p = self.head(self.backbone(examples[[row]].inputs)).log_softmax(-1)
+                label = int(torch.multinomial(log_p.detach().exp(), 1))
+                gradients = torch.autograd.grad(log_p[0, label], list(self.parameters()), allow_unused=True)
+                for total, gradient in zip(fisher.values(), gradients, strict=True):
+                    if gradient is not None:
+                        total.addcmul_(gradient, gradient, value=1 / len(chosen))
         return fisher

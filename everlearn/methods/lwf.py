@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from everlearn.backbones.backbone import Backbone
-from everlearn.losses import distillation
+from everlearn.losses import cross_entropy, distillation
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
 from everlearn.streams.stream import Examples, Task
@@ -18,9 +18,10 @@ from everlearn.streams.stream import Examples, Task
 class LwF(Finetune):
     """Learning without Forgetting. Li & Hoiem, ECCV 2016 / TPAMI 2018, https://arxiv.org/abs/1606.09282
 
-    Cross-entropy on the new labels plus distillation (temperature 2) from the model as it was before
-    the task, on the new inputs, over the old classes. No old data is kept, only the old model; its
-    answers are computed once an example and come from the feature store afterwards.
+    Cross-entropy over the task's classes plus distillation (temperature 2) from the model as it was
+    before the task, on the new inputs, over the old classes: the new labels do not push the old scores
+    down, for which there are no examples now. No old data is kept, only the old model; its answers are
+    computed once an example and come from the feature store afterwards.
 
     Args:
         backbone: a pre-trained encoder; all of it is trained.
@@ -57,7 +58,7 @@ class LwF(Finetune):
 
     def loss(self, batch: Examples) -> torch.Tensor:
         scores = self.head(self.backbone(batch.inputs))
-        loss = nn.functional.cross_entropy(scores, self.labels(batch))
+        loss = cross_entropy(scores, self.labels(batch), classes=self.task.classes)
         if self.teacher is None:
             return loss
         with torch.no_grad():
