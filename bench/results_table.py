@@ -16,11 +16,12 @@ def table(folder: Path) -> str:
     runs.sort(key=lambda run: -run["final_accuracy"])
     first = runs[0]
     where = first["environment"]
+    threads = " or ".join(sorted({str(run["environment"]["threads"]) for run in runs}))
     limit = first["config"]["stream"].get("max_train_per_class")
     lines = [
         f"Measured: {first['stream']}, {len(first['tasks'])} tasks, {first['backbone']}, seed {first['seed']}"
         + (f", {limit} training examples a class" if limit else "")
-        + f"; {where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']}.",
+        + f"; {where['cpu']}, {threads} threads a method, torch {where['torch']}, {where['date']}.",
         "",
         "| method | final | average | forgetting | retention | gain | trained | stored, MB | seconds | encoded |",
         "|---|---|---|---|---|---|---|---|---|---|",

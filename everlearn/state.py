@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from everlearn.errors import EverlearnError
 
 
 class Stateful(nn.Module):
@@ -36,6 +39,14 @@ class Stateful(nn.Module):
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        # Random matrices are drawn again, not saved; the buffer "checksum" says whether they came out the same.
+        drawn, own = state_dict.get(prefix + "checksum"), self._buffers.get("checksum")
+        if drawn is not None and own is not None and not torch.equal(drawn.cpu(), own.cpu()):
+            raise EverlearnError(
+                f"the saved {type(self).__name__.lower()} head has width, random features and checksum "
+                f"{drawn.tolist()}, this one {own.tolist()}: build it with the same settings and seed (where only "
+                "the checksum differs: with the same PyTorch)"
+            )
         for name, buffer in self._buffers.items():
             saved = state_dict.get(prefix + name)
             if buffer is None or saved is None or saved.dim() != buffer.dim():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -141,16 +141,6 @@ class Gaussian(Stateful):
         self.weight = torch.cholesky_solve(means, torch.linalg.cholesky(covariance)).contiguous()  # for safetensors
         self.offset = (means * self.weight).sum(0).mul(-0.5).masked_fill(self.statistics.counts == 0, LEAST)
         return self.weight
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        saved = state_dict.get(prefix + "checksum")
-        if saved is not None and not torch.equal(saved.cpu(), self.checksum.cpu()):
-            raise EverlearnError(
-                f"the saved gaussian head has width, rff and checksum {saved.tolist()}, this one "
-                f"{self.checksum.tolist()}: build it with the same width, rff, gamma and seed (where only the "
-                "checksum differs: with the same PyTorch)"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def shrink(covariance: Tensor, freedom: int, shrinkage: float | Literal["oas"]) -> Tensor:

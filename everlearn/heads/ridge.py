@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -239,16 +239,6 @@ class Ridge(Stateful):
             for start, panel in self._panels():
                 panel.addmm_(h[:, start : start + len(panel)].T, h[:, : panel.shape[1]], alpha=sign)
             self.targets.addmm_(h.T, one_hot(classes, self.classes).to(h), alpha=sign)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        saved = state_dict.get(prefix + "checksum")
-        if saved is not None and not torch.equal(saved.cpu(), self.checksum.cpu()):
-            raise EverlearnError(
-                f"the saved ridge head has width, projection and checksum {saved.tolist()}, this one "
-                f"{self.checksum.tolist()}: build it with the same width, projection and seed (where only the "
-                "checksum differs: with the same PyTorch)"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def held_out_errors(h: Tensor, y: Tensor, held_h: Tensor, held_y: Tensor, lambdas: tuple[float, ...]) -> Tensor:
