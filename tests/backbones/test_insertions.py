@@ -13,7 +13,7 @@ from everlearn.peft.prefix import KeysValues, Prefix
 from everlearn.peft.unified import KINDS as INSERTIONS
 from everlearn.peft.unified import POINTS, Point, insert
 
-IDENTITY_AT_FIRST = ("houlsby", "parallel_adapter", "scaled_parallel_adapter", "lora", "ssf")
+IDENTITY_AT_FIRST = ("houlsby", "parallel_adapter", "adaptformer", "scaled_parallel_adapter", "lora", "ssf")
 UNABLE = {"modernbert": ("prompt", "deep_prompt"), "mpnet": ("prefix", "prefix_mlp", "mam")}
 """Rotary positions take no added token; MPNet adds a bias of its own to attention and does not use torch's."""
 
