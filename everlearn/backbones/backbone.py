@@ -74,6 +74,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.attached: list[Delta] = []
         self.origin: dict[str, str] = {}  # digests of the pre-trained tensors, once a method has them
+        self._exact: dict[int, torch.Tensor] = {}  # while cast for inference: the weights as they are
         self._digests: dict[str, tuple[weakref.ref[torch.Tensor], int, str]] = {}
 
     # -- what subclasses give ------------------------------------------------------------------
@@ -140,7 +141,8 @@ class Backbone(nn.Module):
         was_training = self.training
         self.eval()
         weights = [m.weight for m in self.modules() if isinstance(m, nn.Linear)] if self.precision != "float32" else []
-        exact = [weight.data for weight in weights]
+        exact, outer = [weight.data for weight in weights], self._exact
+        self._exact = {**{id(weight): data for weight, data in zip(weights, exact, strict=True)}, **outer}
         try:
             with torch.no_grad(), self.mixed_precision():
                 for weight in weights:  # once here, or autocast does it for every batch
@@ -149,6 +151,7 @@ class Backbone(nn.Module):
         finally:
             for weight, data in zip(weights, exact, strict=True):
                 weight.data = data
+            self._exact = outer
             self.train(was_training)
 
     @contextmanager
@@ -201,7 +204,7 @@ class Backbone(nn.Module):
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             known = self._digests.get(prefix + name)
             if known is None or known[0]() is not tensor or known[1] != tensor._version:
-                known = (weakref.ref(tensor), tensor._version, digest(tensor))
+                known = (weakref.ref(tensor), tensor._version, digest(self._exact.get(id(tensor), tensor)))
                 self._digests[prefix + name] = known
             found[name] = known[2]
         return found

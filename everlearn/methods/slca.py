@@ -30,7 +30,8 @@ class SLCA(Method):
     The Gaussians of old classes stay as they were, although the encoder has moved a little: their
     means are drawn in the more, the older they are.
 
-    Departure: the learning rate falls by a cosine in every task, not by one step of 0.1.
+    Departure: the learning rate falls by a cosine in every task, not by one step of 0.1; and
+    the head is aligned after the first task too, as after any other.
 
     Args:
         backbone: a pre-trained encoder; all of it is trained.

@@ -15,6 +15,7 @@ import torch
 from small_models import ARCHITECTURES, IMAGE_KINDS, KINDS, TEXTS, png
 
 from everlearn import backbones
+from everlearn.backbones.tiny import TinyBackbone
 from everlearn.errors import DataError, EverlearnError
 
 
@@ -105,6 +106,15 @@ def test_pooling_and_length_are_read_from_sentence_transformers_files(tmp_path, 
     assert torch.allclose(cls.infer(TEXTS).norm(dim=1), torch.ones(2), atol=1e-2)
     assert cls.prepare(TEXTS)["input_ids"].shape == (2, 4) and mean.prepare(TEXTS)["input_ids"].shape == (2, 7)
     assert cls.identity() != mean.identity()
+
+
+def test_the_identity_is_the_same_while_weights_are_cast_for_inference():
+    identity, fresh = TinyBackbone().identity(), TinyBackbone()
+    fresh.precision = "bfloat16"
+    with fresh.inference(), fresh.inference():
+        assert next(m for m in fresh.modules() if isinstance(m, torch.nn.Linear)).weight.dtype == torch.bfloat16
+        fresh.precision = "float32"  # part of the identity as well
+        assert fresh.identity() == identity
 
 
 def test_equal_weights_with_other_heads_are_another_identity(tmp_path, model_folder):

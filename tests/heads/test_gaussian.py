@@ -157,7 +157,7 @@ def test_checkpoint_into_a_fresh_head(tmp_path):
         each.add(*data(50, seed=3))
     assert torch.equal(fresh.solve(), head.solve())
     assert "frequencies" not in head.state_dict() and "phases" not in head.state_dict()
-    with pytest.raises(EverlearnError, match="same width, rff, gamma and seed"):
+    with pytest.raises(EverlearnError, match="same settings and seed"):
         Gaussian(WIDTH, rff=40, gamma=0.3).load_state_dict(head.state_dict())
 
 
