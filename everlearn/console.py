@@ -145,10 +145,20 @@ def compare_table(results: Sequence[Results]) -> None:
     if done:
         out.print(Text(f"{done[0]['metric']} in % on {done[0]['stream']}, best final score first", style="bold"))
         out.print(table)
+        out.print(_encodings([r for r in results if "final_accuracy" in r]))
     for r in results:
         if "final_accuracy" not in r:
             word, why = ("failed", r["error"]) if "error" in r else ("skipped", r["skipped"])
             out.print(Text(f"{r['method']} {word}: {why}", style="red" if word == "failed" else ""))
+
+
+def _encodings(results: Sequence[Results]) -> Text:
+    """Who encoded how many examples with a frozen encoder, and who found all in the feature store."""
+    encoded = [f"{r['method']} {r['examples_encoded']:,}" for r in results if r["examples_encoded"]]
+    found = [r["method"] for r in results if r["examples_served"] and not r["examples_encoded"]]
+    none = f"0 by {', '.join(found)}: all in the feature store" if found else ""
+    told = "; ".join(part for part in (", ".join(encoded), none) if part)
+    return Text(f"examples encoded by an encoder at rest, as it came or adapted: {told or 'none'}")
 
 
 def cache_table(entries: Sequence[dict[str, Any]]) -> None:

@@ -100,6 +100,14 @@ def test_the_table_shows_scores_where_they_belong(capsys, monkeypatch):
     assert ["task", "1", "50.0", "50.0"] in lines and ["task", "2", "25.0", "75.0", "60.0"] in lines
 
 
+def test_the_table_says_who_encoded_and_who_found_all_in_the_store(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    first, adapted = result("fecam", 0.8, examples_encoded=9000), result("aper", 0.7, examples_encoded=450)
+    console.compare_table([first, result("lda", 0.9), adapted, result("finetune", 0.1, examples_served=0)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "as it came or adapted: fecam 9,000, aper 450; 0 by lda: all in the feature store" in shown
+
+
 def test_progress_off_a_terminal_is_one_line_for_each_bar_that_took_its_time(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("everlearn.console.time.monotonic", lambda: now[0])
