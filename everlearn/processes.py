@@ -69,10 +69,12 @@ def side_by_side(
                 for process in [p for p in running if p.has_ended()]:
                     running.remove(process)
                     finished(process.planned.label, process.results())
-        except KeyboardInterrupt:
+        except BaseException as error:  # whatever it was: nobody is left learning behind our back
             for process in running:
                 process.process.send_signal(signal.SIGINT)
-            raise Interrupted("stopped and saved; the same command with the same --out goes on") from None
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted("stopped and saved; the same command with the same --out goes on") from None
+            raise
         finally:
             for process in running:
                 process.process.wait()
