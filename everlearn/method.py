@@ -17,6 +17,7 @@ state dict; so memories and statistics are modules, and nothing else holds state
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -117,6 +118,12 @@ class Method(nn.Module):
     """The keyword arguments it was built with; a run's configuration keeps them."""
     task: Task
     """The task being learned, without its data; set by `begin_task`."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        # Said outright: Python 3.11.2 reads it off __new__ where a subclass has no __init__ (3.11.7 does not).
+        whole = inspect.signature(cls.__init__)
+        cls.__signature__ = whole.replace(parameters=list(whole.parameters.values())[1:])  # type: ignore[attr-defined]
 
     def __new__(cls, *args: Any, **settings: Any) -> Method:
         method = super().__new__(cls)
