@@ -26,7 +26,8 @@ class APER(Method):
 
     On the first task the model is adapted in one of five forms, with a cosine head; then all is
     frozen. A class is the mean of its features, pre-trained and adapted side by side, and the nearest
-    by cosine wins.
+    by cosine wins. Adapters read what the feed-forward layer reads, behind the layer norm, without
+    dropout; the released code's read what comes before the norm.
 
     Args:
         backbone: a pre-trained encoder; the form "finetune" trains a copy of it.

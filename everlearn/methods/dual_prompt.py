@@ -30,6 +30,9 @@ class DualPrompt(Method):
 
     Every example brings its own prompts, so a prediction does not depend on its place in a batch.
 
+    Departures from the released code: a new expert starts at random, not as a copy of the last one,
+    and the learning rate is not multiplied by batch size / 256.
+
     Args:
         backbone: a pre-trained encoder, frozen.
         general_length: tokens of the general prompt; as a prefix half are keys, half values.

@@ -31,7 +31,8 @@ class SLCA(Method):
     means are drawn in the more, the older they are.
 
     Departure: the learning rate falls by a cosine in every task, not by one step of 0.1; and
-    the head is aligned after the first task too, as after any other.
+    the head is aligned after the first task too, and goes on aligned (the published code goes on with
+    the head as it was trained).
 
     Args:
         backbone: a pre-trained encoder; all of it is trained.
