@@ -89,8 +89,6 @@ def build(options: Options, given: dict[str, Any]) -> Stream:
         if kind != "domain-incremental":
             raise EverlearnError(f"a stream of pairs is domain-incremental; kind={kind} needs labelled examples")
         _refuse_other_options(given, PAIRS, "a stream of pairs")
-        if options.augment:
-            raise EverlearnError(f"augment makes views of images, and {options.name} has texts: drop it")
         tasks, notes = make_retrieval_tasks(
             files,
             domains=options.domain_list,
@@ -104,6 +102,8 @@ def build(options: Options, given: dict[str, Any]) -> Stream:
         kind = _kind(options)
         _refuse_other_options(given, KINDS[kind], f"a stream of kind {kind}")
         modality, tasks, notes = _labelled_tasks(options, kind, bad)
+    if options.augment and modality != "image":
+        raise EverlearnError(f"augment makes views of images, and {options.name} has texts: drop it")
     config = {"name": options.name, **given}
     return Stream(options.name, kind, modality, tuple(tasks), config, (*notes, *bad.notes()))
 
@@ -161,8 +161,6 @@ def _labelled_tasks(options: Options, kind: str, bad: BadRows) -> tuple[str, lis
     classes = class_incremental.order_classes(
         classes_of(records), set(classes_of(parts["train"])), table.class_names, options.class_order, options.class_seed
     )
-    if options.augment and table.modality != "image":
-        raise EverlearnError(f"augment makes views of images, and {table.source} has texts: drop it")
     steps = _steps(options, kind, parts, classes, domains)
     batch_size = options.batch_size if kind == "online" else None
     tasks, left_out = make_tasks(steps, table.modality, table.source, batch_size, options.augment)
