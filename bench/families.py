@@ -2,7 +2,7 @@
 
     python bench/families.py clinc150 [--seeds 0,1,2] [--methods all] [--out runs/families]
     python bench/families.py clinc150 --seeds 1,2 --methods ranpac,klda      # more seeds of some
-    python bench/families.py banking77 --tasks 7
+    python bench/families.py banking77
     python bench/families.py tinyimagenet100 --data FOLDER --backbone vit-tiny@112
     python bench/families.py pacs --data FOLDER --backbone vit-tiny@112
 
@@ -21,13 +21,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from common import RESULTS, machine, recipe_settings, write_page
+
 from everlearn import compare, methods
 from everlearn.comparison import select
-from everlearn.config import build_config, find_recipe
 from everlearn.processes import default_jobs
 
-ROOT = Path(__file__).parents[1]
-TASKS = {"clinc150": 10, "banking77": 7, "tinyimagenet100": 10}
 ORDERING = [
     ("joint", "ranpac"), ("ranpac", "aper"), ("aper", "simplecil"), ("l2p", "vpt"), ("dual_prompt", "vpt"),
     ("coda_prompt", "vpt"), ("l2p", "finetune"), ("dual_prompt", "finetune"), ("coda_prompt", "finetune"),
@@ -36,35 +35,36 @@ ORDERING = [
 """Published: the first is at least as good as the second."""
 
 
+PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+PARSER.add_argument("stream")
+PARSER.add_argument("--data", type=Path, help="folder of the Parquet files, for a stream that is not packaged")
+PARSER.add_argument("--backbone")
+PARSER.add_argument("--methods", default="all")
+PARSER.add_argument("--recipes", default="clinc150", help="the stream whose recipes are taken; none: the papers'")
+PARSER.add_argument("--epochs", type=int, help="instead of the recipes', for every method that trains")
+PARSER.add_argument("--tasks", type=int, default=10)
+PARSER.add_argument("--train-per-class", type=int, default=30)
+PARSER.add_argument("--test-per-class", type=int)
+PARSER.add_argument("--seeds", default="0")
+PARSER.add_argument("--out", type=Path, default=Path("runs/families"))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stream")
-    parser.add_argument("--data", type=Path, help="folder of the Parquet files, for a stream that is not packaged")
-    parser.add_argument("--backbone")
-    parser.add_argument("--methods", default="all")
-    parser.add_argument("--recipes", default="clinc150", help="the stream whose recipes are taken; none: the papers'")
-    parser.add_argument("--epochs", type=int, help="instead of the recipes', for every method that trains")
-    parser.add_argument("--tasks", type=int)
-    parser.add_argument("--train-per-class", type=int, default=30)
-    parser.add_argument("--test-per-class", type=int)
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--out", type=Path, default=Path("runs/families"))
-    args = parser.parse_args()
+    args = PARSER.parse_args()
     for seed in map(int, args.seeds.split(",")):
         folder = args.out / f"{args.stream}-seed{seed}"
-        for run in compare(chosen(args), stream(args), backbone=args.backbone, out=folder, seed=seed, progress=True,
-                           jobs=default_jobs()):  # fmt: skip
+        for run in compare(chosen(args), stream(args), backbone=args.backbone, out=folder, seed=seed, recipe="none",
+                           progress=True, jobs=default_jobs()):  # fmt: skip
             if "error" in run:
                 print(f"{run['method']} failed: {run['error']}")
-    write(args.stream, finished(args.out, args.stream))
+    write(args, finished(args.out, args.stream))
 
 
 def chosen(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The methods with the settings of the recipes, whatever the stream; one schedule for all where asked."""
     sections = []
     for name in map(str, select(args.methods)):
-        recipe = find_recipe(args.recipes, name)
-        settings = build_config({"method": {"name": name}}, recipe=str(recipe or "none"))[0]["method"]
+        settings = recipe_settings(args.recipes, name)
         if args.epochs and "epochs" in signature(methods.get(name)).parameters:
             settings["epochs"] = args.epochs
         sections.append(settings)
@@ -88,21 +88,19 @@ def stream(args: argparse.Namespace) -> dict[str, Any]:
         settings |= {"name": files["train"], "test": files["test"]}
     if args.stream == "pacs":
         return settings | {"kind": "domain-incremental", "domain_column": "domain"}
-    return settings | {"tasks": args.tasks or TASKS[args.stream]}
+    return settings | {"tasks": args.tasks}
 
 
-def write(name: str, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """docs/results/NAME.md and NAME.svg."""
-    folder = ROOT / "docs" / "results"
-    folder.mkdir(parents=True, exist_ok=True)
+def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """docs/results/STREAM.md and STREAM.svg."""
     order = sorted(rows, key=lambda method: -mean(rows[method], "final_accuracy")[0])
     first = rows[order[0]][0]
-    where, limit = first["environment"], first["config"]["stream"].get("max_train_per_class")
+    limits = first["config"]["stream"]
     lines = [
-        f"# {name}", "",
-        f"Measured with `python bench/families.py {name}`: {len(first['tasks'])} tasks, {first['backbone']}, at most "
-        f"{limit} training examples a class, class order seed 1993, settings of the recipes{epochs(rows)}; "
-        f"{where['cpu']}, {where['threads']} threads a method, torch {where['torch']}, {where['date']}. "
+        f"# {args.stream}", "",
+        f"Measured with `{command(args)}`: {len(first['tasks'])} tasks, {first['backbone']}, at "
+        f"most {limits['max_train_per_class']} training {tested(limits)}examples a class, class order seed 1993, "
+        f"{settings_of(args, rows)}; each method on {machine(first['environment'])}. "
         "Mean ± standard deviation where there are several seeds.", "",
         "| method | seeds | final | average | forgetting | retention | gain | trained | stored, MB | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -120,25 +118,32 @@ def write(name: str, rows: dict[str, list[dict[str, Any]]]) -> None:
             gap = mean(rows[better], "final_accuracy")[0] - mean(rows[worse], "final_accuracy")[0]
             verdict = "holds" if gap >= 0 else "**does not hold**"
             lines.append(f"- {better} ≥ {worse}: {verdict} ({100 * gap:+.1f} points)")
-    lines += ["", *notes(folder / f"{name}.notes.md")]
-    (folder / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    draw(folder / f"{name}.svg", rows, order)
-    print(f"written: docs/results/{name}.md, docs/results/{name}.svg")
+    write_page(args.stream, lines)
+    draw(RESULTS / f"{args.stream}.svg", rows, order)
 
 
-def epochs(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """How long the methods that train were trained, where it is not what their recipes say."""
+def command(args: argparse.Namespace) -> str:
+    """What makes the runs of the table, but for the methods and seeds."""
+    told = [f"python bench/families.py {args.stream}"] + ["--data FOLDER"] * bool(args.data)
+    for name in ("backbone", "recipes", "epochs", "tasks", "train_per_class", "test_per_class"):
+        if getattr(args, name) != PARSER.get_default(name):
+            told.append(f"--{name.replace('_', '-')} {getattr(args, name)}")
+    return " ".join(told)
+
+
+def tested(limits: dict[str, Any]) -> str:
+    most = limits.get("max_test_per_class")
+    return f"and {most} test " if most else ""
+
+
+def settings_of(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Whose settings the runs had, and how long those that train were trained where it is not what they say."""
     told = set()
     for name, runs in rows.items():
-        recipe = find_recipe("clinc150", name)
-        usual = build_config({"method": {"name": name}}, recipe=str(recipe or "none"))[0]["method"].get("epochs")
+        usual = recipe_settings(args.recipes, name).get("epochs")
         told |= {run["config"]["method"].get("epochs") for run in runs} - {usual, None}
-    return f", but {' or '.join(map(str, sorted(told)))} epochs" if told else ""
-
-
-def notes(file: Path) -> list[str]:
-    """What was found out about departures, written by hand beside the table and kept when it is made anew."""
-    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    source = "the papers' settings" if args.recipes == "none" else f"settings of the {args.recipes} recipes"
+    return source + (f", but {' or '.join(map(str, sorted(told)))} epochs" if told else "")
 
 
 def mean(runs: list[dict[str, Any]], key: str) -> tuple[float, float]:

@@ -12,18 +12,16 @@ beside them. Writes docs/results/frozen_forgets.md.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
+from common import machine, write_page
 
 from everlearn import backbones, methods, run, streams
 from everlearn.heads.prototype import Prototype
 from everlearn.method import Method
 from everlearn.peft.unified import KINDS
 from everlearn.streams.stream import Stream
-
-ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
@@ -75,7 +73,7 @@ def write(args: argparse.Namespace, before: float, rows: list[tuple[Any, ...]], 
         "# Does a frozen backbone forget?", "",
         f"Measured with `python bench/frozen_forgets.py`: {args.stream}, the first {args.tasks} of 10 tasks, "
         f"{args.train_per_class} training examples a class, {args.epochs} epochs a task, {args.backbone}, seed "
-        f"{args.seed}; {where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']}.", "",
+        f"{args.seed}; {machine(where)}.", "",
         f"{args.probe}, never trained on: nearest-prototype accuracy of the untouched model {100 * before:.1f}.", "",
         f"| inserted | trained | final on {args.stream} | {args.probe} after | lost | cosine to untouched |",
         "|---|---|---|---|---|---|",
@@ -83,10 +81,7 @@ def write(args: argparse.Namespace, before: float, rows: list[tuple[Any, ...]], 
     for kind, trained, final, after, likeness in sorted(rows, key=lambda row: -row[3]):
         lines.append(f"| {kind} | {trained:,} | {100 * final:.1f} | {100 * after:.1f} | {100 * (before - after):.1f} "
                      f"| {likeness:.3f} |")  # fmt: skip
-    file = ROOT / "docs" / "results" / "frozen_forgets.md"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("written: docs/results/frozen_forgets.md")
+    write_page("frozen_forgets", lines)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the options of the prompt methods change: batch votes, diversity, sparse attention, orthogonality.
 
-    python bench/prompt_options.py [--stream banking77] [--tasks 7] [--train-per-class 30] [--seed 0]
+    python bench/prompt_options.py [--stream banking77] [--tasks 10] [--train-per-class 30] [--seed 0]
 
 Every variant has the settings of its clinc150 recipe but for what its row says. What is finished is not
 repeated: stopped, the same command goes on. Writes docs/results/prompt_options.md.
@@ -12,11 +12,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from common import machine, recipe_settings, write_page
+
 from everlearn import compare
-from everlearn.config import build_config, find_recipe
 from everlearn.processes import default_jobs
 
-ROOT = Path(__file__).parents[1]
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("l2p", {}), ("l2p", {"paper_compat": True}), ("l2p", {"diversify": "frequency"}), ("l2p", {"diversify": "mask"}),
     ("l2p", {"grow": 2}),
@@ -29,19 +29,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stream", default="banking77")
-    for name, default in (("tasks", 7), ("train-per-class", 30), ("seed", 0)):
+    for name, default in (("tasks", 10), ("train-per-class", 30), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out", type=Path, default=Path("runs/prompt_options"))
     args = parser.parse_args()
     stream = {"name": args.stream, "tasks": args.tasks, "max_train_per_class": args.train_per_class}
-    results = compare([settings(*variant) for variant in VARIANTS], stream, out=args.out, seed=args.seed,
-                      progress=True, recipe="none", jobs=default_jobs())  # fmt: skip
+    variants = [recipe_settings("clinc150", name, **changes) for name, changes in VARIANTS]
+    results = compare(variants, stream, out=args.out, seed=args.seed, progress=True, recipe="none", jobs=default_jobs())
     write(args, {tuple(sorted(run["config"]["method"].items(), key=str)): run for run in results if "config" in run})
-
-
-def settings(name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    recipe = find_recipe("clinc150", name)
-    return build_config({"method": {"name": name, **changes}}, recipe=str(recipe or "none"))[0]["method"]
 
 
 def write(args: argparse.Namespace, runs: dict[tuple[Any, ...], dict[str, Any]]) -> None:
@@ -49,14 +44,14 @@ def write(args: argparse.Namespace, runs: dict[tuple[Any, ...], dict[str, Any]])
     lines = [
         "# Options of the prompt methods", "",
         f"Measured with `python bench/prompt_options.py`: {args.stream}, {args.tasks} tasks, {args.train_per_class} "
-        f"training examples a class, MiniLM, seed {args.seed}, settings of the recipes; {where['cpu']}, "
-        f"{where['threads']} threads a method, torch {where['torch']}, {where['date']}.", "",
+        f"training examples a class, MiniLM, seed {args.seed}, settings of the clinc150 recipes; each on "
+        f"{machine(where)}.", "",
         "| method | changed | final | average | forgetting | gain | to the plain one | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     plain: dict[str, float] = {}
     for name, changes in VARIANTS:
-        run = runs.get(tuple(sorted(settings(name, changes).items(), key=str)))
+        run = runs.get(tuple(sorted(recipe_settings("clinc150", name, **changes).items(), key=str)))
         if run is None:
             continue
         final = run["final_accuracy"]
@@ -68,10 +63,7 @@ def write(args: argparse.Namespace, runs: dict[tuple[Any, ...], dict[str, Any]])
     lines += ["", "`paper_compat` chooses prompts by a vote of the batch, also at test, in the order of the test set: "
               "examples of one class come together, so a vote tells every example about its neighbours. Its figure is "
               "not comparable with the others."]  # fmt: skip
-    file = ROOT / "docs" / "results" / "prompt_options.md"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("written: docs/results/prompt_options.md")
+    write_page("prompt_options", lines)
 
 
 if __name__ == "__main__":

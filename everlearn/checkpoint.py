@@ -225,9 +225,21 @@ def write_atomically(file: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def rewrite_lines(file: Path, lines: Iterable[str]) -> None:
-    """Replace a text file's lines atomically."""
-    write_atomically(file, "".join(line if line.endswith("\n") else f"{line}\n" for line in lines))
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file that are whole: a full disk, or a reader too early, may find the last one cut."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def append_line(file: Path, line: dict[str, Any]) -> None:
+    """Write one more line."""
+    with open(file, "a", encoding="utf-8") as opened:
+        opened.write(json.dumps(line) + "\n")
+
+
+def rewrite_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Replace the lines atomically."""
+    write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def origin_hash(backbone: Any) -> str:

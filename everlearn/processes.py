@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from everlearn.checkpoint import read_lines
 from everlearn.console import Progress
 from everlearn.errors import EverlearnError
 from everlearn.session import Interrupted
@@ -114,8 +115,7 @@ class Process:
         """Look after it: show how far it is, and say whether it is through."""
         log = self.planned.folder / "metrics.jsonl"
         if log.is_file():
-            whole = [line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            scores = [line["score"] for line in map(json.loads, whole) if line["step"] is None]
+            scores = [line["score"] for line in read_lines(log) if line["step"] is None]
             if scores and len(scores) != self.bar.done:
                 self.bar.text = f"score {scores[-1]:.3f}"
                 self.bar.show(len(scores))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import signal
 import time
 import warnings
@@ -104,7 +103,7 @@ class Session:
         self.task_index, self.step = task.index + 1, 0
         if self.folder:
             line = {"task": task.index, "step": None, "score": self.rows[-1]["all"], "seconds": self.seconds[-1]}
-            _append_line(self.folder / "metrics.jsonl", line)
+            checkpoint.append_line(self.folder / "metrics.jsonl", line)
             if self._stopping or self.save_steps or time.monotonic() - self._last_save > SOON:
                 self._save()
         self._stop_if_asked()
@@ -140,8 +139,8 @@ class Session:
                     bar.advance(self.step % 10 or 10, f"loss {loss.item():.3f}")
                 if self.folder and not is_last and self._is_due():
                     # The line first: resume drops lines beyond the checkpoint, but cannot write one again.
-                    _append_line(self.folder / "metrics.jsonl",
-                                 {"task": task.index, "step": self.step, "loss": loss.item()})  # fmt: skip
+                    checkpoint.append_line(self.folder / "metrics.jsonl",
+                                           {"task": task.index, "step": self.step, "loss": loss.item()})  # fmt: skip
                     self._save(optimizer, schedule)
                 if self._stopping and not is_last:
                     if self.folder:
@@ -197,11 +196,8 @@ class Session:
         if self.step:
             self._training = saved.training, state["training"]
         position = (self.task_index, self.step)
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]  # a full disk may have cut the last one
-        checkpoint.rewrite_lines(
-            self.folder / "metrics.jsonl", [line for line in whole if _position(json.loads(line)) <= position]
-        )
+        log = self.folder / "metrics.jsonl"
+        checkpoint.rewrite_lines(log, [line for line in checkpoint.read_lines(log) if _position(line) <= position])
 
     # -- stopping ------------------------------------------------------------------------------
     @contextmanager
@@ -313,8 +309,3 @@ def _is_plain(value: Any) -> bool:
 def _position(line: dict[str, Any]) -> tuple[int, int]:
     """Where in the stream a line of metrics.jsonl was written: (tasks finished, steps in the next)."""
     return (line["task"] + 1, 0) if line["step"] is None else (line["task"], line["step"])
-
-
-def _append_line(file: Path, line: dict[str, Any]) -> None:
-    with open(file, "a", encoding="utf-8") as opened:
-        opened.write(json.dumps(line) + "\n")

@@ -30,8 +30,9 @@ class DualPrompt(Method):
 
     Every example brings its own prompts, so a prediction does not depend on its place in a batch.
 
-    Departures from the released code: a new expert starts at random, not as a copy of the last one,
-    and the learning rate is not multiplied by batch size / 256.
+    A new expert starts as a copy of the last one, its key at random, as released. Departures from the
+    released code: the learning rate is taken as given (there it is multiplied by batch size / 256, which
+    makes 0.03 the default here), and only experts of tasks seen so far are chosen among.
 
     Args:
         backbone: a pre-trained encoder, frozen.
@@ -65,7 +66,7 @@ class DualPrompt(Method):
         self, backbone: Backbone, *, general_length: int = 6, expert_length: int = 20,
         general_blocks: tuple[int, ...] = (0, 1), expert_blocks: tuple[int, ...] = (2, 3, 4),
         form: Literal["prefix", "prompt"] = "prefix", pull: float = 1.0,
-        epochs: int = 5, batch_size: int = 16, lr: float = 0.03, seed: int = 0,
+        epochs: int = 5, batch_size: int = 16, lr: float = 0.001875, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         if form == "prefix" and (general_length % 2 or expert_length % 2):
@@ -95,8 +96,8 @@ class DualPrompt(Method):
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        shape = self.experts.shape[1:]
-        self.experts = append_rows(self.experts, torch.empty(1, *shape).uniform_(-1, 1))
+        first = torch.empty(1, *self.experts.shape[1:]).uniform_(-1, 1)
+        self.experts = append_rows(self.experts, self.experts.detach()[-1:] if len(self.experts) else first)
         self.keys = append_rows(self.keys, torch.empty(1, self.backbone.width).uniform_(-1, 1))
 
     def select(self, inputs: Any) -> torch.Tensor:

@@ -111,12 +111,14 @@ class SLCA(Method):
 
     def drawn(self) -> Iterator[tuple[Tensor, Tensor]]:
         """For each epoch `samples` features of every class, with their labels: each class is factored
-        once, and an epoch is one batched product."""
+        once, and an epoch is one batched product, in the place of the epoch before's."""
         present, means, factors = self.gaussians()
         labels = present.repeat_interleave(self.samples)
+        noise = means.new_empty(len(present), self.samples, means.shape[1])
+        features = torch.empty_like(noise)
         for _ in range(self.alignment_epochs):
-            noise = torch.randn(len(present), self.samples, means.shape[1], device=means.device)
-            yield torch.baddbmm(means[:, None], noise, factors.mT).flatten(0, 1), labels
+            torch.baddbmm(means[:, None], noise.normal_(), factors.mT, out=features)
+            yield features.flatten(0, 1), labels
 
     def alignment_loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of scores divided by their norm within a task, averaged over tasks, so that the

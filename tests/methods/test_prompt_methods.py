@@ -108,6 +108,14 @@ def test_dual_prompt_trains_the_general_and_its_own_expert_only():
     assert not torch.equal(method.general, general)
 
 
+def test_a_new_expert_starts_as_a_copy_of_the_last():
+    stream, method = toy_stream(), build("dual_prompt")
+    learn(method, stream, tasks=2)
+    method.begin_task(stream[2].sealed())
+    assert torch.equal(method.experts[2], method.experts[1]) and not torch.equal(method.experts[1], method.experts[0])
+    assert not torch.equal(method.keys[2], method.keys[1])
+
+
 def learn_next(method: Method, stream: Stream, index: int) -> None:
     """Train a method that has seen `index` tasks on the next one."""
     task = stream[index]
