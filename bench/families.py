@@ -40,7 +40,7 @@ PARSER.add_argument("stream")
 PARSER.add_argument("--data", type=Path, help="folder of the Parquet files, for a stream that is not packaged")
 PARSER.add_argument("--backbone")
 PARSER.add_argument("--methods", default="all")
-PARSER.add_argument("--recipes", default="clinc150", help="the stream whose recipes are taken; none: the papers'")
+PARSER.add_argument("--recipes", default="clinc150", help="the collection of recipes that is taken")
 PARSER.add_argument("--epochs", type=int, help="instead of the recipes', for every method that trains")
 PARSER.add_argument("--tasks", type=int, default=10)
 PARSER.add_argument("--train-per-class", type=int, default=30)
@@ -142,7 +142,7 @@ def settings_of(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]])
     for name, runs in rows.items():
         usual = recipe_settings(args.recipes, name).get("epochs")
         told |= {run["config"]["method"].get("epochs") for run in runs} - {usual, None}
-    source = "the papers' settings" if args.recipes == "none" else f"settings of the {args.recipes} recipes"
+    source = f"settings of the {args.recipes} recipes"
     return source + (f", but {' or '.join(map(str, sorted(told)))} epochs" if told else "")
 
 

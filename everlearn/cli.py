@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
     config, recipe = build_config(_options(args), file=args.config, recipe=args.recipe)
     out = check_out(args.out) if args.out else default_out(config)
     if recipe is not None:
-        name = f"{recipe.parent.name}/{recipe.stem}" if args.recipe == "auto" else str(recipe)
+        name = str(recipe) if str(recipe) == args.recipe else f"{recipe.parent.name}/{recipe.stem}"
         print(f"settings: recipe {name} (--recipe none for the paper's defaults)", file=sys.stderr)
     with _only_json(args.json):
         from everlearn.protocol import run

@@ -110,8 +110,9 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("--method.KEY", metavar="VALUE", help="a setting of the method, as --method.width 2000")
     p.add_argument("--stream.KEY", metavar="VALUE", help="a setting of the stream, as --stream.text_column text")
     p.add_argument("--config", metavar="FILE", help="YAML; the config.yaml of a run repeats that run")
-    p.add_argument("--recipe", default="auto", metavar="auto|none|FILE", help="the settings known to be good on "
-                   "this stream, where there are any; none: the method's own defaults")  # fmt: skip
+    p.add_argument("--recipe", default="auto", metavar="auto|papers|none|FILE", help="settings known to be good on "
+                   "this stream, where there are any; papers: as published; clinc150: those for that stream; none: "
+                   "the method's own defaults")  # fmt: skip
     p.add_argument("--save-minutes", type=float, default=5.0, metavar="M", help="a checkpoint that often (default: 5)")
     p.add_argument("--save-steps", type=int, metavar="N", help="a checkpoint every N steps as well")
 
@@ -119,7 +120,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     common(p, "a folder with one run per method; the same folder again goes on where it stopped")
     p.add_argument("--stream.KEY", metavar="VALUE", help="a setting of the stream")
     p.add_argument("--methods", default="all", metavar="LIST", help="a,b or family:prompt or all (the default)")
-    p.add_argument("--recipe", default="auto", choices=("auto", "none"), help="as for run")
+    p.add_argument("--recipe", default="auto", metavar="auto|papers|none", help="as for run, but no file")
     p.add_argument("--jobs", type=int, metavar="N",
                    help="trained methods at once, each with its share of the cores (default: one a core, at most "
                         "four; one on an accelerator)")  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everlearn.config import Config, build_config, check_out, find_recipe, merge
+from everlearn.config import Config, build_config, check_collection, check_out, find_recipe, merge
 from everlearn.errors import EverlearnError, unknown
 from everlearn.recommendation import recommendation
 
@@ -67,7 +67,8 @@ def compare(
         stream: a name, a file, a stream section, or a Stream.
         out: a folder for one run per method, compare.json and report.html; None keeps nothing.
         progress: print progress to stderr.
-        recipe: "auto" takes a method's recipe for this stream where there is one; "none" takes none.
+        recipe: "auto" takes a method's recipe for this stream where there is one; "none" takes none; a
+            collection's name, as "papers" or another stream's, the recipes of that.
         jobs: how many methods that train an encoder, or what is put into it, learn at once, each in a process
             of its own with its share of the cores. More than one needs `out` and a stream that is named.
 
@@ -182,7 +183,7 @@ def _entries(chosen: Sequence[str | Config], stream: str, recipe: str) -> list[E
     entries: dict[str, Entry] = {}
     for method in chosen:
         name = method if isinstance(method, str) else str(method.get("name"))
-        path = find_recipe(stream, name) if recipe == "auto" else None
+        path = find_recipe(stream if check_collection(recipe) == "auto" else recipe, name)
         settings = build_config({"method": method}, recipe=str(path or "none"))[0]["method"]
         plain = label = name.rpartition(":")[2]
         while label in entries:

@@ -35,7 +35,8 @@ def build_config(
     Args:
         options: any part of a configuration, as the command line gave it; text values are converted.
         file: a YAML file of the same shape.
-        recipe: "auto" (the one for this stream and method, if there is one), "none", or a YAML file.
+        recipe: "auto" (the one for this stream and method, if there is one), "none", a collection's name
+            (see `find_recipe`), or a YAML file.
 
     Raises:
         EverlearnError: an unknown name or key, a value of the wrong type, or a file that cannot be read.
@@ -52,7 +53,7 @@ def build_config(
         if merge({"method": {}}, from_file)["method"].get("name") != method:
             path = find_recipe(wanted["stream"]["name"], method)
     elif recipe != "none":
-        path = Path(recipe)
+        path = find_recipe(recipe, method) or Path(recipe)
     if path is None:
         return check_config(wanted), None
     names = {section: {"name": wanted[section]["name"]} for section in ("stream", "method")}
@@ -203,19 +204,37 @@ def convert(key: str, value: Any, type_: Any, type_name: str = "") -> Any:
     return list(result) if isinstance(result, tuple) else result
 
 
-def find_recipe(stream: str, method: str) -> Path | None:
-    """The paper's settings for this method on this stream: recipes/<stream>/<method>.yaml, if it exists.
+def find_recipe(collection: str, method: str) -> Path | None:
+    """recipes/<collection>/<method>.yaml, if it exists: settings known to be good on the stream of that name, or
+    as published ("papers").
 
     >>> find_recipe("clinc150", "no_such_method") is None
     True
     """
-    if not all(re.fullmatch(r"[\w.-]+", name) for name in (stream, method)):
-        return None  # a file or a dotted path
+    if not re.fullmatch(r"[\w.-]+", method):
+        return None  # a dotted path
+    return next((file for folder in _collections(collection) if (file := folder / f"{method}.yaml").is_file()), None)
+
+
+def check_collection(name: str) -> str:
+    """`name`, where it is a collection of recipes, or "auto" or "none".
+
+    >>> check_collection("papers")
+    'papers'
+    """
+    if name not in ("auto", "none") and not _collections(name):
+        known = ", ".join(sorted({folder.name for folder in _collections("*")}))
+        raise EverlearnError(f"recipe {name!r}: no such collection; give auto, none or one of {known}")
+    return name
+
+
+def _collections(name: str) -> list[Path]:
+    """The folders of recipes of that name."""
+    if not re.fullmatch(r"[\w.*-]+", name):
+        return []  # a file
     package = Path(__file__).parent
-    for root in (package / "recipes", package.parent / "recipes"):  # in a wheel; in a checkout
-        if (path := root / stream / f"{method}.yaml").is_file():
-            return path
-    return None
+    roots = (package / "recipes", package.parent / "recipes")  # in a wheel; in a checkout
+    return [folder for root in roots for folder in sorted(root.glob(name)) if folder.is_dir()]
 
 
 def default_out(config: Config, root: str | Path = "runs") -> Path:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from everlearn import methods
+from everlearn import compare, methods
 from everlearn.config import build_config
+from everlearn.errors import EverlearnError
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*/*.yaml"))
 
@@ -18,10 +21,36 @@ def test_every_method_has_a_recipe() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_recipe_parses_and_says_how_to_run_it(path: Path) -> None:
-    first = path.read_text().splitlines()[0]
-    assert first == f"# everlearn run --stream {path.parent.name} --method {path.stem}"
-    options = {"stream": {"name": path.parent.name}, "method": {"name": path.stem}}
-    config, used = build_config(options, recipe="auto")
+    first, collection = path.read_text().splitlines()[0], path.parent.name
+    if collection == "papers":
+        assert first == f"# everlearn run --stream STREAM --method {path.stem} --recipe papers"
+        config, used = build_config({"method": {"name": path.stem}}, recipe="papers")
+    else:
+        assert first == f"# everlearn run --stream {collection} --method {path.stem}"
+        options = {"stream": {"name": collection}, "method": {"name": path.stem}}
+        config, used = build_config(options, recipe="auto")
     assert used is not None
     assert used.resolve() == path.resolve()
     assert config["method"]["name"] == path.stem
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES if path.parent.name == "papers"))
+def test_defaults_are_the_papers_values(name: str) -> None:
+    published = build_config({"method": {"name": name}}, recipe="papers")[0]["method"]
+    defaults = {key: parameter.default for key, parameter in signature(methods.get(name)).parameters.items()}
+    faster = {"rff"} if name == "klda" else set()  # its docstring says why
+    of_its_own = {"name", *faster}
+    assert {key for key, value in published.items() if key not in of_its_own and plain(defaults[key]) != value} == set()
+    assert all(published[key] != defaults[key] for key in faster)
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_a_collection_serves_any_stream_and_an_unknown_one_is_refused() -> None:
+    digits = {"name": "digits"}
+    config, used = build_config({"stream": digits, "method": {"name": "ranpac"}}, recipe="clinc150")
+    assert used is not None and config["method"]["width"] == 5000 and config["stream"]["name"] == "digits"
+    with pytest.raises(EverlearnError, match="no such collection; give auto, none or one of clinc150, papers"):
+        compare("simplecil", digits, backbone="tiny", recipe="paper")
