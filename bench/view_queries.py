@@ -4,7 +4,7 @@
 
 L2P on tinyimagenet100 with random crops and mirror images, both ways, from FOLDER's Parquet files and the ViT-Ti
 weights that EVERLEARN_WEIGHTS names: accuracy, seconds of training, encodings for queries, and how often the view
-would have chosen other prompts.
+would have chosen other prompts. Writes docs/results/view_queries.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from common import machine, write_page
 
 from everlearn import backbones, methods, run, streams
 from everlearn.streams.views import View
@@ -31,17 +33,29 @@ def main() -> None:
     stream = streams.load(train, test=test, tasks=10, max_train_per_class=args.train_per_class,
                           max_test_per_class=args.test_per_class, augment=True)  # fmt: skip
     stream = replace(stream, tasks=stream.tasks[: args.tasks])
+    rows, differing = [], ""
     for name in ("once an image", "once a view"):
         method = methods.get("l2p")(backbones.load(args.backbone), epochs=args.epochs, lr=0.03, seed=args.seed)
         counts = ask_every_view(method) if name == "once a view" else {}
         start = time.perf_counter()
         result = run(method, stream)
-        seconds = time.perf_counter() - start
-        print(f"{name}: final {100 * result.final_accuracy:.1f}, average {100 * result.average_accuracy:.1f}, "
-              f"{seconds:.0f} s, training {result.seconds['train']:.0f} s", flush=True)  # fmt: skip
+        rows.append(f"| {name} | {100 * result.final_accuracy:.1f} | {100 * result.average_accuracy:.1f} "
+                    f"| {counts.get('views', 0):,} | {result.seconds['train']:.0f} "
+                    f"| {time.perf_counter() - start:.0f} |")  # fmt: skip
+        print(rows[-1], flush=True)
         if counts:
-            print(f"    {counts['views']} views encoded for queries; {100 * counts['other'] / counts['views']:.0f} % "
-                  "of them choose other prompts than their image")  # fmt: skip
+            differing = (
+                f"{100 * counts['other'] / counts['views']:.0f} % of the views choose other prompts than their image."
+            )
+    write_page("view_queries", [
+        "# Queries of augmented images", "",
+        f"Measured with `python bench/view_queries.py --data FOLDER`: L2P, tinyimagenet100, the first {args.tasks} of "
+        f"10 tasks, {args.train_per_class} training and {args.test_per_class} test images a class, "
+        f"{args.epochs} epochs, {args.backbone}, random crops and mirror images, seed {args.seed}; "
+        f"{machine(result.environment)}.", "",
+        "| query | final | average | views encoded for queries | training, s | in all, s |",
+        "|---|---|---|---|---|---|", *rows, "", differing,
+    ])  # fmt: skip
 
 
 def ask_every_view(method: Any) -> dict[str, int]:
