@@ -62,6 +62,19 @@ class Selection(Stateful):
         total = self.counts.sum(0)
         return total / total.sum().clamp(min=1)
 
+    def own(self, chosen: Tensor, task: int) -> float:
+        """The share of choices (n, prompts an example) that are the task's own: prompts which, of all tasks, its
+        training examples chose most often.
+
+        >>> chosen = Selection()
+        >>> for index in (0, 1):
+        ...     chosen.record(torch.tensor([[index], [2]]), torch.eye(3))
+        >>> chosen.own(torch.tensor([[1], [1], [0]]), task=1)
+        0.6666666666666666
+        """
+        share = self.counts / self.counts.sum(1, keepdim=True).clamp(min=1)
+        return (share.argmax(0)[chosen.cpu()] == task).double().mean().item()
+
     @staticmethod
     def effective(counts: Tensor) -> float:
         """How many prompts are in use: the exponential of the entropy of `counts`."""

@@ -108,14 +108,20 @@ class CODAPrompt(Method):
             loss = loss + self.orthogonality * sum((_gram_error(part) for part in parts), torch.zeros(()))
         return loss
 
+    def largest(self, inputs: Any) -> torch.Tensor:
+        """The components of each example's `kept` largest weights, (n, kept), for the report."""
+        alpha = self.weights(self.backbone.encode(inputs)).mean(2)
+        return alpha.topk(min(self.kept, alpha.shape[1]), dim=1).indices
+
     def end_task(self, task: Task) -> None:
-        alpha = self.weights(self.backbone.encode(task.train.inputs)).mean(2)
-        largest = alpha.topk(min(self.kept, alpha.shape[1]), dim=1).indices
-        self.chosen.record(largest, self.keys.flatten(1))
+        self.chosen.record(self.largest(task.train.inputs), self.keys.flatten(1))
 
     def embed(self, inputs: Any) -> torch.Tensor:
         queries = self.backbone.encode(inputs)
         return self.backbone.infer(inputs, lambda batch, rows: self.prompted(batch, queries[rows]))
+
+    def measures(self, task: Task) -> dict[str, float]:
+        return {"own components": self.chosen.own(self.largest(task.test.inputs), task.index)}
 
     def diagnostics(self) -> dict[str, Any]:
         return {"components of the largest weights": self.chosen.diagnostics()}

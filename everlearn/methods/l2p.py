@@ -120,6 +120,9 @@ class L2P(Method):
         chosen = self.select(inputs)[0]
         return self.backbone.infer(inputs, lambda batch, rows: self.prompted(batch, chosen[rows]))
 
+    def measures(self, task: Task) -> dict[str, float]:
+        return {"own prompts": self.chosen.own(self.select(task.test.inputs)[0], task.index)}
+
     def diagnostics(self) -> dict[str, Any]:
         return {"prompt selection": self.chosen.diagnostics()}
 

@@ -30,7 +30,10 @@ FORMULAS: dict[str, str] = {
     "gate": "retention ≥ 80 % and gain ≥ 90 % of the gain of joint",
     "nDCG@10": "DCG@10 / best possible DCG@10, DCG@10 = Σ_{r≤10} grade_{r} / log₂(r + 1)",
     "recall@10": "relevant documents among the first 10 / relevant documents",
-    "own prompts": "test examples that are given the prompts of their own task / test examples",
+    "own prompts": "prompts given to test examples that are their own task's (in a shared pool: that of all tasks it "
+    "chose most often when it was learned) / prompts given",
+    "own components": "largest weights of test examples on components that their own task, of all tasks, used most / "
+    "largest weights",
     "router accuracy": "test examples that are sent to their own task / test examples",
     "head accuracy": "test examples that their own task's head gets right / test examples",
     "mrr@10": "1 / rank of the first relevant document, 0 beyond rank 10",

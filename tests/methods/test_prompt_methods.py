@@ -69,6 +69,18 @@ def test_paper_compat_votes_by_batch_and_the_default_does_not():
         assert (max(votes) == 1) == compat
 
 
+def test_own_prompts_are_all_under_the_mask_and_a_share_in_a_shared_pool():
+    stream = toy_stream()
+    masked = learn(build("l2p", pool_size=9, selected=3, diversify="mask"), stream)
+    for index in range(3):
+        given = torch.arange(9)[None]  # every prompt once, a third of them the task's
+        assert masked.chosen.own(given[:, 3 * index : 3 * index + 3], index) == 1
+        assert masked.chosen.own(given, index) == pytest.approx(1 / 3)
+    for name, key in (("l2p", "own prompts"), ("coda_prompt", "own components")):
+        shares = [learn(build(name), stream).measures(task)[key] for task in stream]
+        assert all(0 <= share <= 1 for share in shares) and 0 < sum(shares) < len(shares)
+
+
 def test_a_collapse_of_the_selection_is_warned_of_and_a_spread_is_not():
     keys = torch.eye(10)
     collapsed = Selection()
