@@ -1,9 +1,9 @@
 """Hyper-parameters for a recipe, chosen on validation examples; no test example is ever looked at.
 
-    python bench/tune.py clinc150 finetune lr=5e-5,1e-4,3e-4 epochs=3 [--train-per-class 30] [--tasks 10]
+    python bench/tune.py clinc150 finetune lr=5e-5,1e-4,3e-4 epochs=3 [--train-per-class 30] [--tasks 10] [--first 3]
 
-Every combination learns the stream and is scored on the validation split (a fifth of the training
-examples where the stream has none). One line each, then the best by final accuracy.
+Every combination learns the stream, or the first of its tasks, and is scored on the validation split (a fifth of
+the training examples where the stream has none). One line each, then the best by final accuracy.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ def main() -> None:
     parser.add_argument("--backbone")
     for name, default in (("train-per-class", 30), ("tasks", 10), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--first", type=int, help="tasks that are learned (default: all)")
     args = parser.parse_intermixed_args()
     stream = on_validation(args.stream, args.tasks, args.train_per_class)
+    stream = replace(stream, tasks=stream.tasks[: args.first])
     grid = {
         name: [yaml.safe_load(v) for v in values.split(",")] for name, values in (s.split("=") for s in args.settings)
     }

@@ -111,8 +111,8 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("--stream.KEY", metavar="VALUE", help="a setting of the stream, as --stream.text_column text")
     p.add_argument("--config", metavar="FILE", help="YAML; the config.yaml of a run repeats that run")
     p.add_argument("--recipe", default="auto", metavar="auto|papers|none|FILE", help="settings known to be good on "
-                   "this stream, where there are any; papers: as published; clinc150: those for that stream; none: "
-                   "the method's own defaults")  # fmt: skip
+                   "this stream, where there are any; papers: as published; clinc150, images: as for these; none: the "
+                   "method's own defaults")  # fmt: skip
     p.add_argument("--save-minutes", type=float, default=5.0, metavar="M", help="a checkpoint that often (default: 5)")
     p.add_argument("--save-steps", type=int, metavar="N", help="a checkpoint every N steps as well")
 

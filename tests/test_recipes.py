@@ -22,9 +22,9 @@ def test_every_method_has_a_recipe() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_recipe_parses_and_says_how_to_run_it(path: Path) -> None:
     first, collection = path.read_text().splitlines()[0], path.parent.name
-    if collection == "papers":
-        assert first == f"# everlearn run --stream STREAM --method {path.stem} --recipe papers"
-        config, used = build_config({"method": {"name": path.stem}}, recipe="papers")
+    if collection in ("papers", "images"):  # for any stream
+        assert first == f"# everlearn run --stream STREAM --method {path.stem} --recipe {collection}"
+        config, used = build_config({"method": {"name": path.stem}}, recipe=collection)
     else:
         assert first == f"# everlearn run --stream {collection} --method {path.stem}"
         options = {"stream": {"name": collection}, "method": {"name": path.stem}}
@@ -52,5 +52,5 @@ def test_a_collection_serves_any_stream_and_an_unknown_one_is_refused() -> None:
     digits = {"name": "digits"}
     config, used = build_config({"stream": digits, "method": {"name": "ranpac"}}, recipe="clinc150")
     assert used is not None and config["method"]["width"] == 5000 and config["stream"]["name"] == "digits"
-    with pytest.raises(EverlearnError, match="no such collection; give auto, none or one of clinc150, papers"):
+    with pytest.raises(EverlearnError, match="no such collection; give auto, none or one of clinc150, images, papers"):
         compare("simplecil", digits, backbone="tiny", recipe="paper")
