@@ -1,6 +1,7 @@
 """What the options of the prompt methods change: batch votes, diversity, sparse attention, orthogonality.
 
-    python bench/prompt_options.py [--stream banking77] [--tasks 10] [--train-per-class 30] [--seed 0]
+    python bench/prompt_options.py [--stream banking77] [--tasks 10] [--train-per-class 30] [--test-per-class N]
+        [--seed 0]
 
 Every variant has the settings of its clinc150 recipe but for what its row says. What is finished is not
 repeated: stopped, the same command goes on. Writes docs/results/prompt_options.md.
@@ -31,9 +32,11 @@ def main() -> None:
     parser.add_argument("--stream", default="banking77")
     for name, default in (("tasks", 10), ("train-per-class", 30), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--test-per-class", type=int)
     parser.add_argument("--out", type=Path, default=Path("runs/prompt_options"))
     args = parser.parse_args()
-    stream = {"name": args.stream, "tasks": args.tasks, "max_train_per_class": args.train_per_class}
+    stream = {"name": args.stream, "tasks": args.tasks, "max_train_per_class": args.train_per_class,
+              "max_test_per_class": args.test_per_class}  # fmt: skip
     variants = [recipe_settings("clinc150", name, **changes) for name, changes in VARIANTS]
     results = compare(variants, stream, out=args.out, seed=args.seed, progress=True, recipe="none", jobs=default_jobs())
     write(args, {tuple(sorted(run["config"]["method"].items(), key=str)): run for run in results if "config" in run})
@@ -44,8 +47,8 @@ def write(args: argparse.Namespace, runs: dict[tuple[Any, ...], dict[str, Any]])
     lines = [
         "# Options of the prompt methods", "",
         f"Measured with `python bench/prompt_options.py`: {args.stream}, {args.tasks} tasks, {args.train_per_class} "
-        f"training examples a class, MiniLM, seed {args.seed}, settings of the clinc150 recipes; each on "
-        f"{machine(where)}.", "",
+        f"training and {args.test_per_class or 'all'} test examples a class, MiniLM, seed {args.seed}, "
+        f"settings of the clinc150 recipes; each on {machine(where)}.", "",
         "| method | changed | final | average | forgetting | gain | to the plain one | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
