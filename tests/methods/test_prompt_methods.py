@@ -209,6 +209,13 @@ def test_dap_freezes_its_position_maps_after_the_first_task():
     assert all(torch.equal(generator.condense, f) for generator, f in zip(method.generators, first, strict=True))
 
 
+def test_a_new_task_embedding_starts_as_a_copy_of_the_last():
+    stream, method = toy_stream(), build("dap")
+    learn(method, stream, tasks=1)
+    method.begin_task(stream[1].sealed())
+    assert torch.equal(method.tasks[1], method.tasks[0]) and not torch.equal(method.keys[1], method.keys[0])
+
+
 def test_dap_ignores_padding():
     stream = toy_stream()
     method = learn(build("dap", positions=40), stream, tasks=1)
