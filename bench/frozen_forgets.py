@@ -71,9 +71,9 @@ def capability(backbone: Any, probe: Stream) -> tuple[float, torch.Tensor]:
 def write(args: argparse.Namespace, before: float, rows: list[tuple[Any, ...]], where: dict[str, Any]) -> None:
     lines = [
         "# Does a frozen backbone forget?", "",
-        f"Measured with `python bench/frozen_forgets.py`: {args.stream}, the first {args.tasks} of 10 tasks, "
-        f"{args.train_per_class} training examples a class, {args.epochs} epochs a task, {args.backbone}, seed "
-        f"{args.seed}; {machine(where)}.", "",
+        f"Measured with `python bench/frozen_forgets.py --tasks {args.tasks}`: {args.stream}, the first {args.tasks} "
+        f"of 10 tasks, {args.train_per_class} training examples a class, {args.epochs} epochs a task, {args.backbone}, "
+        f"seed {args.seed}; {machine(where)}.", "",
         f"{args.probe}, never trained on: nearest-prototype accuracy of the untouched model {100 * before:.1f}.", "",
         f"| inserted | trained | final on {args.stream} | {args.probe} after | lost | cosine to untouched |",
         "|---|---|---|---|---|---|",
