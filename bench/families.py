@@ -3,8 +3,10 @@
     python bench/families.py clinc150 [--seeds 0,1,2] [--methods all] [--out runs/families]
     python bench/families.py clinc150 --seeds 1,2 --methods ranpac,klda      # more seeds of some
     python bench/families.py banking77
-    python bench/families.py tinyimagenet100 --data FOLDER --backbone vit-tiny@112
-    python bench/families.py pacs --data FOLDER --backbone vit-tiny@112
+    python bench/families.py tinyimagenet100 --data FOLDER --backbone vit-tiny@112 --recipes images \\
+        --train-per-class 20 --test-per-class 10
+    python bench/families.py pacs --data FOLDER --backbone vit-tiny@112 --recipes images \\
+        --train-per-class 20 --test-per-class 40
 
 FOLDER holds NAME_train.parquet and NAME_test.parquet, and for vit-tiny the weights that EVERLEARN_WEIGHTS
 names. The class order has seed 1993. What is finished is not repeated: stopped, the same command goes on.
@@ -53,21 +55,19 @@ def main() -> None:
     args = PARSER.parse_args()
     for seed in map(int, args.seeds.split(",")):
         folder = args.out / f"{args.stream}-seed{seed}"
-        for run in compare(chosen(args), stream(args), backbone=args.backbone, out=folder, seed=seed, recipe="none",
-                           progress=True, jobs=default_jobs()):  # fmt: skip
+        for run in compare(chosen(args), stream(args), backbone=args.backbone, out=folder, seed=seed,
+                           recipe=args.recipes, progress=True, jobs=default_jobs()):  # fmt: skip
             if "error" in run:
                 print(f"{run['method']} failed: {run['error']}")
     write(args, finished(args.out, args.stream))
 
 
 def chosen(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The methods with the settings of the recipes, whatever the stream; one schedule for all where asked."""
-    sections = []
+    """The methods; one schedule for all that train where asked."""
+    sections: list[dict[str, Any]] = []
     for name in map(str, select(args.methods)):
-        settings = recipe_settings(args.recipes, name)
-        if args.epochs and "epochs" in signature(methods.get(name)).parameters:
-            settings["epochs"] = args.epochs
-        sections.append(settings)
+        trains = args.epochs and "epochs" in signature(methods.get(name)).parameters
+        sections.append({"name": name, "epochs": args.epochs} if trains else {"name": name})
     return sections
 
 

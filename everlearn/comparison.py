@@ -181,9 +181,10 @@ def _entries(chosen: Sequence[str | Config], stream: str, recipe: str) -> list[E
     from everlearn import methods as registry
 
     entries: dict[str, Entry] = {}
+    collection = stream if check_collection(recipe) == "auto" else recipe
     for method in chosen:
         name = method if isinstance(method, str) else str(method.get("name"))
-        path = find_recipe(stream if check_collection(recipe) == "auto" else recipe, name)
+        path = find_recipe(collection, name)
         settings = build_config({"method": method}, recipe=str(path or "none"))[0]["method"]
         plain = label = name.rpartition(":")[2]
         while label in entries:

@@ -110,7 +110,7 @@ class CODAPrompt(Method):
 
     def largest(self, inputs: Any) -> torch.Tensor:
         """The components of each example's `kept` largest weights, (n, kept), for the report."""
-        alpha = self.weights(self.backbone.encode(inputs)).mean(2)
+        alpha = torch.cat([self.weights(rows).mean(2).detach() for rows in self.backbone.encode(inputs).split(256)])
         return alpha.topk(min(self.kept, alpha.shape[1]), dim=1).indices
 
     def end_task(self, task: Task) -> None:
