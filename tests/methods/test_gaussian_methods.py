@@ -193,11 +193,12 @@ def test_slca_alignment_loss_normalises_scores_task_by_task() -> None:
     scores = method.head(features)
     norm = sum(scores[:, first : first + 2].norm(dim=1) for first in (0, 2, 4)) / 3
     expected = torch.nn.functional.cross_entropy(scores / norm[:, None] / 0.1, labels)
-    torch.testing.assert_close(method.alignment_loss(features, labels), expected)
+    tasks = torch.eye(3).repeat_interleave(2, dim=0)
+    torch.testing.assert_close(method.alignment_loss(features, labels, tasks), expected)
     with torch.no_grad():
         method.head.weight.mul_(5)
         method.head.bias.mul_(5)
-    torch.testing.assert_close(method.alignment_loss(features, labels), expected)
+    torch.testing.assert_close(method.alignment_loss(features, labels, tasks), expected)
 
 
 def test_slca_alignment_makes_tasks_learned_apart_comparable() -> None:
