@@ -112,6 +112,8 @@ class Method(nn.Module):
     schedule: ClassVar[Literal["constant", "cosine"]] = "constant"
     clip: ClassVar[float | None] = None
     paper_compat: bool = False
+    head_lr: float | None = None
+    """Learning rate of the head, where it is not that of the rest."""
     head: Any
     """How features become scores: any module of `heads/`."""
     settings: dict[str, Any]
@@ -169,9 +171,15 @@ class Method(nn.Module):
 
     # -- two knobs -----------------------------------------------------------------------------
     def param_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups: everything that requires grad. Empty: nothing is trained in this task."""
+        """Optimizer groups: everything that requires grad, the head apart where it has a learning rate of
+        its own. Empty: nothing is trained in this task."""
         trained = [p for p in self.parameters() if p.requires_grad and p.numel()]
-        return [{"params": trained}] if trained else []
+        if self.head_lr is None:
+            return [{"params": trained}] if trained else []
+        head = [p for p in self.head.parameters() if p.requires_grad and p.numel()]
+        rest = [p for p in trained if all(p is not own for own in head)]
+        groups: list[dict[str, Any]] = [{"params": rest}, {"params": head, "lr": self.head_lr}]
+        return [group for group in groups if group["params"]]
 
     def batches(self, task: Task) -> Sequence[Examples]:
         """The batches of the whole task in order: every epoch shuffled by the method's seed."""

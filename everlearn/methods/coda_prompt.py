@@ -78,9 +78,10 @@ class CODAPrompt(Method):
 
     def weights(self, queries: torch.Tensor) -> torch.Tensor:
         """alpha (n, components, blocks) of queries (n, width)."""
-        keys, focus = self._held(self.keys), self._held(self.focus)
-        looked = normalize(torch.einsum("nd,mbd->nmbd", queries, focus), dim=-1)
-        alpha = torch.einsum("nmbd,mbd->nmb", looked, normalize(keys, dim=-1))
+        keys, focus = normalize(self._held(self.keys), dim=-1), self._held(self.focus)
+        # q ∘ A is never built: (q ∘ A) · K = q · (A ∘ K), and its square length is q² · A².
+        along = torch.einsum("nd,mbd->nmb", queries, focus * keys)
+        alpha = along / torch.einsum("nd,mbd->nmb", queries.square(), focus.square()).clamp_min(1e-24).sqrt()
         if self.attention == "sparsemax":
             return sparsemax(alpha * queries.shape[1] ** 0.5, dim=1)  # cosines of random directions are 1/√d
         if self.attention == "topk" and alpha.shape[1] > self.kept:
@@ -110,8 +111,7 @@ class CODAPrompt(Method):
 
     def largest(self, inputs: Any) -> torch.Tensor:
         """The components of each example's `kept` largest weights, (n, kept), for the report."""
-        alpha = torch.cat([self.weights(rows).mean(2).detach() for rows in self.backbone.encode(inputs).split(256)])
-        return alpha.topk(min(self.kept, alpha.shape[1]), dim=1).indices
+        return self.weights(self.backbone.encode(inputs)).mean(2).topk(min(self.kept, len(self.keys))).indices
 
     def end_task(self, task: Task) -> None:
         self.chosen.record(self.largest(task.train.inputs), self.keys.flatten(1))

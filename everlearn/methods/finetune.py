@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from everlearn.backbones.backbone import Backbone
 from everlearn.method import Method, Tags
 
@@ -38,8 +36,3 @@ class Finetune(Method):
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         self.head_lr = head_lr
         backbone.requires_grad_(True)
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        groups = [{"params": list(self.backbone.parameters())}]
-        head = [p for p in self.head.parameters() if p.numel()]
-        return [*groups, {"params": head, "lr": self.head_lr}] if head else groups

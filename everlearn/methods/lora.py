@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from everlearn.backbones.backbone import Backbone
 from everlearn.method import Method, Tags, seeded
 from everlearn.peft.unified import Point, insert
@@ -44,8 +42,3 @@ class SequentialLoRA(Method):
         self.head_lr = head_lr
         with seeded(seed):
             self.deltas = insert(backbone, Point("linear", ("query", "value"), size=rank, scale=alpha / rank))
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        groups = [{"params": list(self.deltas.parameters())}]
-        head = [p for p in self.head.parameters() if p.numel()]
-        return [*groups, {"params": head, "lr": self.head_lr}] if head else groups

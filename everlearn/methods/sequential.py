@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from everlearn.backbones.backbone import Backbone
 from everlearn.method import Method, Tags, seeded
 from everlearn.peft.unified import insert
@@ -40,8 +38,3 @@ class Sequential(Method):
         self.head_lr = head_lr
         with seeded(seed):
             self.deltas = insert(backbone, kind)
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        groups = [{"params": list(self.deltas.parameters())}]
-        head = [p for p in self.head.parameters() if p.numel()]
-        return [*groups, {"params": head, "lr": self.head_lr}] if head else groups
