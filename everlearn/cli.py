@@ -8,8 +8,10 @@ import csv
 import errno
 import json
 import os
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.verb is None:
             args.parser.print_help()
             return 0
-        return COMMANDS[args.verb](args)
+        with _terminable():
+            return COMMANDS[args.verb](args)
     except (Exception, KeyboardInterrupt) as error:
         code, line = _explain(error)
         if code is None or os.environ.get("EVERLEARN_DEBUG") == "1":
@@ -46,6 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if line:
             print(f"everlearn: {line}", file=sys.stderr)
         return code
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside the block SIGTERM, as job schedulers and containers send it, saves and stops as Ctrl-C does."""
+
+    def terminate(signum: int, frame: Any) -> None:
+        interrupt = signal.getsignal(signal.SIGINT)  # ignored where a shell without job control started us
+        (interrupt if callable(interrupt) else signal.default_int_handler)(signum, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _explain(error: BaseException) -> tuple[int | None, str]:

@@ -72,7 +72,7 @@ def side_by_side(
                     finished(process.planned.label, process.results())
         except BaseException as error:  # whatever it was: nobody is left learning behind our back
             for process in running:
-                process.process.send_signal(signal.SIGINT)
+                process.process.terminate()  # it saves and stops, also where SIGINT is ignored
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted("stopped and saved; the same command with the same --out goes on") from None
             raise

@@ -171,14 +171,15 @@ def test_an_interrupt_is_130_and_says_how_to_go_on(monkeypatch, capsys, tmp_path
     assert main(["list", "backbones"]) == 130
 
 
-def test_ctrl_c_saves_and_names_the_command_that_goes_on(tmp_path, capsys):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_scheduler_save_and_name_the_command_that_goes_on(stop, tmp_path, capsys):
     lines = tmp_path / "run" / "metrics.jsonl"
 
     def press():
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (lines.exists() and lines.stat().st_size):
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), stop)
 
     finger = threading.Thread(target=press)
     finger.start()
