@@ -109,7 +109,8 @@ class Method(nn.Module):
 
     tags: ClassVar[Tags]
     Optimizer: ClassVar[type[torch.optim.Optimizer]] = torch.optim.AdamW
-    schedule: ClassVar[Literal["constant", "cosine"]] = "constant"
+    schedule: ClassVar[Literal["constant", "cosine", "step"]] = "constant"
+    """Of the learning rate within a task; "step" takes a tenth of it for the last tenth of the steps."""
     clip: ClassVar[float | None] = None
     paper_compat: bool = False
     head_lr: float | None = None

@@ -279,6 +279,8 @@ def _optimizer(method: Method, groups: list[dict[str, Any]]) -> torch.optim.Opti
 def _schedule(method: Method, optimizer: torch.optim.Optimizer, steps: int) -> Any:
     if method.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))
+    if method.schedule == "step":
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, steps * 9 // 10)], gamma=0.1)
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 

@@ -75,7 +75,7 @@ class DAP(Method):
         super().begin_task(task)
         # At random its prompts may capture all attention, and then nothing is learned: it starts as the last one.
         self.tasks = append_rows(self.tasks, self.tasks.detach()[-1:] if len(self.tasks) else torch.randn(1, EMBEDDING))
-        self.keys = append_rows(self.keys, torch.empty(1, self.backbone.width).uniform_(-1, 1))
+        self.keys = append_rows(self.keys, torch.empty(1, self.backbone.width).uniform_(0, 0.01))
         for generator in self.generators:
             cast(Generator, generator).condense.requires_grad_(task.index == 0)
 

@@ -30,9 +30,10 @@ class DualPrompt(Method):
 
     Every example brings its own prompts, so a prediction does not depend on its place in a batch.
 
-    A new expert starts as a copy of the last one, its key at random, as released. Departures from the
-    released code: the learning rate is taken as given (there it is multiplied by batch size / 256, which
-    makes 0.03 the default here), and only experts of tasks seen so far are chosen among.
+    Prompts and keys start within (0, 0.01), as released, and not within (-1, 1), as in its ports to PyTorch;
+    a new expert starts as a copy of the last one, as released. Departures from the released code: the
+    learning rate is taken as given (there it is multiplied by batch size / 256, which makes 0.03 the default
+    here), and only experts of tasks seen so far are chosen among.
 
     Args:
         backbone: a pre-trained encoder, frozen.
@@ -78,7 +79,7 @@ class DualPrompt(Method):
         self.general_blocks = tuple(b for b in within if b not in self.expert_blocks)
         self.form, self.pull, self.expert_length = form, pull, expert_length
         with seeded(seed):
-            general = torch.empty(len(self.general_blocks), general_length, backbone.width).uniform_(-1, 1)
+            general = torch.empty(len(self.general_blocks), general_length, backbone.width).uniform_(0, 0.01)
         self.general = nn.Parameter(general)
         self.experts = nn.Parameter(torch.empty(0, len(self.expert_blocks), expert_length, backbone.width))
         self.keys = nn.Parameter(torch.empty(0, backbone.width))
@@ -96,9 +97,9 @@ class DualPrompt(Method):
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        first = torch.empty(1, *self.experts.shape[1:]).uniform_(-1, 1)
+        first = torch.empty(1, *self.experts.shape[1:]).uniform_(0, 0.01)
         self.experts = append_rows(self.experts, self.experts.detach()[-1:] if len(self.experts) else first)
-        self.keys = append_rows(self.keys, torch.empty(1, self.backbone.width).uniform_(-1, 1))
+        self.keys = append_rows(self.keys, torch.empty(1, self.backbone.width).uniform_(0, 0.01))
 
     def select(self, inputs: Any) -> torch.Tensor:
         """The expert (n,) of each example: the task whose key is nearest to its query."""

@@ -31,9 +31,8 @@ class SLCA(Method):
     The Gaussians of old classes stay as they were, although the encoder has moved a little: their
     means are drawn in the more, the older they are.
 
-    Departure: the learning rate falls by a cosine in every task, not by one step of 0.1; and
-    the head is aligned after the first task too, and goes on aligned (the published code goes on with
-    the head as it was trained).
+    Departure: the head is aligned after the first task too, and goes on aligned (the published code goes
+    on with the head as it was trained).
 
     Args:
         backbone: a pre-trained encoder; all of it is trained.
@@ -54,7 +53,7 @@ class SLCA(Method):
 
     tags = Tags(family="representation", trains="backbone", needs_boundaries=True)
     Optimizer = torch.optim.SGD
-    schedule = "cosine"
+    schedule = "step"
     since: Tensor
 
     def __init__(
