@@ -19,6 +19,7 @@ from everlearn.peft.delta import Delta
 from everlearn.streams.stream import Examples, Input, Task
 
 EMBEDDING = 16  # length of a task's embedding, as published
+KEY = 0.0625  # within which a key starts: Xavier's bound for ViT-B's patches, as published
 
 
 class DAP(Method):
@@ -31,8 +32,8 @@ class DAP(Method):
     says whose embedding an example gets.
 
     Departs from the released code, which lets a batch vote for one task: here each example has its
-    own. A new task's embedding starts as a copy of the last one, not at random. On texts, whose lengths
-    differ, padding is masked and the map has `positions` columns.
+    own. A new task's embedding starts as the last one: at random its prompts may take all attention. On
+    texts, whose lengths differ, padding is masked and the map has `positions` columns.
 
     Args:
         backbone: a pre-trained encoder, frozen.
@@ -73,9 +74,8 @@ class DAP(Method):
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        # At random its prompts may capture all attention, and then nothing is learned: it starts as the last one.
         self.tasks = append_rows(self.tasks, self.tasks.detach()[-1:] if len(self.tasks) else torch.randn(1, EMBEDDING))
-        self.keys = append_rows(self.keys, torch.empty(1, self.backbone.width).uniform_(0, 0.01))
+        self.keys = append_rows(self.keys, torch.empty(1, self.backbone.width).uniform_(-KEY, KEY))
         for generator in self.generators:
             cast(Generator, generator).condense.requires_grad_(task.index == 0)
 
