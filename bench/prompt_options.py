@@ -23,7 +23,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("l2p", {"grow": 2}),
     ("coda_prompt", {}), ("coda_prompt", {"attention": "topk"}), ("coda_prompt", {"attention": "sparsemax"}),
     ("coda_prompt", {"orthogonality": 0.1}),
-    ("dual_prompt", {}), ("dual_prompt", {"form": "prompt"}),
+    ("dual_prompt", {}), ("dual_prompt", {"general_length": 10, "expert_length": 10}),
+    ("dual_prompt", {"general_length": 10, "expert_length": 10, "form": "prompt"}),
 ]  # fmt: skip
 
 
@@ -44,9 +45,12 @@ def main() -> None:
 
 def write(args: argparse.Namespace, runs: dict[tuple[Any, ...], dict[str, Any]]) -> None:
     where = next(iter(runs.values()))["environment"]
+    command = "python bench/prompt_options.py"
+    if args.test_per_class:
+        command += f" --test-per-class {args.test_per_class}"
     lines = [
         "# Options of the prompt methods", "",
-        f"Measured with `python bench/prompt_options.py`: {args.stream}, {args.tasks} tasks, {args.train_per_class} "
+        f"Measured with `{command}`: {args.stream}, {args.tasks} tasks, {args.train_per_class} "
         f"training and {args.test_per_class or 'all'} test examples a class, MiniLM, seed {args.seed}, "
         f"settings of the clinc150 recipes; each on {machine(where)}.", "",
         "| method | changed | final | average | forgetting | gain | to the plain one | seconds |",
