@@ -27,8 +27,8 @@ class L2P(Method):
     Queries come from the feature store: one encoding an example in a whole run.
 
     Departs from the released code where that leaks: prompts are chosen for each example, never by a
-    vote of the batch, unless `paper_compat` asks for it. Prompts and keys start within (0, 0.01) as there;
-    its ports to PyTorch start within (-1, 1), where few steps hardly turn a key.
+    vote of the batch, unless `paper_compat` asks for it. Prompts and keys start within (-1, 1), as in the
+    ports to PyTorch: within (0, 0.01), as in the authors' code, they need more steps than small tasks have.
 
     Args:
         backbone: a pre-trained encoder, frozen.
@@ -76,8 +76,8 @@ class L2P(Method):
 
     def _add_prompts(self, count: int) -> None:
         width = self.backbone.width
-        self.prompts = append_rows(self.prompts, torch.empty(count, self.length, width).uniform_(0, 0.01))
-        self.keys = append_rows(self.keys, torch.empty(count, width).uniform_(0, 0.01))
+        self.prompts = append_rows(self.prompts, torch.empty(count, self.length, width).uniform_(-1, 1))
+        self.keys = append_rows(self.keys, torch.empty(count, width).uniform_(-1, 1))
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
