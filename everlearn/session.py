@@ -101,14 +101,12 @@ class Session:
         self.rows.append({**evaluation.after(task), "before": self.before})
         clock.stop("evaluate", self.seconds[-1])
         self.task_index, self.step = task.index + 1, 0
-        stopping = self._stopping  # asked from here on, it stops in the next task: never without having saved this one
         if self.folder:
             line = {"task": task.index, "step": None, "score": self.rows[-1]["all"], "seconds": self.seconds[-1]}
             checkpoint.append_line(self.folder / "metrics.jsonl", line)
-            if stopping or self.save_steps or time.monotonic() - self._last_save > SOON:
+            if self._stopping or self.save_steps or time.monotonic() - self._last_save > SOON:
                 self._save()
-        if stopping:
-            self._stop_if_asked()
+        self._stop_if_asked()
 
     def _fit(self, task: Task) -> None:
         """Train on the task's batches, from `self.step` on."""

@@ -289,7 +289,7 @@ def test_what_is_side_by_side_stops_when_asked_and_goes_on(tmp_path, from_proces
     process = subprocess.Popen([sys.executable, "-m", "everlearn", *command.split()], stderr=subprocess.PIPE, text=True)
     lines = [out / name / "metrics.jsonl" for name in ("finetune", "lora")]
     deadline = time.monotonic() + 120
-    while not all(line.exists() for line in lines):
+    while not all(line.exists() and line.stat().st_size for line in lines):  # empty until a task is learned
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.terminate()  # SIGINT, which does the same, is ignored where pytest was started in the background
