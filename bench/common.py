@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,18 @@ def machine(environment: dict[str, Any]) -> str:
     threads = environment["threads"]
     return (f"{environment['cpu']}, {threads} thread{'s' * (threads != 1)}, torch {environment['torch']}, "
             f"{environment['date']}")  # fmt: skip
+
+
+def command(parser: argparse.ArgumentParser, args: argparse.Namespace, but: tuple[str, ...] = ("out",)) -> str:
+    """What was called, without what is the default and the options named in `but`; folders by the word alone."""
+    told = [f"python bench/{Path(parser.prog).name}"]
+    for action in parser._actions:
+        value = getattr(args, action.dest, action.default)
+        if action.dest in but or value == action.default:
+            continue
+        told += [action.option_strings[0]] if action.option_strings else []
+        told.append("FOLDER" if isinstance(value, Path) else str(value))
+    return " ".join(told)
 
 
 def write_page(name: str, lines: list[str]) -> None:

@@ -23,7 +23,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine, recipe_settings, write_page
+from common import RESULTS, command, machine, recipe_settings, write_page
 
 from everlearn import compare, methods
 from everlearn.comparison import select
@@ -36,6 +36,9 @@ ORDERING = [
 ]  # fmt: skip
 """Published: the first is at least as good as the second."""
 
+
+BESIDE = ("methods", "seeds", "out")
+"""Which of the runs in the table a call makes, not what they are."""
 
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 PARSER.add_argument("stream")
@@ -98,7 +101,7 @@ def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> No
     limits = first["config"]["stream"]
     lines = [
         f"# {args.stream}", "",
-        f"Measured with `{command(args)}`: {len(first['tasks'])} tasks, {first['backbone']}, at "
+        f"Measured with `{command(PARSER, args, BESIDE)}`: {len(first['tasks'])} tasks, {first['backbone']}, at "
         f"most {limits['max_train_per_class']} training {tested(limits)}examples a class, class order seed 1993, "
         f"{settings_of(args, rows)}; each method on {machine(first['environment'])}. "
         "Mean ± standard deviation where there are several seeds.", "",
@@ -120,15 +123,6 @@ def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> No
             lines.append(f"- {better} ≥ {worse}: {verdict} ({100 * gap:+.1f} points)")
     write_page(args.stream, lines)
     draw(RESULTS / f"{args.stream}.svg", rows, order)
-
-
-def command(args: argparse.Namespace) -> str:
-    """What makes the runs of the table, but for the methods and seeds."""
-    told = [f"python bench/families.py {args.stream}"] + ["--data FOLDER"] * bool(args.data)
-    for name in ("backbone", "recipes", "epochs", "tasks", "train_per_class", "test_per_class"):
-        if getattr(args, name) != PARSER.get_default(name):
-            told.append(f"--{name.replace('_', '-')} {getattr(args, name)}")
-    return " ".join(told)
 
 
 def tested(limits: dict[str, Any]) -> str:

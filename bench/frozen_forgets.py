@@ -15,7 +15,7 @@ import argparse
 from typing import Any
 
 import torch
-from common import machine, write_page
+from common import command, machine, write_page
 
 from everlearn import backbones, methods, run, streams
 from everlearn.heads.prototype import Prototype
@@ -48,7 +48,7 @@ def main() -> None:
         rows.append((kind, result.trainable_parameters, result.final_accuracy, after, likeness))
         print(f"{kind}: learned {100 * result.final_accuracy:.1f}, {args.probe} {100 * before:.1f} -> "
               f"{100 * after:.1f}, cosine {likeness:.3f}", flush=True)  # fmt: skip
-    write(args, before, rows, result.environment)
+    write(args, command(parser, args), before, rows, result.environment)
 
 
 def build(kind: str, args: argparse.Namespace) -> Method:
@@ -68,10 +68,10 @@ def capability(backbone: Any, probe: Stream) -> tuple[float, torch.Tensor]:
     return (head(embedded).argmax(1) == task.test.labels).double().mean().item(), embedded
 
 
-def write(args: argparse.Namespace, before: float, rows: list[tuple[Any, ...]], where: dict[str, Any]) -> None:
+def write(args: argparse.Namespace, called: str, before: float, rows: list[Any], where: dict[str, Any]) -> None:
     lines = [
         "# Does a frozen backbone forget?", "",
-        f"Measured with `python bench/frozen_forgets.py --tasks {args.tasks}`: {args.stream}, the first {args.tasks} "
+        f"Measured with `{called}`: {args.stream}, the first {args.tasks} "
         f"of 10 tasks, {args.train_per_class} training examples a class, {args.epochs} epochs a task, {args.backbone}, "
         f"seed {args.seed}; {machine(where)}.", "",
         f"{args.probe}, never trained on: nearest-prototype accuracy of the untouched model {100 * before:.1f}.", "",

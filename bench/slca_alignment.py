@@ -1,20 +1,23 @@
-"""SLCA's classifier alignment: each class factored once and all drawn by one batched product an epoch, against
-one torch MultivariateNormal for each class and epoch.
+"""SLCA's classifier alignment over a whole run: each class factored once and all drawn by one batched product an
+epoch, against one torch MultivariateNormal for each class and epoch.
 
-    python bench/slca_alignment.py [--classes 100] [--width 768] [--epochs 5] [--samples 256]
-                                   [--threads 2] [--repeats 7]
+    python bench/slca_alignment.py [--tasks 10] [--classes 10] [--width 768] [--epochs 5] [--samples 256]
+                                   [--threads 2] [--repeats 5]
 
-Both train the same head with the same steps on their draws; the drawing is timed alone, then with the training.
-The batched one is timed `--repeats` times, and the median counts.
+Features of `--classes` new classes a task are random; after each task the head is aligned on all classes so far.
+Both train the same head with the same steps on their draws; the time in the drawing is also told alone. The
+batched one is run `--repeats` times, and the median counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from statistics import median
 
 import torch
+from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from everlearn import backbones
@@ -24,70 +27,79 @@ from everlearn.methods import SLCA
 from everlearn.methods.slca import JITTER
 from everlearn.streams.stream import Task
 
-
-def one_distribution_a_class(method: SLCA):
-    """What `drawn` gives, from a distribution built anew for every class in every epoch."""
-    means = method.memory.means.float()
-    covariances = method.memory.covariances().float()
-    covariances.diagonal(dim1=1, dim2=2).add_(JITTER)
-    labels = torch.arange(len(means)).repeat_interleave(method.samples)
-    for _ in range(method.alignment_epochs):
-        draws = [MultivariateNormal(means[k], covariances[k]).sample((method.samples,)) for k in range(len(means))]
-        yield torch.cat(draws), labels
+EXAMPLES = 200  # of each class
 
 
-def learned(args: argparse.Namespace) -> SLCA:
-    """An SLCA that has seen one task of random features, with the statistics and the head of `width`."""
-    method = SLCA(backbones.load("tiny"), alignment_epochs=args.epochs, samples=args.samples)
+class OneAClass(SLCA):
+    """Draws from a distribution built anew for every class in every epoch; the rest is the same."""
+
+    def drawn(self) -> Iterator[tuple[Tensor, Tensor]]:
+        age = 0.9 + 0.1 * (self.since + 1) / (self.task.index + 1)
+        means = (self.memory.means * age[:, None]).float()
+        covariances = self.memory.covariances().float()
+        covariances.diagonal(dim1=1, dim2=2).add_(JITTER)
+        labels = torch.arange(len(means)).repeat_interleave(self.samples)
+        for _ in range(self.alignment_epochs):
+            draws = [MultivariateNormal(means[k], covariances[k]).sample((self.samples,)) for k in range(len(means))]
+            yield torch.cat(draws), labels
+
+
+def run(method: SLCA, args: argparse.Namespace) -> tuple[float, float, Tensor]:
+    """Seconds of drawing, of aligning with the drawing, and mean and deviation of what the first class had last."""
+    torch.manual_seed(0)
     method.memory, method.head = Gaussians(args.width), Linear(args.width)
-    classes = tuple(range(args.classes))
-    method.begin_task(Task(0, "task 1", classes, tuple(map(str, classes)), "text"))
-    labels = torch.arange(args.examples).remainder(args.classes)
-    centres, mixing = torch.randn(args.classes, args.width), torch.randn(args.width, args.width) / args.width**0.5
-    method.memory.add(centres[labels] + torch.randn(args.examples, args.width) @ mixing, labels)
-    return method
+    method.factors = torch.zeros(0, args.width, args.width)
+    ours, drawing, aligning, last = method.drawn, 0.0, 0.0, torch.empty(0)
+
+    def timed() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal drawing, last
+        draws = ours()
+        while True:
+            start = time.perf_counter()
+            drawn = next(draws, None)
+            drawing += time.perf_counter() - start
+            if drawn is None:
+                return
+            last = drawn[0][: args.samples]
+            yield drawn
+
+    object.__setattr__(method, "drawn", timed)
+    for index in range(args.tasks):
+        names = tuple(map(str, range((index + 1) * args.classes)))
+        classes = tuple(range(index * args.classes, len(names)))
+        method.begin_task(Task(index, f"task {index + 1}", classes, names, "text"))
+        labels = torch.tensor(classes).repeat_interleave(EXAMPLES)
+        centres, mixing = torch.randn(len(names), args.width), torch.randn(args.width, args.width) / args.width**0.5
+        method.memory.add(centres[labels] + torch.randn(len(labels), args.width) @ mixing, labels)
+        start = time.perf_counter()
+        method.align()
+        aligning += time.perf_counter() - start
+    return drawing, aligning, torch.stack([last.mean(), last.std()])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = {
-        "classes": 100,
-        "width": 768,
-        "examples": 20_000,
-        "epochs": 5,
-        "samples": 256,
-        "threads": 2,
-        "repeats": 7,
-    }
-    for name, default in defaults.items():
+    for name, default in {
+        "tasks": 10, "classes": 10, "width": 768, "epochs": 5, "samples": 256, "threads": 2, "repeats": 5,
+    }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    learned(argparse.Namespace(classes=2, width=4, epochs=1, samples=2, examples=8)).align()  # torch imports late
-    method = learned(args)
+    settings = {"alignment_epochs": args.epochs, "samples": args.samples}
+    run(
+        SLCA(backbones.load("tiny"), **settings), argparse.Namespace(tasks=1, classes=2, width=4, samples=256)
+    )  # torch imports late
 
     drawing, aligning, spread = {}, {}, {}
-    ours = method.drawn
-    for name, draw, repeats in (
-        ("batched", ours, args.repeats),
-        ("one a class", lambda: one_distribution_a_class(method), 1),  # long enough to average the machine's moods
-    ):
-        object.__setattr__(method, "drawn", draw)
-        draws, alignments = [], []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            for features, labels in draw():
-                spread[name] = torch.stack([features[labels == 0].mean(), features[labels == 0].std()])
-            middle = time.perf_counter()
-            method.align()
-            draws.append(middle - start)
-            alignments.append(time.perf_counter() - middle)
-        drawing[name], aligning[name] = median(draws), median(alignments)
+    for name, method, repeats in (("batched", SLCA, args.repeats), ("one a class", OneAClass, 1)):
+        draws, alignments, spreads = zip(
+            *(run(method(backbones.load("tiny"), **settings), args) for _ in range(repeats)), strict=True
+        )
+        drawing[name], aligning[name], spread[name] = median(draws), median(alignments), spreads[-1]
         print(f"{name:>12}: {drawing[name]:7.2f} s to draw, {aligning[name]:7.2f} s to align", flush=True)
     fast, slow = drawing
     difference = (spread[fast] - spread[slow]).abs().max()
-    print(f"largest difference of the mean and deviation of class 0: {difference:.3f}")
+    print(f"largest difference of the mean and deviation of the first class: {difference:.3f}")
     print(f"ratio: {drawing[slow] / drawing[fast]:.1f} drawing, {aligning[slow] / aligning[fast]:.1f} aligning")
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import machine, write_page
+from common import command, machine, write_page
 
 from everlearn import backbones, methods, run, streams
 from everlearn.streams.views import View
@@ -49,7 +49,7 @@ def main() -> None:
             )
     write_page("view_queries", [
         "# Queries of augmented images", "",
-        f"Measured with `python bench/view_queries.py --data FOLDER`: L2P, tinyimagenet100, the first {args.tasks} of "
+        f"Measured with `{command(parser, args)}`: L2P, tinyimagenet100, the first {args.tasks} of "
         f"10 tasks, {args.train_per_class} training and {args.test_per_class} test images a class, "
         f"{args.epochs} epochs, {args.backbone}, random crops and mirror images, seed {args.seed}; "
         f"{machine(result.environment)}.", "",

@@ -175,11 +175,11 @@ class Method(nn.Module):
         """Optimizer groups: everything that requires grad, the head apart where it has a learning rate of
         its own. Empty: nothing is trained in this task."""
         trained = [p for p in self.parameters() if p.requires_grad and p.numel()]
-        if self.head_lr is None:
-            return [{"params": trained}] if trained else []
-        head = [p for p in self.head.parameters() if p.requires_grad and p.numel()]
-        rest = [p for p in trained if all(p is not own for own in head)]
-        groups: list[dict[str, Any]] = [{"params": rest}, {"params": head, "lr": self.head_lr}]
+        apart = set() if self.head_lr is None else set(self.head.parameters())
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p not in apart]},
+            {"params": [p for p in trained if p in apart], "lr": self.head_lr},
+        ]
         return [group for group in groups if group["params"]]
 
     def batches(self, task: Task) -> Sequence[Examples]:

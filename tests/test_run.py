@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -364,6 +365,30 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(monkeypatch, tmp_pa
             run(ER, DIGITS, backbone="tiny", out=folder, seed=1, save_steps=2)
     assert len(list((folder / "checkpoints").iterdir())) == 2
     assert facts(resume(folder).results) == reference[0] and lines(folder) == reference[1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1.0] * 20),
+        ("cosine", [(1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]),
+        ("step", [1.0] * 18 + [0.1] * 2),
+    ],
+)
+def test_the_learning_rate_falls_within_a_task_as_the_method_says(schedule, expected, monkeypatch):
+    stream = toy_stream()
+    method = methods.get("finetune")(backbones.load("tiny"), lr=1e-3)
+    monkeypatch.setattr(type(method), "schedule", schedule)
+    monkeypatch.setattr(method, "batches", lambda task: [task.train[[0, 1]]] * 20)
+    rates, step = [], method.step
+
+    def noted(batch, update):
+        rates.append(update.optimizer.param_groups[0]["lr"] / 1e-3)
+        return step(batch, update)
+
+    monkeypatch.setattr(method, "step", noted)
+    session(method, stream).learn()
+    assert rates == pytest.approx(expected * len(stream))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_records(tmp_path):

@@ -58,14 +58,13 @@ class Gaussians(Stateful):
         own = self.counts - (self.counts > 0).long()
         return (own.sum(0, keepdim=True) if self.shared else own).clamp_min(1)
 
-    def covariances(self) -> Tensor:
-        """(classes, width, width) float64, unbiased; (1, width, width) where it is shared. Zeros
-        where no class has two examples."""
+    def covariances(self, classes: Tensor | slice = slice(None)) -> Tensor:
+        """(classes, width, width) float64, unbiased, of all or the given classes; (1, width, width)
+        where it is shared. Zeros where no class has two examples."""
         if self.shared:
-            scatter = self.moments - self.sums.T @ self.means
-        else:
-            scatter = torch.baddbmm(self.moments, self.sums[:, :, None], self.means[:, None], alpha=-1)
-        return scatter.div_(self.freedom[:, None, None])
+            return (self.moments - self.sums.T @ self.means).div_(self.freedom)
+        own = self.moments[classes], self.sums[classes, :, None], self.means[classes, None]
+        return torch.baddbmm(*own, alpha=-1).div_(self.freedom[classes, None, None])
 
     def grow(self, classes: int) -> None:
         """Have `classes` classes in all; nothing changes where there are that many."""

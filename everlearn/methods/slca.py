@@ -55,6 +55,8 @@ class SLCA(Method):
     Optimizer = torch.optim.SGD
     schedule = "step"
     since: Tensor
+    factors: Tensor
+    factored: Tensor
 
     def __init__(
         self, backbone: Backbone, *, epochs: int = 20, batch_size: int = 128, lr: float = 0.01,
@@ -64,12 +66,17 @@ class SLCA(Method):
         self.slowdown, self.alignment_epochs, self.samples = slowdown, alignment_epochs, samples
         self.memory = Gaussians(backbone.width)
         self.register_buffer("since", torch.zeros(0, dtype=torch.long))  # the last task that had each class
+        # What follows from the Gaussians is not saved, but made again where it is missing.
+        self.register_buffer("factors", torch.zeros(0, backbone.width, backbone.width), persistent=False)
+        self.register_buffer("factored", torch.zeros(0, dtype=torch.long), persistent=False)  # of how many examples
         backbone.requires_grad_(True)
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
         self.memory.grow(len(task.class_names))
-        self.since = torch.cat([self.since, self.since.new_zeros(len(task.class_names) - len(self.since))])
+        for name in ("since", "factors", "factored"):
+            old = getattr(self, name)
+            setattr(self, name, torch.cat([old, old.new_zeros(len(task.class_names) - len(old), *old.shape[1:])]))
         self.since[list(task.classes)] = task.index
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -94,35 +101,37 @@ class SLCA(Method):
             order = torch.randperm(len(labels)).to(labels.device)
             for rows in order.split(ALIGNMENT_BATCH):
                 optimizer.zero_grad()
-                self.alignment_loss(features[rows], labels[rows], tasks).backward()
+                self.alignment_loss(features.index_select(0, rows), labels[rows], tasks).backward()
                 optimizer.step()
             schedule.step()
 
     @torch.no_grad()
-    def gaussians(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels (k,) of the classes with examples, means (k, width) drawn in by age, Cholesky factors."""
-        present = self.memory.counts.nonzero()[:, 0]
-        age = 0.9 + 0.1 * (self.since + 1) / (self.task.index + 1)
-        covariances = self.memory.covariances()
+    def factor(self) -> None:
+        """Keep the Cholesky factor of each class's covariance, each made once: when it has new examples."""
+        changed = (self.factored != self.memory.counts).nonzero()[:, 0]
+        covariances = self.memory.covariances(changed)
         covariances.diagonal(dim1=1, dim2=2).add_(JITTER)
         factors, failed = torch.linalg.cholesky_ex(covariances.float())
         if failed.any():  # nearly singular: float32 has lost what float64 still has
             factors[failed > 0] = torch.linalg.cholesky(covariances[failed > 0]).float()
-        if len(present) < len(factors):
-            factors = factors[present]  # a second copy of what may be hundreds of megabytes
-        return present, (self.memory.means * age[:, None]).float()[present], factors
+        self.factors[changed] = factors
+        self.factored = self.memory.counts.clone()
 
     def drawn(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each epoch `samples` features of every class, with their labels: each class is factored
-        once, and an epoch is one batched product, in the place of the epoch before's."""
-        present, means, factors = self.gaussians()
+        """For each epoch `samples` features of every class that has examples, with their labels: one batched
+        product, in the place of the epoch before's. Means are drawn in by age."""
+        self.factor()
+        present = self.memory.counts.nonzero()[:, 0]
+        age = 0.9 + 0.1 * (self.since + 1) / (self.task.index + 1)
+        means = (self.memory.means * age[:, None]).float()[present]
+        factors = self.factors if len(present) == len(self.factors) else self.factors[present]
         labels = present.repeat_interleave(self.samples)
         noise = means.new_empty(len(present), self.samples, means.shape[1])
         features = torch.empty_like(noise)
         for _ in range(self.alignment_epochs):
             noise.normal_()
-            for start in range(0, means.shape[1], BLOCK):  # above its diagonal a factor is zero: a third of the work
-                end = start + BLOCK
+            for start in range(0, means.shape[1], BLOCK):
+                end = start + BLOCK  # beyond it these rows of the factors are zero: a third of the work is saved
                 rows = factors[:, start:end, :end]
                 torch.baddbmm(means[:, None, start:end], noise[:, :, :end], rows.mT, out=features[:, :, start:end])
             yield features.flatten(0, 1), labels
