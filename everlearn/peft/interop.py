@@ -12,21 +12,18 @@ What is saved here, `peft.PeftModel.from_pretrained` loads onto the transformers
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from everlearn.errors import EverlearnError, EverlearnWarning, unknown
+from everlearn.errors import EverlearnError, EverlearnWarning
 from everlearn.peft.delta import Delta, Site
+from everlearn.peft.folder import CONFIG, WEIGHTS, read_config, read_weights, same_shapes, write
 from everlearn.peft.lora import LoRA
 from everlearn.peft.prefix import Prefix
 from everlearn.peft.unified import DeltaSet, sites
@@ -34,28 +31,8 @@ from everlearn.peft.unified import DeltaSet, sites
 if TYPE_CHECKING:
     from everlearn.backbones.backbone import Backbone
 
-CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PROMPT = "prompt_embeddings"
 KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<half>[AB])\.weight")
-
-# Settings that are read, or that say how the adapter was made and not what it computes. Any other that is
-# set is refused, also one that a later PEFT brings: it may change the result.
-KNOWN = ("peft_type", "task_type", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode",
-         "peft_version")  # fmt: skip
-SETTINGS = {
-    "LORA": (
-        *KNOWN, "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights",
-        "eva_config", "fan_in_fan_out", "megatron_core", "qalora_group_size",
-        # Which layers are meant; the tensors say it too.
-        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    ),
-    "PREFIX_TUNING": (
-        *KNOWN, "num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules",
-        "encoder_hidden_size", "prefix_projection", "init_weights",
-    ),
-}  # fmt: skip
-HARMLESS_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
-"""Values of init_lora_weights; the others (pissa, olora, …) also change the weights of the encoder."""
 
 
 def save(deltas: DeltaSet, backbone: Backbone, folder: str | Path) -> None:
@@ -69,7 +46,7 @@ def save(deltas: DeltaSet, backbone: Backbone, folder: str | Path) -> None:
     Raises:
         EverlearnError: PEFT's format has no place for these deltas, or the folder holds something else.
 
-    >>> import tempfile
+    >>> import os, tempfile
     >>> from everlearn import backbones
     >>> from everlearn.peft.unified import insert
     >>> tiny, folder = backbones.load("tiny"), tempfile.mkdtemp()
@@ -95,7 +72,7 @@ def save(deltas: DeltaSet, backbone: Backbone, folder: str | Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     files = {CONFIG: json.dumps(config, indent=2, sort_keys=True).encode(),
              WEIGHTS: to_bytes(tensors, metadata={"format": "pt"})}  # fmt: skip
-    _write_folder(Path(folder), files)
+    write(Path(folder), files)
 
 
 def load(backbone: Backbone, folder: str | Path) -> DeltaSet:
@@ -114,8 +91,8 @@ def load(backbone: Backbone, folder: str | Path) -> DeltaSet:
     ['block 0 query', 'block 0 value', 'block 1 query', 'block 1 value']
     """
     place = Path(folder)
-    config = _read_config(place / CONFIG)
-    tensors = _read_weights(place)
+    config = read_config(place / CONFIG)
+    tensors = read_weights(place)
     read = _lora_read if config["peft_type"] == "LORA" else _prefix_read
     try:
         placed = read(config, tensors, backbone, place / WEIGHTS)
@@ -184,7 +161,7 @@ def _lora_read(
             continue
         rank = _of_layer(config.get("rank_pattern"), path, config.get("r", 8))
         alpha = _of_layer(config.get("alpha_pattern"), path, config.get("lora_alpha", 8))
-        _same_shapes(halves[path], {"A": (rank, site.width), "B": (site.out_width, rank)}, file, path)
+        same_shapes(halves[path], {"A": (rank, site.width), "B": (site.out_width, rank)}, file, path)
         delta = LoRA(site.width, site.out_width, rank=rank, alpha=alpha)
         if config.get("use_rslora"):
             delta.scale = alpha / rank**0.5
@@ -223,7 +200,7 @@ def _prefix_read(
     config: dict[str, Any], tensors: dict[str, torch.Tensor], backbone: Backbone, file: Path
 ) -> list[tuple[Delta, Site]]:
     length, width = config.get("num_virtual_tokens"), backbone.width
-    _same_shapes(tensors, {PROMPT: (length, backbone.depth * 2 * width)}, file, "the prefix")
+    same_shapes(tensors, {PROMPT: (length, backbone.depth * 2 * width)}, file, "the prefix")
     _tell_positions(length)
     placed: list[tuple[Delta, Site]] = []
     # Block by block the keys and then the values, as `Prefix` holds them.
@@ -242,7 +219,7 @@ def _tell_positions(length: Any) -> None:
     )  # fmt: skip
 
 
-# -- files -----------------------------------------------------------------------------------------
+# -- the model ----------------------------------------------------------------------------------------
 def _model(backbone: Backbone) -> nn.Module:
     """The model that PEFT would wrap; a backbone that wraps none is one itself."""
     return getattr(backbone, "model", backbone)
@@ -250,69 +227,3 @@ def _model(backbone: Backbone) -> nn.Module:
 
 def _paths(backbone: Backbone) -> dict[nn.Module, str]:
     return {module: path for path, module in _model(backbone).named_modules()}
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EverlearnError(f"{file} cannot be read ({error.strerror}): give a folder that PEFT's save_pretrained "
-                             "or everlearn has written") from error  # fmt: skip
-    except ValueError as error:
-        raise EverlearnError(f"{file} is not JSON ({error}): it is damaged; copy it again") from error
-    kind = str(config.get("peft_type") if isinstance(config, dict) else None)
-    if kind not in SETTINGS:
-        raise EverlearnError(f"{file}: {unknown('peft_type', kind, SETTINGS)}")
-    for key, value in config.items():
-        if value and value != "none" and key not in SETTINGS[kind]:
-            raise EverlearnError(f"{file}: everlearn has no {key} (here {value}): train the adapter without it")
-    if (start := config.get("init_lora_weights")) not in HARMLESS_STARTS:
-        raise EverlearnError(f"{file}: init_lora_weights '{start}' also changed the encoder's weights: convert the "
-                             "adapter to plain LoRA with peft's path_initial_model_for_weight_conversion")  # fmt: skip
-    return config
-
-
-def _read_weights(place: Path) -> dict[str, torch.Tensor]:
-    file = place / WEIGHTS
-    if not file.exists() and (place / PICKLED).exists():
-        raise EverlearnError(f"{place / PICKLED} is in a pickle format, which can run code when it is read: everlearn "
-                             "never does; save the adapter as safetensors on a machine where you trust it")  # fmt: skip
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EverlearnError(f"{file} cannot be read ({reason}): copy it again") from error
-
-
-def _same_shapes(tensors: dict[str, torch.Tensor], expected: dict[str, Any], file: Path, what: str) -> None:
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != expected:
-        raise EverlearnError(f"{file}: {what} has the shapes {found}, expected {expected}: it is of another encoder or "
-                             f"does not belong to its {CONFIG}")  # fmt: skip
-
-
-def _write_folder(place: Path, files: dict[str, bytes]) -> None:
-    """The folder with these files whole, or as it was before."""
-    place = place.resolve()
-    temporary, old = (place.with_name(f".{place.name}.{os.getpid()}{end}") for end in ("", ".old"))
-    try:
-        if place.exists() and not place.is_dir():
-            raise EverlearnError(f"{place} is a file: nothing was written; an adapter is a folder, name another")
-        if others := sorted({file.name for file in (place.iterdir() if place.exists() else ())} - set(files)):
-            raise EverlearnError(f"{place} holds '{others[0]}', which is no part of an adapter: nothing was written; "
-                                 "choose another folder")  # fmt: skip
-        temporary.mkdir(parents=True)
-        for name, content in files.items():
-            with open(temporary / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        if place.exists():
-            os.replace(place, old)
-        os.replace(temporary, place)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise EverlearnError(f"adapter {place} could not be written ({error.strerror}): what was there is kept; make "
-                             "room or choose another folder") from error  # fmt: skip
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -6,13 +6,15 @@ import json
 import os
 import pickle
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from everlearn.errors import EverlearnError, EverlearnWarning
-from everlearn.peft.interop import CONFIG, PICKLED, WEIGHTS, load, save
+from everlearn.peft.folder import CONFIG, PICKLED, WEIGHTS
+from everlearn.peft.interop import load, save
 from everlearn.peft.lora import LoRA
 from everlearn.peft.unified import DeltaSet, Point, insert
 
@@ -302,10 +304,18 @@ def test_a_save_that_fails_keeps_the_old_adapter_and_one_that_works_replaces_it(
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(EverlearnError, match="No space left"):
-        patch.setattr(os, "fsync", full)
-        save(first, backbone, tmp_path / "adapter")
-    assert (tmp_path / "adapter" / WEIGHTS).read_bytes() == before
+    rename = os.replace
+
+    def last_rename(source, target):
+        if Path(target).name == "adapter" and not str(source).endswith(".old"):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    for name, fails in (("fsync", full), ("replace", last_rename)):
+        with monkeypatch.context() as patch, pytest.raises(EverlearnError, match="No space left"):
+            patch.setattr(os, name, fails)
+            save(first, backbone, tmp_path / "adapter")
+        assert (tmp_path / "adapter" / WEIGHTS).read_bytes() == before
     save(first, backbone, tmp_path / "adapter")
     assert (tmp_path / "adapter" / WEIGHTS).read_bytes() != before
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
