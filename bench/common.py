@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def recipe_settings(stream: str, name: str, **changes: Any) -> dict[str, Any]:
-    """A method's whole section: its defaults, what its recipe for `stream` says, and the changes."""
+    """A method's section: what its recipe in the collection `stream` says, and the changes."""
     recipe = find_recipe(stream, name)
     return build_config({"method": {"name": name, **changes}}, recipe=str(recipe or "none"))[0]["method"]
 

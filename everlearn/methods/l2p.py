@@ -39,6 +39,8 @@ class L2P(Method):
         diversify: how training keeps tasks on prompts of their own. "frequency" weighs distances by
             how often a prompt was chosen in earlier tasks (the paper); "mask" gives task t the prompts
             t·N … (t+1)·N - 1 (the released code); "none" neither.
+        readout: what is classified: the mean output of the "prompts" (the paper), or the encoder's own feature,
+            "pooled", which is not learned anew (the released code has the choice too).
         grow: prompts added to the pool with every task after the first.
         paper_compat: choose by a vote of each batch, also when predicting, as released. It leaks.
         epochs: passes over each task.
@@ -60,12 +62,13 @@ class L2P(Method):
 
     def __init__(
         self, backbone: Backbone, *, pool_size: int = 10, length: int = 5, selected: int = 5, pull: float = 0.5,
-        diversify: Literal["none", "frequency", "mask"] = "none", grow: int = 0, paper_compat: bool = False,
-        epochs: int = 5, batch_size: int = 16, lr: float = 0.001875, seed: int = 0,
+        diversify: Literal["none", "frequency", "mask"] = "none", readout: Literal["prompts", "pooled"] = "prompts",
+        grow: int = 0, paper_compat: bool = False, epochs: int = 5, batch_size: int = 16, lr: float = 0.001875,
+        seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         self.length, self.selected, self.pull = length, selected, pull
-        self.diversify, self.grow, self.paper_compat = diversify, grow, paper_compat
+        self.diversify, self.readout, self.grow, self.paper_compat = diversify, readout, grow, paper_compat
         self.prompts = nn.Parameter(torch.empty(0, length, backbone.width))
         self.keys = nn.Parameter(torch.empty(0, backbone.width))
         with seeded(seed):
@@ -102,11 +105,11 @@ class L2P(Method):
         return chosen, cosines.gather(1, chosen)
 
     def prompted(self, inputs: Any, chosen: torch.Tensor) -> torch.Tensor:
-        """The mean output of the prompt tokens (n, width)."""
+        """What is classified, (n, width): the mean output of the prompt tokens, or the encoder's feature."""
         tokens = self.prompts[chosen].flatten(1, 2)
         with self.inserted.given(tokens):
             hidden = self.backbone.hidden(self.backbone.prepare(inputs))
-        return hidden.states[:, -hidden.prompts :].mean(1)
+        return hidden.states[:, -hidden.prompts :].mean(1) if self.readout == "prompts" else self.backbone.pool(hidden)
 
     def loss(self, batch: Examples) -> torch.Tensor:
         chosen, cosines = self.select(batch.inputs, learning=True)

@@ -57,6 +57,21 @@ def test_a_growing_pool_keeps_its_old_prompts():
     assert len(method.prompts) == len(method.keys) == 7 and torch.equal(method.prompts[:4], before)
 
 
+def test_what_l2p_classifies_is_the_output_of_its_prompts_or_the_pooled_feature():
+    inputs = toy_stream()[0].test.inputs[:5]
+    for readout in ("prompts", "pooled"):
+        method = build("l2p", pool_size=4, length=3, selected=2, readout=readout).eval()
+        chosen = torch.tensor([[0, 2]]).expand(5, -1)
+        with torch.no_grad(), method.inserted.given(method.prompts[chosen].flatten(1, 2)):
+            states, mask, count = method.backbone.hidden(method.backbone.prepare(inputs))
+        assert count == 6
+        own, text = states[:, -6:].mean(1), states[:, :-6] * mask[:, :-6, None]
+        expected = own if readout == "prompts" else text.sum(1) / mask[:, :-6].sum(1, keepdim=True)
+        with torch.no_grad():
+            found = method.prompted(inputs, chosen)
+        assert torch.allclose(found, expected, atol=1e-6) and not torch.allclose(own, text.mean(1), atol=1e-3)
+
+
 def test_paper_compat_votes_by_batch_and_the_default_does_not():
     stream = toy_stream()
     for compat in (False, True):

@@ -14,6 +14,7 @@ VARIANTS = [
     ("coda_prompt", {"attention": "sparsemax", "components": 4, "orthogonality": 0.1}),
     ("dual_prompt", {"form": "prompt", "general_length": 6, "expert_length": 6}),
     ("l2p", {"diversify": "frequency", "grow": 2}), ("l2p", {"diversify": "mask"}),
+    ("l2p", {"readout": "pooled"}),
     ("ranpac", {"width": 0, "first_session": False}), ("klda", {"members": 2, "rff": 64}),
 ]  # fmt: skip
 
