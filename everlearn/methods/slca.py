@@ -29,7 +29,8 @@ class SLCA(Method):
     task's own classes. Then keep a Gaussian of each new class's features, and re-train the head
     alone on features drawn from the Gaussians of all classes, so that tasks learned apart compare.
     The Gaussians of old classes stay as they were, although the encoder has moved a little: their
-    means are drawn in the more, the older they are.
+    means are drawn in the more, the older they are. Their Cholesky factors stay in memory, 4 `width`²
+    bytes a class, and are not saved.
 
     Departure: the head is aligned after the first task too, and goes on aligned (the published code goes
     on with the head as it was trained).
