@@ -21,6 +21,7 @@ from everlearn.processes import default_jobs
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("l2p", {}), ("l2p", {"paper_compat": True}), ("l2p", {"diversify": "frequency"}), ("l2p", {"diversify": "mask"}),
     ("l2p", {"grow": 2}), ("l2p", {"readout": "pooled"}),
+    ("l2p", {"readout": "pooled", "diversify": "mask"}),
     ("coda_prompt", {}), ("coda_prompt", {"attention": "topk"}), ("coda_prompt", {"attention": "sparsemax"}),
     ("coda_prompt", {"orthogonality": 0.1}),
     ("dual_prompt", {}), ("dual_prompt", {"general_length": 10, "expert_length": 10}),
