@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from everlearn.errors import EverlearnError
+from everlearn.files import replace_folder
 
 KEEP = 2
 """Checkpoints kept: the newest, and one before it should a disk lose the newest."""
@@ -59,9 +60,7 @@ def save(folder: Path, name: str, checkpoint: Checkpoint) -> None:
         (temporary / "state.json").write_text(json.dumps({"sha256": _json_sha256(state), **state}, indent=1))
         for written in temporary.iterdir():
             _flush(written)
-        if (folder / name).exists():
-            os.replace(folder / name, folder / f".{name}.old")
-        os.replace(temporary, folder / name)
+        replace_folder(temporary, folder / name)
         _flush(folder)
     except (OSError, SafetensorError) as error:
         raise EverlearnError(

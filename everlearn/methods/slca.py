@@ -118,13 +118,17 @@ class SLCA(Method):
         self.factors[changed] = factors
         self.factored = self.memory.counts.clone()
 
+    def means(self) -> Tensor:
+        """(classes, width) float32, drawn in by age."""
+        age = 0.9 + 0.1 * (self.since + 1) / (self.task.index + 1)
+        return (self.memory.means * age[:, None]).float()
+
     def drawn(self) -> Iterator[tuple[Tensor, Tensor]]:
         """For each epoch `samples` features of every class that has examples, with their labels: one batched
-        product, in the place of the epoch before's. Means are drawn in by age."""
+        product, in the place of the epoch before's."""
         self.factor()
         present = self.memory.counts.nonzero()[:, 0]
-        age = 0.9 + 0.1 * (self.since + 1) / (self.task.index + 1)
-        means = (self.memory.means * age[:, None]).float()[present]
+        means = self.means()[present]
         factors = self.factors if len(present) == len(self.factors) else self.factors[present]
         labels = present.repeat_interleave(self.samples)
         noise = means.new_empty(len(present), self.samples, means.shape[1])

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from everlearn.errors import EverlearnError, unknown
+from everlearn.files import replace_folder
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
@@ -81,7 +82,7 @@ def same_shapes(tensors: dict[str, torch.Tensor], expected: dict[str, Any], file
 def write(place: Path, files: dict[str, bytes]) -> None:
     """The folder with these files whole, or as it was before."""
     place = place.resolve()
-    temporary, old = (place.with_name(f".{place.name}.{os.getpid()}{end}") for end in ("", ".old"))
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         if place.exists() and not place.is_dir():
             raise EverlearnError(f"{place} is a file: nothing was written; an adapter is a folder, name another")
@@ -94,15 +95,7 @@ def write(place: Path, files: dict[str, bytes]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        if place.exists():
-            os.replace(place, old)
-        try:
-            os.replace(temporary, place)
-        except OSError:
-            if old.exists():
-                os.replace(old, place)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(temporary, place)
     except OSError as error:
         raise EverlearnError(f"adapter {place} could not be written ({error.strerror}): what was there is kept; make "
                              "room or choose another folder") from error  # fmt: skip
