@@ -29,28 +29,27 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-PARSER.add_argument("--stream", default="banking77")
-for option, default in (("tasks", 10), ("train-per-class", 30), ("seed", 0)):
-    PARSER.add_argument(f"--{option}", type=int, default=default)
-PARSER.add_argument("--test-per-class", type=int)
-PARSER.add_argument("--out", type=Path, default=Path("runs/prompt_options"))
-
-
 def main() -> None:
-    args = PARSER.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stream", default="banking77")
+    for option, default in (("tasks", 10), ("train-per-class", 30), ("seed", 0)):
+        parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--test-per-class", type=int)
+    parser.add_argument("--out", type=Path, default=Path("runs/prompt_options"))
+    args = parser.parse_args()
     stream = {"name": args.stream, "tasks": args.tasks, "max_train_per_class": args.train_per_class,
               "max_test_per_class": args.test_per_class}  # fmt: skip
     variants = [recipe_settings("clinc150", name, **changes) for name, changes in VARIANTS]
     results = compare(variants, stream, out=args.out, seed=args.seed, progress=True, recipe="none", jobs=default_jobs())
-    write(args, {tuple(sorted(run["config"]["method"].items(), key=str)): run for run in results if "config" in run})
+    runs = {tuple(sorted(run["config"]["method"].items(), key=str)): run for run in results if "config" in run}
+    write(args, command(parser, args), runs)
 
 
-def write(args: argparse.Namespace, runs: dict[tuple[Any, ...], dict[str, Any]]) -> None:
+def write(args: argparse.Namespace, called: str, runs: dict[tuple[Any, ...], dict[str, Any]]) -> None:
     where = next(iter(runs.values()))["environment"]
     lines = [
         "# Options of the prompt methods", "",
-        f"Measured with `{command(PARSER, args)}`: {args.stream}, {args.tasks} tasks, {args.train_per_class} "
+        f"Measured with `{called}`: {args.stream}, {args.tasks} tasks, {args.train_per_class} "
         f"training and {args.test_per_class or 'all'} test examples a class, MiniLM, seed {args.seed}, "
         f"settings of the clinc150 recipes; each on {machine(where)}.", "",
         "| method | changed | final | average | forgetting | gain | to the plain one | seconds |",

@@ -10,6 +10,16 @@ from torch import Tensor, nn
 from everlearn.errors import EverlearnError
 
 
+def grown(tensor: Tensor, rows: int) -> Tensor:
+    """`tensor` (n, …) with rows of zeros below, `rows` in all; as it is where it has that many.
+
+    >>> grown(torch.ones(1, 2), 2).tolist()
+    [[1.0, 1.0], [0.0, 0.0]]
+    """
+    missing = rows - len(tensor)
+    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing > 0 else tensor
+
+
 class Stateful(nn.Module):
     """A module whose buffers take the size of what is loaded into them.
 

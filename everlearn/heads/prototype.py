@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from everlearn.errors import ContractError
-from everlearn.state import Stateful
+from everlearn.state import Stateful, grown
 
 
 class Prototype(Stateful):
@@ -41,10 +41,7 @@ class Prototype(Stateful):
 
     def grow(self, classes: int) -> None:
         """Have `classes` classes in all; nothing changes where there are that many."""
-        new = classes - self.classes
-        if new > 0:
-            self.sums = torch.cat([self.sums, self.sums.new_zeros(new, self.sums.shape[1])])
-            self.counts = torch.cat([self.counts, self.counts.new_zeros(new)])
+        self.sums, self.counts = grown(self.sums, classes), grown(self.counts, classes)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Count (n, width) features with their (n,) labels.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from everlearn.state import Stateful
+from everlearn.state import Stateful, grown
 
 
 class ZeroShot(Stateful):
@@ -37,9 +37,7 @@ class ZeroShot(Stateful):
 
     def grow(self, classes: int) -> None:
         """Have `classes` rows in all; a class scores 0 until `set` gives its embedding."""
-        new = classes - self.classes
-        if new > 0:
-            self.embeddings = torch.cat([self.embeddings, self.embeddings.new_zeros(new, self.embeddings.shape[1])])
+        self.embeddings = grown(self.embeddings, classes)
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, width) features -> (n, classes) cosines."""

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from everlearn.errors import ContractError, EverlearnError
 from everlearn.heads.prototype import class_counts
-from everlearn.state import Stateful
+from everlearn.state import Stateful, grown
 
 
 class Gaussians(Stateful):
@@ -68,11 +68,8 @@ class Gaussians(Stateful):
 
     def grow(self, classes: int) -> None:
         """Have `classes` classes in all; nothing changes where there are that many."""
-        new = classes - self.classes
-        if new > 0:
-            for name in ("sums", "counts") if self.shared else ("sums", "counts", "moments"):
-                old = getattr(self, name)
-                setattr(self, name, torch.cat([old, old.new_zeros(new, *old.shape[1:])]))
+        for name in ("sums", "counts") if self.shared else ("sums", "counts", "moments"):
+            setattr(self, name, grown(getattr(self, name), classes))
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Count (n, width) features with their (n,) labels.

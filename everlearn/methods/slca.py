@@ -13,6 +13,7 @@ from everlearn import losses
 from everlearn.backbones.backbone import Backbone
 from everlearn.memory.gaussians import Gaussians
 from everlearn.method import Method, Tags
+from everlearn.state import grown
 from everlearn.streams.stream import Examples, Task
 
 ALIGNMENT_BATCH = 256
@@ -76,8 +77,7 @@ class SLCA(Method):
         super().begin_task(task)
         self.memory.grow(len(task.class_names))
         for name in ("since", "factors", "factored"):
-            old = getattr(self, name)
-            setattr(self, name, torch.cat([old, old.new_zeros(len(task.class_names) - len(old), *old.shape[1:])]))
+            setattr(self, name, grown(getattr(self, name), len(task.class_names)))
         self.since[list(task.classes)] = task.index
 
     def param_groups(self) -> list[dict[str, Any]]:
