@@ -109,8 +109,10 @@ class Method(nn.Module):
 
     tags: ClassVar[Tags]
     Optimizer: ClassVar[type[torch.optim.Optimizer]] = torch.optim.AdamW
-    schedule: ClassVar[Literal["constant", "cosine", "step"]] = "constant"
-    """Of the learning rate within a task; "step" takes a tenth of it for the last tenth of the steps."""
+    schedule: ClassVar[Literal["constant", "cosine", "quarter_cosine", "step"]] = "constant"
+    """Of the learning rate within a task; "step" takes a tenth of it for the last tenth of the steps;
+    "quarter_cosine", CODA-Prompt's as released, is whole for two epochs and goes down a quarter of a cosine
+    from one epoch to the next after that."""
     clip: ClassVar[float | None] = None
     paper_compat: bool = False
     head_lr: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import signal
 import time
 import warnings
@@ -279,6 +280,11 @@ def _optimizer(method: Method, groups: list[dict[str, Any]]) -> torch.optim.Opti
 def _schedule(method: Method, optimizer: torch.optim.Optimizer, steps: int) -> Any:
     if method.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))
+    if method.schedule == "quarter_cosine":
+        epoch, last = max(1, steps // max(1, method.epochs)), max(1, method.epochs - 1)
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: math.cos(0.495 * math.pi * max(0, step // epoch - 1) / last)
+        )
     if method.schedule == "step":
         return torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, steps * 9 // 10)], gamma=0.1)
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)

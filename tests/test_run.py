@@ -372,12 +372,13 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(monkeypatch, tmp_pa
     [
         ("constant", [1.0] * 20),
         ("cosine", [(1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]),
+        ("quarter_cosine", [math.cos(0.495 * math.pi * part / 4) for part in (0, 0, 1, 2, 3) for _ in range(4)]),
         ("step", [1.0] * 18 + [0.1] * 2),
     ],
 )
 def test_the_learning_rate_falls_within_a_task_as_the_method_says(schedule, expected, monkeypatch):
     stream = toy_stream()
-    method = methods.get("finetune")(backbones.load("tiny"), lr=1e-3)
+    method = methods.get("finetune")(backbones.load("tiny"), lr=1e-3, epochs=5)
     monkeypatch.setattr(type(method), "schedule", schedule)
     monkeypatch.setattr(method, "batches", lambda task: [task.train[[0, 1]]] * 20)
     rates, step = [], method.step

@@ -39,7 +39,7 @@ class CODAPrompt(Method):
             has 0, for components start orthogonal.
         epochs: passes over each task.
         batch_size: examples a step.
-        lr: learning rate (Adam, cosine schedule).
+        lr: learning rate (Adam, the released code's quarter of a cosine).
         seed: of the components, the head and the order of examples.
 
     Relations: `l2p` and `dual_prompt` choose prompts where this one weighs them.
@@ -51,7 +51,7 @@ class CODAPrompt(Method):
 
     tags = Tags(family="prompt", trains="peft", needs_boundaries=True)
     Optimizer = torch.optim.Adam
-    schedule = "cosine"
+    schedule = "quarter_cosine"
 
     def __init__(
         self, backbone: Backbone, *, components: int = 10, length: int = 8, blocks: int = 5,
