@@ -56,6 +56,24 @@ def test_the_newest_two_are_kept(tmp_path):
     assert newest(tmp_path) == "task-001-step-000020"
 
 
+def test_a_checkpoint_of_the_same_name_is_there_again_where_the_last_rename_fails(tmp_path, monkeypatch):
+    save(tmp_path, "task-001-step-000000", example(1.0))
+    rename = os.replace
+
+    def last_rename(source, target):
+        if os.path.basename(target) == "task-001-step-000000" and not str(source).endswith(".old"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(EverlearnError, match="No space left"):
+        patch.setattr(os, "replace", last_rename)
+        save(tmp_path, "task-001-step-000000", example(2.0))
+    assert load(tmp_path, "task-001-step-000000").method["head.weight"][0, 0] == 1.0
+    save(tmp_path, "task-001-step-000000", example(3.0))
+    assert load(tmp_path, "task-001-step-000000").method["head.weight"][0, 0] == 3.0
+    assert [path.name for path in tmp_path.iterdir()] == ["task-001-step-000000"]
+
+
 def test_the_pretrained_weights_are_not_in_a_checkpoint_and_changed_ones_are():
     frozen = methods.get("simplecil")(TinyBackbone())
     assert not [name for name in checkpoint.method_state(frozen) if name.startswith("backbone.")]
