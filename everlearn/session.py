@@ -281,9 +281,9 @@ def _schedule(method: Method, optimizer: torch.optim.Optimizer, steps: int) -> A
     if method.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))
     if method.schedule == "quarter_cosine":
-        epoch, last = max(1, steps // max(1, method.epochs)), max(1, method.epochs - 1)
+        epochs, last = method.epochs, max(1, method.epochs - 1)  # of an online stream's one pass: as many parts
         return torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: math.cos(0.495 * math.pi * max(0, step // epoch - 1) / last)
+            optimizer, lambda step: math.cos(0.495 * math.pi * max(0, step * epochs // max(1, steps) - 1) / last)
         )
     if method.schedule == "step":
         return torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, steps * 9 // 10)], gamma=0.1)

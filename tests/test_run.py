@@ -21,7 +21,7 @@ from everlearn import backbones, load, methods, run
 from everlearn.errors import EverlearnError
 from everlearn.protocol import resume
 from everlearn.results import TIMINGS
-from everlearn.session import Interrupted
+from everlearn.session import Interrupted, _schedule
 from everlearn.testing import session, toy_stream
 
 DIGITS = {"name": "digits", "tasks": 3, "max_train_per_class": 20, "max_test_per_class": 10}
@@ -390,6 +390,18 @@ def test_the_learning_rate_falls_within_a_task_as_the_method_says(schedule, expe
     monkeypatch.setattr(method, "step", noted)
     session(method, stream).learn()
     assert rates == pytest.approx(expected * len(stream))
+
+
+@pytest.mark.parametrize("steps", [7, 23, 39])
+def test_a_rate_that_falls_by_epochs_falls_within_an_online_pass_of_any_length(steps):
+    method = methods.get("coda_prompt")(backbones.load("tiny"), epochs=20)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule, rates = _schedule(method, optimizer, steps), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == 1.0 and rates == sorted(rates, reverse=True) and 0.0 < rates[-1] < 0.4
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_records(tmp_path):
