@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from everlearn.errors import EverlearnError
-from everlearn.files import replace_folder
+from everlearn.files import flush_to_disk, replace_folder
+
+FORMAT = 2
+"""Of what a checkpoint holds. Another format is refused: the same name may mean another thing there."""
 
 KEEP = 2
-"""Checkpoints kept: the newest, and one before it should a disk lose the newest."""
+"""Checkpoints kept during a run: the newest, and the one before it should a disk lose the newest."""
 
 
 @dataclass
@@ -41,8 +43,8 @@ class Checkpoint:
     training: dict[str, torch.Tensor]
 
 
-def save(folder: Path, name: str, checkpoint: Checkpoint) -> None:
-    """Write `folder/name` whole or not at all, then remove all but the newest two.
+def save(folder: Path, name: str, checkpoint: Checkpoint, keep: int = KEEP) -> None:
+    """Write `folder/name` completely or not at all, then remove all but the newest `keep` checkpoints.
 
     Raises:
         EverlearnError: the folder cannot be written; what was there is untouched.
@@ -56,12 +58,12 @@ def save(folder: Path, name: str, checkpoint: Checkpoint) -> None:
         for file, tensors in files.items():
             save_file(_separate(tensors), temporary / file)
             checks[file] = {"bytes": (temporary / file).stat().st_size, "sha256": _sha256(temporary / file)}
-        state = {**checkpoint.state, "files": checks}
+        state = {"format": FORMAT, **checkpoint.state, "files": checks}
         (temporary / "state.json").write_text(json.dumps({"sha256": _json_sha256(state), **state}, indent=1))
         for written in temporary.iterdir():
-            _flush(written)
+            flush_to_disk(written)
         replace_folder(temporary, folder / name)
-        _flush(folder)
+        flush_to_disk(folder)
     except (OSError, SafetensorError) as error:
         raise EverlearnError(
             f"checkpoint {folder / name} could not be written ({getattr(error, 'strerror', None) or error}): "
@@ -70,7 +72,7 @@ def save(folder: Path, name: str, checkpoint: Checkpoint) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     killed = [place.name for place in folder.glob(".task-*")]  # what a save that was killed has left
-    for old in [*_names(folder)[:-KEEP], *killed]:
+    for old in [*_names(folder)[:-keep], *killed]:
         shutil.rmtree(folder / old)
 
 
@@ -98,6 +100,10 @@ def load(folder: Path, name: str) -> Checkpoint:
         state = json.loads((place / "state.json").read_text())
         if state.pop("sha256") != _json_sha256(state):
             raise EverlearnError(f"{place / 'state.json'} was altered (its SHA-256 differs): {remedy}")
+        if state.get("format") != FORMAT:
+            raise EverlearnError(f"{place} was written by another version of everlearn (format "
+                                 f"{state.get('format', 1)}, this one reads {FORMAT}): learn the run again, or open it "
+                                 "with the version that wrote it")  # fmt: skip
         tensors = {}
         for file, check in state["files"].items():
             if _is_pickle(place / file):
@@ -116,13 +122,13 @@ def load(folder: Path, name: str) -> Checkpoint:
 def method_state(method: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that a method must keep: all of its state, but not what the pre-trained backbone
     comes with anyway."""
-    backbone: Any = method.backbone
     state = method.state_dict()
-    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
-    digests = backbone.digests()
-    for name in backbone.state_dict():
-        if name not in trained and digests[name] == backbone.origin[name]:
-            del state[f"backbone.{name}"]
+    for prefix, encoder in _encoders(method):
+        trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+        digests = encoder.digests()
+        for name in encoder.state_dict():
+            if name not in trained and digests[name] == encoder.origin[name]:
+                state.pop(prefix + name, None)
     return state
 
 
@@ -137,7 +143,8 @@ def load_method_state(method: nn.Module, state: dict[str, torch.Tensor]) -> None
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise EverlearnError(f"the checkpoint does not fit the method: {reason}") from error
-    missing = [name for name in result.missing_keys if not name.startswith("backbone.")]
+    pretrained = tuple(prefix for prefix, _ in _encoders(method))
+    missing = [name for name in result.missing_keys if not name.startswith(pretrained)]
     if missing or result.unexpected_keys:
         raise EverlearnError(
             f"the checkpoint does not fit the method: missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}"
@@ -205,42 +212,12 @@ def _is_pickle(file: Path) -> bool:
     return start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def origin_hash(method: Any) -> str:
+    """One hash of the weights that the encoders of a method came with."""
+    origins = [encoder.origin for encoder in method.backbone.encoders()]
+    return hashlib.sha256(json.dumps(origins, sort_keys=True).encode()).hexdigest()
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """The file holds `text` whole, or what it held before."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _flush(temporary)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file that are whole: a full disk, or a reader too early, may find the last one cut."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def append_line(file: Path, line: dict[str, Any]) -> None:
-    """Write one more line."""
-    with open(file, "a", encoding="utf-8") as opened:
-        opened.write(json.dumps(line) + "\n")
-
-
-def rewrite_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Replace the lines atomically."""
-    write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def origin_hash(backbone: Any) -> str:
-    """One hash of the weights that a backbone came with."""
-    return hashlib.sha256(json.dumps(backbone.origin, sort_keys=True).encode()).hexdigest()
+def _encoders(method: nn.Module) -> list[tuple[str, Any]]:
+    """Every backbone inside the method, and how the names of its tensors begin."""
+    return [(f"{name}.", module) for name, module in method.named_modules() if getattr(module, "origin", None)]

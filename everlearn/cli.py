@@ -18,6 +18,7 @@ from typing import Any
 
 from everlearn.command_line import parse
 from everlearn.errors import EverlearnError, unknown
+from everlearn.interrupts import Interrupted
 
 MENDABLE = {errno.ENOSPC: "no space is left", errno.EDQUOT: "the disk quota is used up",
             errno.EACCES: "permission denied", errno.EPERM: "not permitted",
@@ -71,8 +72,7 @@ def _terminable() -> Iterator[None]:
 
 def _explain(error: BaseException) -> tuple[int | None, str]:
     """The exit code and the line for an error; no code for one that is a fault of ours."""
-    module = sys.modules.get("everlearn.session")  # not imported: then nothing was run, and nothing interrupted
-    if isinstance(error, KeyboardInterrupt) or (module and isinstance(error, module.Interrupted)):
+    if isinstance(error, (KeyboardInterrupt, Interrupted)):
         return 130, str(error) or "interrupted"
     if isinstance(error, EverlearnError):
         return 2, str(error)
@@ -189,17 +189,14 @@ def _predict(args: argparse.Namespace) -> int:
         raise EverlearnError(f"--out {args.out} is the input itself: give another file")
     with _only_json(True):
         from everlearn import model
+        from everlearn.streams.inputs import kind
         from everlearn.streams.readers import read_inputs
 
         loaded = model.load(args.directory)
-        assert loaded.method.task is not None  # a restored method has begun its tasks
-        modality = loaded.method.task.modality
-        column = "image_column" if modality == "image" else "text_column"
-        inputs, ids = read_inputs(args.input, **{column: args.column})
-        if modality == "text" and not isinstance(inputs[0], str):
-            raise EverlearnError(f"{args.input} holds images, and {args.directory} learned texts")
-        if modality == "image" and isinstance(inputs[0], str):
-            raise EverlearnError(f"{args.input} holds texts, and {args.directory} learned images")
+        learned = loaded.method.task.input
+        inputs, ids = read_inputs(args.input, **{f"{learned}_column": args.column})
+        if (found := kind(inputs[0])) != learned:
+            raise EverlearnError(f"{args.input} holds {found}s, but {args.directory} learned {learned}s")
         scores = loaded.predict_proba(inputs)
     names, best = loaded.class_names, scores.argmax(axis=1)
     rows = [(id_, names[k], float(row[k]), row) for id_, k, row in zip(ids, best, scores, strict=True)]

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from everlearn.config import Config, build_config, check_collection, check_out, find_recipe, merge
 from everlearn.errors import EverlearnError, unknown
+from everlearn.files import write_whole
 from everlearn.recommendation import recommendation
 
 if TYPE_CHECKING:
+    from everlearn.backbones.backbone import Backbone
     from everlearn.method import Method
     from everlearn.streams.stream import Stream
 
@@ -42,7 +44,7 @@ class Entry:
     @property
     def cost(self) -> tuple[bool, int, str]:
         """Sorts cheapest first; what retrains on everything comes last."""
-        return self.cls.tags.retrains, COST.index(self.cls.tags.trains), self.label
+        return self.cls.tags.retrains, COST.index(self.cls.tags.trained_by(self.settings)), self.label
 
 
 def compare(
@@ -59,7 +61,7 @@ def compare(
     """Learn one stream with each method, and say which one to take.
 
     What the frozen backbone says about an example is computed once and shared by all. A method that
-    fails is recorded and the others go on; one that does not cover the stream's kind or modality is
+    fails is recorded and the others go on; one that does not cover the stream's kind, input or goal is
     left out; both are said. Called again with the same `out`, nothing that is finished is repeated.
 
     Args:
@@ -84,7 +86,7 @@ def compare(
     >>> [results["method"] for results in compare("joint,simplecil", "digits", backbone="tiny")]
     ['simplecil', 'joint']
     """
-    from everlearn import streams
+    from everlearn import backbones, streams
 
     config = build_config({"backbone": backbone, "seed": seed}, recipe="none")[0]
     if isinstance(stream, (str, dict)):
@@ -116,9 +118,12 @@ def compare(
         if progress:
             print(f"{entry.label}: {text}", file=sys.stderr)
 
+    encoder = None
+    if any(entry.cls.tags.needs for entry in entries):
+        encoder = backbones.load(backbone or backbones.default_for(stream.input))
     todo = []
     for entry in entries:
-        if (known := _known(entry, stream, folder, say)) is not None:
+        if (known := _known(entry, stream, encoder, folder, say)) is not None:
             keep(entry.label, known)
         else:
             todo.append(entry)
@@ -193,11 +198,13 @@ def _entries(chosen: Sequence[str | Config], stream: str, recipe: str) -> list[E
     return sorted(entries.values(), key=lambda entry: entry.cost)
 
 
-def _known(entry: Entry, stream: Stream, folder: Path | None, say: Say) -> Results | None:
+def _known(
+    entry: Entry, stream: Stream, encoder: Backbone | None, folder: Path | None, say: Say
+) -> Results | None:  # fmt: skip
     """The results of a method that finished earlier or cannot learn this stream; None if it has to run."""
     from everlearn.evaluation import supports
 
-    if reason := supports(entry.cls.tags, stream):
+    if reason := supports(entry.cls.tags, stream, encoder):
         say(entry, f"skipped, {reason}")
         return {"skipped": reason}
     if folder is not None and (folder / entry.label / "results.json").is_file():
@@ -211,7 +218,7 @@ def _learn(
 ) -> Results:  # fmt: skip
     """The results of one method, begun or gone on with in this process; or why there are none."""
     from everlearn.protocol import resume, run
-    from everlearn.session import Interrupted
+    from everlearn.interrupts import Interrupted
 
     directory = folder / entry.label if folder is not None else None
     say(entry, f"settings: {entry.origin}")
@@ -284,6 +291,4 @@ def _read(file: Path) -> Config:
 def _update(file: Path, **values: Any) -> None:
     """Replace some values of a JSON file, all at once: a killed compare leaves the old file or the new."""
     data = {**(_read(file) if file.is_file() else {}), **values}
-    new = file.with_suffix(".tmp")
-    new.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    new.replace(file)
+    write_whole(file, json.dumps(data, indent=1))

@@ -105,7 +105,7 @@ def final_table(results: Results, directory: Path | None = None) -> None:
     """
     out = _console()
     metric = results["metric"]
-    head = f"{results['method']} on {results['stream']} ({results['kind']}, {results['modality']})"
+    head = f"{results['method']} on {results['stream']} ({results['kind']}, {results['input']}, {results['goal']})"
     out.print(Text(f"{head}, backbone {results['backbone']}, seed {results['seed']}", style="bold"))
     n = len(results["tasks"])
     some = f" ({SHOWN_TASKS} of {n} tasks; the report has all)" if n > SHOWN_TASKS else ""
@@ -122,7 +122,7 @@ def final_table(results: Results, directory: Path | None = None) -> None:
         out.print(Text(f"paper_compat: this {metric} was obtained with a published shortcut that leaks", style="red"))
     if directory is not None:
         out.print(Text(f"report   {directory / 'report.html'}"), soft_wrap=True)
-        if results["modality"] != "pairs":
+        if results["goal"] == "classes":
             out.print(Text(f"predict  everlearn predict {directory} --input FILE"), soft_wrap=True)
 
 

@@ -1,30 +1,38 @@
-"""Scores of a method on the tasks of a stream, after every task, without leaks."""
+"""Scores of a method on the tasks of a stream, after every task, without leaks.
+
+A method is asked with inputs alone. Labels, ids and relevant documents stay here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from everlearn.backbones.backbone import Backbone
 from everlearn.errors import ContractError
 from everlearn.method import Method, Tags
-from everlearn.metrics.retrieval import evaluate_rankings
-from everlearn.streams.stream import Examples, Stream, Task
+from everlearn.metrics.retrieval import id_order, score_rankings
+from everlearn.streams.inputs import Input
+from everlearn.streams.stream import Stream, Task
 
-CHUNK = 1024  # examples handed to `predict` at once; its answers may not depend on it
+CHUNK = 1024  # inputs handed to `predict` at once; its answers may not depend on it
+METRIC = {"classes": "accuracy", "ranking": "nDCG@10"}
+TOLD = "accuracy told the task"
 
 
 class Evaluation:
-    """Evaluates `method` on `stream`: accuracy for classes, nDCG@10 for text pairs."""
+    """Evaluates `method` on `stream`: accuracy for classes, nDCG@10 for rankings."""
 
     def __init__(self, stream: Stream, method: Method) -> None:
         self.stream, self.method = stream, method
-        self.metric = "nDCG@10" if stream.modality == "pairs" else "accuracy"
+        self.metric = METRIC[stream.goal]
 
     def initial(self) -> list[float | None]:
-        """The untouched model's score on each task, where one is defined: retrieval before any
+        """The untouched model's score on each task, where one is defined: rankings before any
         learning; chance where a domain brings no new class."""
-        if self.stream.modality == "pairs":
+        if self.stream.goal == "ranking":
             return [self.score(task)[self.metric] for task in self.stream]
         return [
             1 / len(task.class_names) if task.index and not _new_classes(self.stream, task) else None
@@ -33,7 +41,7 @@ class Evaluation:
 
     def before(self, task: Task) -> float | None:
         """The score on `task` just before it is learned; None where it brings new classes."""
-        if task.index == 0 or (self.stream.modality != "pairs" and _new_classes(self.stream, task)):
+        if task.index == 0 or (self.stream.goal == "classes" and _new_classes(self.stream, task)):
             return None
         return self.score(task)[self.metric]
 
@@ -41,7 +49,7 @@ class Evaluation:
         """One row: the score on every task up to `task`, and over all their test examples together."""
         seen = self.stream.tasks[: task.index + 1]
         with torch.no_grad():
-            scores = [{**self.score(old), **self.method.measures(old)} for old in seen]
+            scores = [{**self.score(old), **self.others(old)} for old in seen]
         counts = [len(old.test) for old in seen]
         total = sum(score[self.metric] * count for score, count in zip(scores, counts, strict=True))
         others = {name: [score[name] for score in scores] for name in scores[0] if name != self.metric}
@@ -49,40 +57,66 @@ class Evaluation:
 
     def score(self, task: Task) -> dict[str, float]:
         """The scores on one task's test examples."""
-        if self.stream.modality == "pairs":
-            assert task.corpus is not None
-            assert task.test.relevant is not None
-            queries = self.method.embed(task.test.inputs)
-            documents = self.method.embed(task.corpus.texts)
-            return evaluate_rankings(queries, documents, task.corpus.ids, task.test.relevant)
-        within = list(task.classes) if self.stream.kind == "task-incremental" else None
-        predicted = torch.cat([self._labels(chunk, within) for chunk in _chunks(task.test)])
-        return {"accuracy": (predicted == task.test.labels).double().mean().item()}
+        if self.stream.goal == "ranking":
+            return self._ranking(task)
+        told = task.index if self.stream.tells_task and self.method.tags.task_at_test != "ignored" else None
+        return {"accuracy": self._accuracy(task, told, list(task.classes) if self.stream.tells_task else None)}
 
-    def _labels(self, examples: Examples, within: list[int] | None) -> torch.Tensor:
-        """The predicted labels; among `within` only, where the task is told at test."""
+    def others(self, task: Task) -> dict[str, float]:
+        """What the method measures besides, and how right it would be if it were told the task."""
+        found = self.method.measures(task.test.inputs, task.index)
+        if self.stream.goal == "classes" and self.method.tags.task_at_test == "used" and not self.stream.tells_task:
+            found = {**found, TOLD: self._accuracy(task, task.index)}
+        return found
+
+    def _accuracy(self, task: Task, told: int | None, within: list[int] | None = None) -> float:
+        """The share of right labels; among the classes `within` only, where the stream tells the task at test."""
+        right = 0
+        for rows in torch.arange(len(task.test)).split(CHUNK):
+            chunk = task.test[rows]
+            with torch.no_grad():
+                scores = self.method.predict(chunk.inputs, told).float().cpu()
+            if scores.isnan().any():
+                row = int(scores.isnan().any(dim=1).nonzero()[0])
+                raise ContractError(f"predict gave NaN scores, first for record {chunk.ids[row]}")
+            predicted = scores.argmax(1) if within is None else torch.tensor(within)[scores[:, within].argmax(1)]
+            right += int((predicted == chunk.labels).sum())
+        return right / len(task.test)
+
+    def _ranking(self, task: Task) -> dict[str, float]:
+        assert task.corpus is not None
+        assert task.test.relevant is not None
+        # Of documents with equal scores the first wins, and trec_eval ranks by id then.
+        order = id_order(task.corpus.ids)
+        documents: Sequence[Input] = [task.corpus.texts[i] for i in order]
         with torch.no_grad():
-            scores = self.method.predict(examples).float().cpu()
-        if scores.isnan().any():
-            row = int(scores.isnan().any(dim=1).nonzero()[0])
-            raise ContractError(f"predict gave NaN scores, first for record {examples.ids[row]}")
-        return scores.argmax(1) if within is None else torch.tensor(within)[scores[:, within].argmax(1)]
+            found = self.method.search(task.test.inputs, documents)
+        rankings = [[task.corpus.ids[order[position]] for position in row] for row in found]
+        return score_rankings(rankings, task.test.relevant)
 
 
-def supports(tags: Tags, stream: Stream) -> str | None:
-    """None if a method with `tags` can learn `stream`, else why not."""
-    if stream.modality not in tags.modalities:
-        return f"learns {' and '.join(tags.modalities)}, and stream '{stream.name}' has {stream.modality}"
+def supports(tags: Tags, stream: Stream, backbone: Backbone | None = None) -> str | None:
+    """None if a method with `tags` can learn `stream` with `backbone`, else why not.
+
+    Args:
+        backbone: what it would learn with; without one, what it needs of a backbone is not asked.
+    """
+    if stream.input not in tags.inputs:
+        return f"learns {' and '.join(tags.inputs)}, and stream '{stream.name}' has {stream.input}"
+    if stream.goal not in tags.goals:
+        return f"learns {' and '.join(tags.goals)}, and the goal of stream '{stream.name}' is {stream.goal}"
     if stream.kind not in tags.kinds:
         return f"learns {', '.join(tags.kinds)} streams, and stream '{stream.name}' is {stream.kind}"
-    if tags.needs_task_id and stream.kind != "task-incremental":
+    if tags.task_at_test == "needed" and not stream.tells_task:
         return f"needs the task's id at test, which stream '{stream.name}' ({stream.kind}) does not give"
+    if backbone is None:
+        return None
+    if "class names" in tags.needs and stream.goal == "classes" and "text" not in backbone.reads:
+        return f"reads the names of the classes, and backbone '{backbone.name}' reads no text"
+    if "two towers" in tags.needs and len(backbone.encoders()) < 2:
+        return f"needs a backbone with two encoders, and '{backbone.name}' has one"
     return None
 
 
 def _new_classes(stream: Stream, task: Task) -> bool:
     return len(task.class_names) > len(stream[task.index - 1].class_names)
-
-
-def _chunks(examples: Examples) -> list[Examples]:
-    return [examples[range(at, min(at + CHUNK, len(examples)))] for at in range(0, len(examples), CHUNK)]

@@ -20,18 +20,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from everlearn.errors import EverlearnError
-from everlearn.streams.views import original
+from everlearn.files import write_whole
+from everlearn.streams.inputs import Input, content, kind, original
 
 if TYPE_CHECKING:
     import torch
-
-    from everlearn.backbones.backbone import Backbone
-    from everlearn.streams.stream import Input
 
 CHUNK = 2048
 DEFAULT_LIMIT = 10 * 2**30
@@ -41,6 +39,21 @@ KEY_BYTES = 16
 def cache_root() -> Path:
     """Where features are kept: the folder EVERLEARN_CACHE, else ~/.cache/everlearn."""
     return Path(os.environ.get("EVERLEARN_CACHE") or Path.home() / ".cache" / "everlearn") / "features"
+
+
+class Encoder(Protocol):
+    """What the store needs of a backbone."""
+
+    name: str
+    width: int
+    precision: str
+
+    @property
+    def active(self) -> Sequence[Any]: ...
+
+    def identity(self) -> str: ...
+
+    def infer(self, inputs: Sequence[Input]) -> torch.Tensor: ...
 
 
 class FeatureStore:
@@ -67,7 +80,7 @@ class FeatureStore:
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureStore:
         return self  # one store a process, whoever is copied
 
-    def encode(self, backbone: Backbone, inputs: Sequence[Input]) -> torch.Tensor:
+    def encode(self, backbone: Encoder, inputs: Sequence[Input]) -> torch.Tensor:
         """Features (n, width), float32. Encodes what is missing and keeps it. Of a view it says what it says
         of the original: no view comes twice, and a query is asked once an image.
 
@@ -105,7 +118,7 @@ class FeatureStore:
         self.served += len(keys) - done
         return torch.from_numpy(shelf.read(keys))
 
-    def _shelf(self, backbone: Backbone) -> _Shelf:
+    def _shelf(self, backbone: Encoder) -> _Shelf:
         identity = backbone.identity()
         if identity not in self._shelves:
             about = {"backbone": backbone.name, "width": backbone.width, "precision": backbone.precision,
@@ -250,24 +263,13 @@ def clear_cache(identity: str | None = None) -> int:
     return freed
 
 
-def _key(item: str | bytes | Path) -> bytes:
+def _key(item: Input) -> bytes:
     """16 bytes that address an example's content; a text never collides with an image of its bytes."""
-    data, kind = (item.encode(), b"text") if isinstance(item, str) else (_bytes(item), b"image")
-    return hashlib.blake2b(data, digest_size=KEY_BYTES, person=kind).digest()
-
-
-def _bytes(item: bytes | Path) -> bytes:
-    return item.read_bytes() if isinstance(item, Path) else item
+    return hashlib.blake2b(content(item), digest_size=KEY_BYTES, person=kind(item).encode()).digest()
 
 
 def _write(file: Path, data: bytes) -> None:
-    """The file appears whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(file, data, flush=False)  # a feature that a power failure loses is computed again
 
 
 def _existing(found: Iterable[Path]) -> list[tuple[os.stat_result, Path]]:
@@ -280,7 +282,7 @@ def _existing(found: Iterable[Path]) -> list[tuple[os.stat_result, Path]]:
     return files
 
 
-def _check_finite(features: torch.Tensor, inputs: Sequence[Input], backbone: Backbone) -> None:
+def _check_finite(features: torch.Tensor, inputs: Sequence[Input], backbone: Encoder) -> None:
     import torch
 
     finite = torch.isfinite(features).all(dim=1)

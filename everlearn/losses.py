@@ -1,4 +1,4 @@
-"""Losses as plain functions: scores in, one number out."""
+"""Losses as plain functions: scores in, one number per example out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from everlearn.memory.per_parameter import PerParameter
 
 
 def cross_entropy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> Tensor:
-    """Cross-entropy, where `classes` is given over these classes alone.
+    """(n,) cross-entropies; where `classes` is given, over these classes only.
 
     Training on the current task's classes only leaves the scores of old classes, which have no
     examples now, neither pushed down nor pulled up.
@@ -23,18 +23,18 @@ def cross_entropy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None 
         scores: (n, classes). labels: (n,), each within `classes`, or the loss is infinite.
 
     >>> scores = torch.tensor([[100.0, 0.0, 0.0]])
-    >>> round(float(cross_entropy(scores, torch.tensor([1]), classes=[1, 2])), 4)  # ln 2
-    0.6931
+    >>> cross_entropy(scores, torch.tensor([1]), classes=[1, 2])  # ln 2
+    tensor([0.6931])
     """
     if classes is not None:
         outside = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
         outside[list(classes)] = False
         scores = scores.masked_fill(outside, float("-inf"))
-    return functional.cross_entropy(scores, labels)
+    return functional.cross_entropy(scores, labels, reduction="none")
 
 
 def distillation(scores: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
-    """T² · KL(softmax(teacher / T) ‖ softmax(scores / T)), mean over examples: 0 where they agree.
+    """(n,) T² · KL(softmax(teacher / T) ‖ softmax(scores / T)): 0 where they agree.
 
     T² keeps the gradient's size the same for every temperature (Hinton et al., 2015). A teacher of
     fewer classes is compared on its own, which are the first columns of `scores`.
@@ -42,18 +42,18 @@ def distillation(scores: Tensor, teacher: Tensor, temperature: float = 2.0) -> T
     Args:
         scores: (n, classes). teacher: (n, at most as many classes); no gradient reaches it.
 
-    >>> float(distillation(torch.tensor([[2.0, 1.0, 9.0]]), torch.tensor([[2.0, 1.0]])))
-    0.0
+    >>> distillation(torch.tensor([[2.0, 1.0, 9.0]]), torch.tensor([[2.0, 1.0]]))
+    tensor([0.])
     """
     student = functional.log_softmax(scores[:, : teacher.shape[1]] / temperature, dim=1)
     target = functional.log_softmax(teacher.detach() / temperature, dim=1)
-    return temperature**2 * functional.kl_div(student, target, reduction="batchmean", log_target=True)
+    return temperature**2 * functional.kl_div(student, target, reduction="none", log_target=True).sum(1)
 
 
 def multiple_negatives_ranking(
     queries: Tensor, documents: Tensor, texts: Sequence[str] | None = None, scale: float = 20.0
 ) -> Tensor:
-    """Cross-entropy of finding each query's document among all documents of the batch, by cosine.
+    """(n,) cross-entropies of finding each query's document among all documents of the batch, by cosine.
 
     Args:
         queries: (n, width).
@@ -63,8 +63,8 @@ def multiple_negatives_ranking(
         scale: the inverse temperature.
 
     >>> documents = torch.eye(2)[[0, 1, 0]]
-    >>> round(float(multiple_negatives_ranking(documents[:2], documents, ["a", "b", "a"])), 4)
-    0.0
+    >>> multiple_negatives_ranking(documents[:2], documents, ["a", "b", "a"]).round(decimals=4)
+    tensor([0., 0.])
     """
     scores = scale * functional.normalize(queries, dim=1) @ functional.normalize(documents, dim=1).T
     if texts is not None:
@@ -73,7 +73,7 @@ def multiple_negatives_ranking(
         copies = same[: len(queries), None] == same
         copies.fill_diagonal_(False)
         scores = scores.masked_fill(copies, float("-inf"))
-    return functional.cross_entropy(scores, torch.arange(len(queries), device=scores.device))
+    return functional.cross_entropy(scores, torch.arange(len(queries), device=scores.device), reduction="none")
 
 
 def quadratic_penalty(

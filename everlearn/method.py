@@ -1,40 +1,48 @@
-"""The contract: a Method learns a stream through five verbs and two knobs.
+"""The contract: a Method learns a stream through five verbs and two knobs, which stand on one ladder.
 
 | verb | default |
 |---|---|
 | `begin_task(task)` | grow the head. Structure only: it may not read data |
-| `loss(batch)` | cross-entropy, or in-batch ranking for text pairs |
-| `step(batch, update)` | loss, gradient, update |
+| `loss(batch)` | the mean of `losses(batch)` |
+| `step(batch, optimizer_step)` | loss, gradient, update of the weights |
 | `end_task(task)` | nothing |
-| `predict(batch)` | scores over every class seen so far |
+| `predict(inputs, task=None)` | scores over every class seen so far, from the inputs alone |
 | knob `param_groups()` | what requires grad; empty = nothing is trained |
 | knob `batches(task)` | every epoch shuffled |
 
-A method file overrides what its paper changes and calls `super()` for the rest. Because
-`begin_task` is structure only, a run resumes by replaying it on saved task metadata and loading the
-state dict; so memories and statistics are modules, and nothing else holds state.
+The ladder is `features(inputs)` → `scores(inputs)` → `losses(batch)`. Override the rung that a paper
+changes, and the rungs above follow; `embed` and `predict` are the same without gradient.
+
+A method file overrides what its paper changes and calls `super()` for the rest. Because `begin_task` is
+structure only, a run resumes by replaying it on saved task metadata and loading the state dict; so
+memories and statistics are modules, and nothing else holds state.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from everlearn.backbones.backbone import Backbone
+from everlearn.batches import Batches
 from everlearn.errors import EverlearnError
 from everlearn.heads.linear import Linear
-from everlearn.losses import multiple_negatives_ranking
-from everlearn.streams.stream import Examples, Input, Task
-from everlearn.streams.views import views
+from everlearn.losses import cross_entropy, multiple_negatives_ranking
+from everlearn.metrics.retrieval import nearest
+from everlearn.optimizer_step import OptimizerStep
+from everlearn.schedules import Schedule, constant
+from everlearn.seeds import derived_seed
+from everlearn.streams.inputs import Input
+from everlearn.streams.stream import Examples, Task
 
 KINDS = ("class-incremental", "domain-incremental", "task-incremental", "online", "old-then-new")
+
+Role = Literal["query", "document"]
 
 
 @dataclass(frozen=True)
@@ -43,80 +51,58 @@ class Tags:
 
     Args:
         family: prompt, representation, replay, regularisation, peft or baseline.
-        trains: the largest thing that receives gradient.
-        modalities: text and image are classification, pairs is retrieval.
+        trains: the largest thing that receives gradient, unless the setting `train` says otherwise.
+        inputs: what an example may be: text, image or image-text.
+        goals: what it can learn: classes, or ranking documents for a query.
         kinds: the stream kinds it can learn.
+        needs: "class names" where it reads the names of the classes, "two towers" where it needs a backbone
+            with a second encoder.
         needs_boundaries: whether it must be told where one task ends and the next begins.
-        needs_task_id: whether `predict` must be told the task.
+        task_at_test: what `predict` does with the task where the stream tells it: it is "ignored" (and not
+            told), "used", or "needed".
         retrains: whether the cost of a task grows with the number of tasks before it.
+        exact: whether `forget` and `merge` give what learning without, or with, the examples would have given.
     """
 
     family: str
     trains: Literal["nothing", "head", "peft", "backbone"]
-    modalities: tuple[str, ...] = ("text", "image")
+    inputs: tuple[str, ...] = ("text", "image")
+    goals: tuple[str, ...] = ("classes",)
     kinds: tuple[str, ...] = KINDS
+    needs: tuple[Literal["class names", "two towers"], ...] = ()
     needs_boundaries: bool = False
-    needs_task_id: bool = False
+    task_at_test: Literal["ignored", "used", "needed"] = "ignored"
     retrains: bool = False
+    exact: bool = False
 
-
-class Update:
-    """One optimizer step. Call it with the loss; or, to change gradients in between, call
-    `backward(loss)`, then `apply()`.
-
-    Raises:
-        EverlearnError: the loss is NaN or infinite. Nothing is updated then.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Any, clip: float | None) -> None:
-        self.optimizer, self.schedule, self.clip = optimizer, schedule, clip
-        self.batch: Examples | None = None
-
-    def __call__(self, loss: torch.Tensor) -> None:
-        self.backward(loss)
-        self.apply()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        if not torch.isfinite(loss):
-            ids = list(self.batch.ids[:5]) if self.batch is not None else []
-            raise EverlearnError(
-                f"the loss is {loss.item()} at a batch with the records {', '.join(map(str, ids))}…: the last "
-                "checkpoint is untouched; lower the learning rate (--method.lr) or look at these records"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-
-    def apply(self) -> None:
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if self.clip is not None:
-            nn.utils.clip_grad_norm_(trained, self.clip)
-        self.optimizer.step()
-        # Fused optimizers write without telling: features would be served of weights long gone.
-        torch.autograd.graph.increment_version(trained)
-        self.schedule.step()
+    def trained_by(self, settings: Mapping[str, Any]) -> str:
+        """The largest thing that receives gradient where a method has these settings."""
+        train = settings.get("train")
+        return self.trains if train is None else {"full": "backbone", "head": "head"}.get(train, "peft")
 
 
 class Method(nn.Module):
     """The plain model: a backbone and a growing linear head. Subclasses say what their paper changes.
 
     Args:
-        backbone: a pre-trained encoder, frozen unless the subclass thaws it.
+        backbone: a pre-trained encoder, frozen unless the subclass trains it.
         epochs: passes over each task's training examples; 1 on an online stream, whatever is given.
-        batch_size: examples a step; an online stream brings its own.
+        batch_size: examples per step; an online stream brings its own.
         lr: learning rate of everything that `param_groups` does not give one of its own.
         seed: of everything random in the method.
     """
 
     tags: ClassVar[Tags]
     Optimizer: ClassVar[type[torch.optim.Optimizer]] = torch.optim.AdamW
-    schedule: ClassVar[Literal["constant", "cosine", "quarter_cosine", "step"]] = "constant"
-    """Of the learning rate within a task; "step" takes a tenth of it for the last tenth of the steps;
-    "quarter_cosine", CODA-Prompt's as released, is whole for two epochs and goes down a quarter of a cosine
-    from one epoch to the next after that."""
+    schedule: Schedule = staticmethod(constant)
+    """How the learning rate changes within a task."""
     clip: ClassVar[float | None] = None
+    """The largest norm of a gradient; None leaves gradients as they are."""
+    masked: ClassVar[bool] = False
+    """Whether the cross-entropy compares the classes of the current task only."""
     paper_compat: bool = False
     head_lr: float | None = None
-    """Learning rate of the head, where it is not that of the rest."""
+    """Learning rate of the head, where it has one of its own."""
     head: Any
     """How features become scores: any module of `heads/`."""
     settings: dict[str, Any]
@@ -127,8 +113,13 @@ class Method(nn.Module):
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         # Said outright: Python 3.11.2 reads it off __new__ where a subclass has no __init__ (3.11.7 does not).
-        whole = inspect.signature(cls.__init__)
-        cls.__signature__ = whole.replace(parameters=list(whole.parameters.values())[1:])  # type: ignore[attr-defined]
+        # Where the constructor passes **settings on, they are those of the class above.
+        full = inspect.signature(cls.__init__)
+        own = [p for p in list(full.parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
+        if len(own) + 1 < len(full.parameters):
+            above = inspect.signature(cls.__mro__[1]).parameters.values()
+            own += [p for p in above if p.name not in [mine.name for mine in own]]
+        cls.__signature__ = full.replace(parameters=own)  # type: ignore[attr-defined]
 
     def __new__(cls, *args: Any, **settings: Any) -> Method:
         method = super().__new__(cls)
@@ -140,8 +131,8 @@ class Method(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        if not backbone.origin:
-            backbone.origin = backbone.digests()
+        for encoder in backbone.encoders():
+            encoder.origin = encoder.origin or encoder.digests()
         self.epochs, self.batch_size, self.lr, self.seed = epochs, batch_size, lr, seed
         self.head = Linear(backbone.width)
 
@@ -149,28 +140,67 @@ class Method(nn.Module):
     def begin_task(self, task: Task) -> None:
         """Change structure for `task`: grow the head. `task` has no data here."""
         self.task = task
-        if task.modality != "pairs":
-            self.head.grow(len(task.class_names))
+        if task.goal == "classes":
+            self.head.grow(task.class_names)
 
-    def loss(self, batch: Examples) -> torch.Tensor:
+    def loss(self, batch: Examples) -> Tensor:
         """The scalar to minimise on a batch."""
-        if batch.positives is not None:
-            documents = self.backbone(batch.positives)
-            return multiple_negatives_ranking(self.backbone(batch.inputs), documents, batch.positives)
-        return F.cross_entropy(self.head(self.backbone(batch.inputs)), self.labels(batch))
+        return self.losses(batch).mean()
 
-    def step(self, batch: Examples, update: Update) -> torch.Tensor:
+    def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
         """Learn from one batch; returns the loss."""
         loss = self.loss(batch)
-        update(loss)
+        optimizer_step(loss)
         return loss.detach()
 
     def end_task(self, task: Task) -> None:
-        """What remains once the task is trained: prototypes, statistics, memory."""
+        """What remains to do after training: prototypes, statistics, memory. `task` has no test data here."""
 
-    def predict(self, batch: Examples) -> torch.Tensor:
-        """Scores (n, classes seen so far). Depends on each example alone."""
-        return self.head(self.embed(batch.inputs))
+    def predict(self, inputs: Sequence[Input], task: int | None = None) -> Tensor:
+        """Scores (n, classes seen so far), without gradient. Each depends on its own input alone.
+
+        Args:
+            inputs: n texts or images.
+            task: the index of the task they belong to; given only where the stream tells it and the tags
+                ask for it.
+        """
+        return self.head(self.embed(inputs))
+
+    # -- the ladder ----------------------------------------------------------------------------
+    def features(self, inputs: Sequence[Input], role: Role = "query") -> Tensor:
+        """(n, width), with gradient where something is trained.
+
+        Args:
+            role: where the goal is ranking, whether these are queries or documents.
+        """
+        return self.backbone(inputs)
+
+    def scores(self, inputs: Sequence[Input]) -> Tensor:
+        """(n, classes seen so far), with gradient."""
+        return self.head(self.features(inputs))
+
+    def losses(self, batch: Examples) -> Tensor:
+        """(n,): the loss of each example. Cross-entropy; where the goal is ranking, of each query's
+        document among all documents of the batch."""
+        if batch.positives is not None:
+            documents = self.features(batch.positives, "document")
+            return multiple_negatives_ranking(self.features(batch.inputs), documents, batch.positives)
+        return self.classification_losses(self.scores(batch.inputs), batch)
+
+    def classification_losses(self, scores: Tensor, batch: Examples) -> Tensor:
+        """(n,): the cross-entropy of (n, classes) scores, over the task's own classes where `masked`."""
+        return cross_entropy(scores, self.labels(batch), self.task.classes if self.masked else None)
+
+    def embed(self, inputs: Sequence[Input], role: Role = "query") -> Tensor:
+        """`features` without gradient; from the feature store where they are those of the frozen backbone."""
+        if type(self).features is Method.features and self.backbone.is_frozen:
+            return self.backbone.encode(inputs)
+        return self.backbone.infer(inputs, lambda batch, rows: self.features(batch, role))
+
+    def search(self, queries: Sequence[Input], documents: Sequence[Input], k: int = 10) -> list[list[int]]:
+        """For each query the positions of up to k documents, best first: those of the largest dot product of
+        their embeddings. A method that keeps an index answers from that."""
+        return nearest(self.embed(queries), self.embed(documents, "document"), k)
 
     # -- two knobs -----------------------------------------------------------------------------
     def param_groups(self) -> list[dict[str, Any]]:
@@ -185,26 +215,64 @@ class Method(nn.Module):
         return [group for group in groups if group["params"]]
 
     def batches(self, task: Task) -> Sequence[Examples]:
-        """The batches of the whole task in order: every epoch shuffled by the method's seed."""
+        """The batches of the task in order: every epoch shuffled by the method's seed."""
         return self.shuffled(task.train, task)
 
-    # -- for subclasses and users --------------------------------------------------------------
-    def embed(self, inputs: Sequence[Input]) -> torch.Tensor:
-        """Features (n, width) without gradient: from the feature store while the backbone is frozen."""
-        return self.backbone.encode(inputs) if self.backbone.is_frozen else self.backbone.infer(inputs)
+    # -- what is learned, taken back or joined -------------------------------------------------
+    @property
+    def is_exact(self) -> bool:
+        """Whether `forget` and `merge` are exact for the method as it was built."""
+        return self.tags.exact
 
-    def measures(self, task: Task) -> dict[str, float]:
-        """Further scores on a task's test examples, kept as matrices beside the accuracy: how often a
-        router is right, say. It is told the task, which `predict` never is; the same names every time."""
+    def forget(self, examples: Examples) -> None:
+        """Be as if these examples, with these labels, had never been learned.
+
+        Raises:
+            EverlearnError: the method cannot do it exactly, or never learned them; nothing changes.
+        """
+        self._check_exact("forget")
+        self.head.remove(self.embed(examples.inputs), self.labels(examples))
+        self.head.solve()
+
+    def merge(self, other: Method) -> None:
+        """Be as if all that `other` has learned had been learned here too. Classes are matched by name;
+        those that only `other` knows come last.
+
+        Raises:
+            EverlearnError: the method cannot do it exactly, or the two differ in more than their data.
+        """
+        self._check_exact("merge")
+        if type(self) is not type(other) or self.backbone.identity() != other.backbone.identity():
+            raise EverlearnError("merge: the two models have different methods or different encoders: learn both "
+                                 "from the same backbone with the same settings")  # fmt: skip
+        self.head.merge(other.head)
+        self.head.solve()
+        names = self.head.class_names
+        self.task = replace(self.task, class_names=names, classes=tuple(range(len(names))))
+
+    def _check_exact(self, verb: str) -> None:
+        if not self.is_exact:
+            raise EverlearnError(f"{verb}: {type(self).__name__}, with these settings, trains weights on its examples, "
+                                 "which cannot be undone exactly: learn again, or take a method that keeps "
+                                 "statistics only, such as simplecil or lda")  # fmt: skip
+
+    # -- for subclasses and users --------------------------------------------------------------
+    def measures(self, inputs: Sequence[Input], task: int) -> dict[str, float]:
+        """Further scores on the test inputs of a task, kept as matrices beside the accuracy: how often a
+        router is right, say. It is told the task, which `predict` is not; the same names every time."""
         return {}
 
     def diagnostics(self) -> dict[str, Any]:
         """What the report should show besides scores, as plain JSON; most methods have nothing."""
         return {}
 
-    def labels(self, batch: Examples) -> torch.Tensor:
+    def labels(self, batch: Examples) -> Tensor:
         """The batch's labels, on the backbone's device."""
         return batch.labels.to(self.backbone.device)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that receive gradient, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def shuffled(self, examples: Examples, task: Task) -> Batches:
         """`examples` in shuffled batches, for as many epochs as the method and the stream ask."""
@@ -215,80 +283,8 @@ class Method(nn.Module):
         return Batches(examples, self.epochs, self.batch_size, seed, lengths, task.augment)
 
     def train(self, mode: bool = True) -> Method:
-        """As torch's, but the backbone stays in evaluation mode: without dropout a step is half as
-        long on a CPU, and vision backbones have none anyway."""
+        """As torch's, but the backbone stays in evaluation mode: without dropout a step takes half as
+        long on a CPU, and vision backbones have no dropout anyway."""
         super().train(mode)
         self.backbone.eval()
         return self
-
-
-class Batches(Sequence[Examples]):
-    """Shuffled batches over several epochs. Batch k is a function of the seed and k alone, so a
-    resumed run goes on at k without drawing what came before.
-
-    Given the examples' lengths, each run of `WINDOW` batches is sorted by them before it is cut, and
-    its batches are shuffled: short texts are not padded to long ones, which halves the tokens.
-
-    >>> from everlearn.streams.stream import Examples
-    >>> data = Examples(["a", "b", "c"], torch.tensor([0, 1, 0]), ["1", "2", "3"])
-    >>> [len(batch) for batch in Batches(data, epochs=2, size=2, seed=0)]
-    [2, 1, 2, 1]
-    """
-
-    WINDOW = 8
-
-    def __init__(
-        self, examples: Examples, epochs: int, size: int, seed: int, lengths: Sequence[int] | None = None,
-        augment: bool = False,
-    ) -> None:  # fmt: skip
-        self.examples, self.size, self.seed, self.lengths, self.augment = examples, size, seed, lengths, augment
-        self.per_epoch = -(-len(examples) // size)
-        self.length = epochs * self.per_epoch
-        self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < self.length:
-            raise IndexError(index)
-        epoch, position = divmod(index, self.per_epoch)
-        if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
-            order = torch.randperm(len(self.examples), generator=generator)
-            self._order = (epoch, order if self.lengths is None else self._by_length(order, generator))
-        batch = self.examples[self._order[1][position * self.size : (position + 1) * self.size]]
-        return augmented(batch, self.seed, index) if self.augment else batch
-
-    def _by_length(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        lengths = torch.tensor(self.lengths)
-        batches: list[torch.Tensor] = []
-        for window in order.split(self.WINDOW * self.size):
-            window = window[lengths[window].argsort(stable=True)]
-            cut = list(window.split(self.size))
-            whole = [batch for batch in cut if len(batch) == self.size]
-            shuffled = torch.randperm(len(whole), generator=generator).tolist()
-            batches += [whole[i] for i in shuffled] + cut[len(whole) :]  # a smaller one stays the last
-        return torch.cat(batches)
-
-
-def augmented(batch: Examples, *seed: int) -> Examples:
-    """The batch with a random view of each image instead of the image."""
-    seeds = [derived_seed(*seed, row) for row in range(len(batch))]
-    return replace(batch, inputs=views(batch.inputs, seeds))
-
-
-def derived_seed(*parts: int) -> int:
-    """A seed from several numbers, such that neighbours do not give neighbouring streams."""
-    mixed = 0
-    for part in parts:
-        mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
-    return mixed
-
-
-@contextmanager
-def seeded(*parts: int) -> Iterator[None]:
-    """Inside the block torch draws from a generator seeded by `parts`; outside it goes on as before."""
-    with torch.random.fork_rng():
-        torch.manual_seed(derived_seed(*parts))
-        yield

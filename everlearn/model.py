@@ -1,4 +1,4 @@
-"""A learned model, loaded from its run's folder: ask it, without the data it was learned from."""
+"""A learned model, loaded from its run's folder: it can be asked, and can learn on, without its old data."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ import torch
 
 from everlearn import backbones, checkpoint, methods
 from everlearn.errors import EverlearnError
-from everlearn.method import Method
+from everlearn.method import Method, Role
 from everlearn.protocol import read_run
 from everlearn.session import restore_method
-from everlearn.streams.stream import Examples, Input
+from everlearn.streams.inputs import Input
 
 
 class Model:
-    """A trained method with the names of its classes.
+    """A trained method with the names of its classes. `everlearn.engine.learn(model.method, task)` teaches it
+    one more task.
 
     Args:
         method: the method, restored.
-        class_names: names in the order of the scores; empty for retrieval.
     """
 
-    def __init__(self, method: Method, class_names: Sequence[str]) -> None:
-        self.method = method.eval().requires_grad_(False)
-        self.class_names = list(class_names)
+    def __init__(self, method: Method) -> None:
+        self.method = method.eval()
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes in the order of the scores; empty where the goal is ranking."""
+        return list(self.method.task.class_names)
 
     def predict(self, inputs: Sequence[Input]) -> list[str]:
         """The class name of each input."""
@@ -37,16 +41,16 @@ class Model:
         orders the classes, but is not calibrated."""
         return self._scores(inputs).double().softmax(1).numpy()
 
-    def embed(self, inputs: Sequence[Input]) -> np.ndarray:
-        """Features (n, width), float32."""
-        return self.method.embed(inputs).float().cpu().numpy()
+    def embed(self, inputs: Sequence[Input], role: Role = "query") -> np.ndarray:
+        """Features (n, width), float32; where the goal is ranking, of queries or of documents."""
+        with torch.no_grad():
+            return self.method.embed(inputs, role).float().cpu().numpy()
 
     def _scores(self, inputs: Sequence[Input]) -> torch.Tensor:
         if not self.class_names:
             raise EverlearnError("a retrieval model has no classes to predict: use embed")
-        rows = Examples(inputs, torch.zeros(len(inputs), dtype=torch.long), [str(i) for i in range(len(inputs))])
         with torch.no_grad():
-            return self.method.predict(rows).float().cpu()
+            return self.method.predict(inputs).float().cpu()
 
 
 def load(directory: str | Path) -> Model:
@@ -70,5 +74,4 @@ def load(directory: str | Path) -> Model:
     cls = methods.get(settings.pop("name"))
     method = cls(backbones.load(config["backbone"]), **settings, seed=config["seed"])
     restore_method(method.to("cuda" if torch.cuda.is_available() else "cpu"), saved)
-    last = saved.state["tasks"][-1]
-    return Model(method, [] if last["modality"] == "pairs" else last["class_names"])
+    return Model(method)

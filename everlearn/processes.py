@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from everlearn.checkpoint import read_lines
 from everlearn.console import Progress
 from everlearn.errors import EverlearnError
-from everlearn.session import Interrupted
+from everlearn.files import read_lines
+from everlearn.interrupts import Interrupted
 
 Results = dict[str, Any]
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from everlearn import backbones, checkpoint, methods, streams
+from everlearn import backbones, methods, streams
 from everlearn.config import check_arguments
 from everlearn.errors import EverlearnError
 from everlearn.evaluation import supports
+from everlearn.files import write_whole
 from everlearn.method import Method
 from everlearn.results import Result, write_results
 from everlearn.session import Session
@@ -138,15 +139,17 @@ def _build_method(
     if reason := supports(cls.tags, stream):
         raise EverlearnError(f"method '{name}' {reason}")
     if isinstance(method, Method):
-        learner = method
+        encoder = method.backbone
     else:
-        encoder = backbones.load(backbone or backbones.default_for(stream.modality))
-        learner = cls(encoder, **settings, seed=seed)
-    if stream.modality not in learner.backbone.modality:
+        encoder = backbones.load(backbone or backbones.default_for(stream.input))
+    if stream.input not in encoder.reads:
         raise EverlearnError(
-            f"backbone '{learner.backbone.name}' reads {' and '.join(learner.backbone.modality)}, but stream "
-            f"'{stream.name}' has {stream.modality}: try --backbone {backbones.default_for(stream.modality)}"
+            f"backbone '{encoder.name}' reads {' and '.join(encoder.reads)}, but stream "
+            f"'{stream.name}' has {stream.input}: try --backbone {backbones.default_for(stream.input)}"
         )
+    if reason := supports(cls.tags, stream, encoder):
+        raise EverlearnError(f"method '{name}' {reason}")
+    learner = method if isinstance(method, Method) else cls(encoder, **settings, seed=seed)
     return learner.to("cuda" if torch.cuda.is_available() else "cpu"), name
 
 
@@ -189,7 +192,7 @@ def _new_folder(out: str | Path, config: dict[str, Any]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.jsonl").touch()
-        checkpoint.write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise EverlearnError(f"{folder} cannot be written ({error.strerror or error}): give another --out") from error
     return folder

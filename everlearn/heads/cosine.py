@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from everlearn.heads.linear import append_rows
+from everlearn.heads.statistics import names_of
 
 
 class Cosine(nn.Module):
@@ -35,10 +38,10 @@ class Cosine(nn.Module):
     def classes(self) -> int:
         return len(self.weight)
 
-    def grow(self, classes: int) -> None:
-        """Have `classes` rows in all; nothing changes where there are that many. New rows point
-        anywhere, with length about 1, so that a step turns them as fast as it turns old ones."""
-        new, width = classes - self.classes, self.weight.shape[1]
+    def grow(self, classes: int | Sequence[str]) -> None:
+        """Have a row for each of these classes, given by names or number. New rows point anywhere, with
+        length about 1, so that a step turns them as fast as it turns old ones."""
+        new, width = len(names_of(classes)) - self.classes, self.weight.shape[1]
         if new > 0:
             self.weight = append_rows(self.weight, torch.randn(new, width) * width**-0.5)
 

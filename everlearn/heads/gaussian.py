@@ -8,17 +8,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 from everlearn.errors import EverlearnError
-from everlearn.memory.gaussians import Gaussians
-from everlearn.state import Stateful
+from everlearn.heads.gaussians import ROWS, SharedGaussians
 
-ROWS = 1024  # examples mapped at once: bounds the n × rff temporary
 LEAST = torch.finfo(torch.float32).min  # the score of a class without examples; finite, for softmax
 
 
-class Gaussian(Stateful):
+class Gaussian(SharedGaussians):
     """Scores hᵀ S⁻¹ μ - ½ μᵀ S⁻¹ μ: class means μ, one covariance S for all, equal priors. No training.
 
     h = f, or where `rff` is above 0 a random Fourier map of the feature's direction f̂ = f / |f|:
@@ -26,9 +24,7 @@ class Gaussian(Stateful):
     exp(-γ |x̂ - ŷ|²) (Rahimi & Recht, 2007,
     https://papers.nips.cc/paper/3182-random-features-for-large-scale-kernel-machines).
 
-    S is the pooled covariance within classes C, shrunk: (1 - s) C + s (tr C / length of h) I. Only
-    the sums of `Gaussians` are kept, so the head does not depend on the order of examples, classes
-    or tasks, nor on how many tasks there were; heads merge by addition and `remove` deletes exactly.
+    S is the pooled covariance within classes C, shrunk: (1 - s) C + s (tr C / length of h) I.
 
     Precision: statistics, the solve and the weight are float64; features are mapped in float32. The map
     is not saved but drawn again from `seed`; its checksum is saved, and loading fails where it differs.
@@ -39,7 +35,7 @@ class Gaussian(Stateful):
         width: length of a feature vector.
         rff: number of random Fourier features; 0 for none.
         gamma: γ of the kernel. Directions are at most 2 apart, whatever the encoder, so that a fixed
-            value serves; one taken from the first task would make the head depend on which that was.
+            value serves; a value taken from the first task would make the head depend on that task.
         shrinkage: s, or "oas": the value of least expected error for a Gaussian with as many
             examples (Chen, Wiesel, Eldar & Hero, 2010, https://arxiv.org/abs/0907.4698).
         seed: of the random map.
@@ -52,9 +48,9 @@ class Gaussian(Stateful):
     [[0.0, -16.0], [0.0, 8.0]]
     """
 
+    solved = {"weight": (1, 0.0), "offset": (0, LEAST)}  # noqa: RUF012
     frequencies: Tensor
     phases: Tensor
-    checksum: Tensor
     weight: Tensor
     offset: Tensor
 
@@ -62,7 +58,7 @@ class Gaussian(Stateful):
         self, width: int, *, rff: int = 0, gamma: float = 0.1,
         shrinkage: float | Literal["oas"] = "oas", seed: int = 0,
     ):  # fmt: skip
-        super().__init__()
+        super().__init__(rff or width)
         if shrinkage != "oas" and (isinstance(shrinkage, str) or not 0 < shrinkage <= 1):
             raise EverlearnError(f"gaussian: shrinkage is 'oas' or above 0 and at most 1, but it is {shrinkage!r}")
         if gamma <= 0:
@@ -75,20 +71,8 @@ class Gaussian(Stateful):
         self.register_buffer("phases", phases, persistent=False)
         drawn = frequencies.numpy().tobytes() + phases.numpy().tobytes()
         self.register_buffer("checksum", torch.tensor([width, rff, zlib.crc32(drawn)]))
-        self.statistics = Gaussians(rff or width, shared=True)
         self.register_buffer("weight", torch.zeros(rff or width, 0, dtype=torch.float64))
         self.register_buffer("offset", torch.zeros(0, dtype=torch.float64))
-
-    @property
-    def classes(self) -> int:
-        return self.statistics.classes
-
-    def grow(self, classes: int) -> None:
-        """Have `classes` classes in all; a class scores least until examples of it are added and solved for."""
-        new = max(0, classes - self.classes)
-        self.statistics.grow(classes)
-        self.weight = pad(self.weight, (0, new))
-        self.offset = pad(self.offset, (0, new), value=LEAST)
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, width) features -> (n, classes) float32 scores, with the weight of the last `solve`."""
@@ -103,43 +87,12 @@ class Gaussian(Stateful):
         return angles.cos_().mul_(math.sqrt(2 / self.rff))
 
     @torch.no_grad()
-    def add(self, features: Tensor, labels: Tensor) -> None:
-        """Count (n, width) features with their (n,) labels; `solve` makes them felt.
-
-        Raises:
-            ContractError: where a label is outside the classes that the head has grown to.
-            EverlearnError: where a feature is not finite.
-        """
-        for rows, classes in zip(features.split(ROWS), labels.split(ROWS), strict=True):
-            self.statistics.add(self.expand(rows.double()), classes)
-
-    @torch.no_grad()
-    def remove(self, features: Tensor, labels: Tensor) -> None:
-        """Undo `add` for these examples; `solve` again.
-
-        Raises:
-            ContractError: where more examples of a class leave than were added.
-        """
-        self.statistics.remove(self.expand(features.double()), labels)
-
-    def merge(self, other: Gaussian) -> None:
-        """Count all that `other` has seen; label k is the same class in both. `solve` again.
-
-        Raises:
-            EverlearnError: where the two have different random maps.
-        """
-        if not torch.equal(self.checksum.cpu(), other.checksum.cpu()):
-            raise EverlearnError("cannot merge gaussian heads of different width, rff, gamma or seed")
-        self.grow(other.classes)
-        self.statistics.merge(other.statistics)
-
-    @torch.no_grad()
     def solve(self) -> Tensor:
         """Set the weight S⁻¹ μ from the statistics by one Cholesky factorisation, and return it, (M, classes)."""
-        means = self.statistics.means.T
-        covariance = shrink(self.statistics.covariances()[0], int(self.statistics.freedom), self.shrinkage)
+        means = self.means.T
+        covariance = shrink(self.covariances()[0], int(self.freedom), self.shrinkage)
         self.weight = torch.cholesky_solve(means, torch.linalg.cholesky(covariance)).contiguous()  # for safetensors
-        self.offset = (means * self.weight).sum(0).mul(-0.5).masked_fill(self.statistics.counts == 0, LEAST)
+        self.offset = (means * self.weight).sum(0).mul(-0.5).masked_fill(self.counts == 0, LEAST)
         return self.weight
 
 

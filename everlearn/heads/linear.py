@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+from everlearn.heads.statistics import names_of
 
 
 def append_rows(parameter: nn.Parameter, rows: Tensor) -> nn.Parameter:
@@ -39,10 +43,10 @@ class Linear(nn.Module):
     def classes(self) -> int:
         return len(self.weight)
 
-    def grow(self, classes: int) -> None:
-        """Have `classes` rows in all; nothing changes where there are that many. New rows are small
-        (normal, deviation 0.01, offset 0), so that a new class neither wins nor loses by its start."""
-        new = classes - self.classes
+    def grow(self, classes: int | Sequence[str]) -> None:
+        """Have a row for each of these classes, given by names or number. New rows are small (normal,
+        deviation 0.01, offset 0), so that a new class neither wins nor loses by its start."""
+        new = len(names_of(classes)) - self.classes
         if new <= 0:
             return
         self.weight = append_rows(self.weight, 0.01 * torch.randn(new, self.weight.shape[1]))

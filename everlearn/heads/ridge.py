@@ -10,23 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, relu
 
-from everlearn.errors import ContractError, EverlearnError, unknown
-from everlearn.heads.prototype import class_counts
-from everlearn.memory.content_sample import ContentSample
-from everlearn.state import Stateful
+from everlearn.errors import EverlearnError, unknown
+from everlearn.heads.content_sample import ContentSample
+from everlearn.heads.statistics import Statistics
 
 LAMBDAS = tuple(10.0**exponent for exponent in range(-8, 9))
 ROWS = 1024  # examples expanded at once: bounds the n × M temporary
 PANEL = 512  # rows of HᵀH stored together
 
 
-class Ridge(Stateful):
+class Ridge(Statistics):
     """Scores h W with W = (HᵀH + λI)⁻¹ HᵀY: ridge regression of the one-hot labels, no training.
 
     h = relu(f P), P a fixed random matrix of `projection` columns, or h = f where `projection` is 0
-    (M is the length of h). Only sums over examples are kept, so the head does not depend on the
-    order of examples, classes or tasks, nor on how many tasks there were (about 1e-12 relative);
-    heads merge by addition, and `remove` deletes an example exactly.
+    (M is the length of h).
 
     Precision: statistics and the solve are float64, the solved weight is cast to float32 once and
     `forward` computes in float32. The projection is not saved but drawn again from `seed`; its
@@ -37,11 +34,10 @@ class Ridge(Stateful):
 
     Choosing λ: by squared error on a held-out fifth, for all candidates from one factorisation.
     `select="sample"` (default) uses up to `sample` feature rows of all seen so far, chosen by their
-    content alone: λ too is then the same for every order and number of tasks. It is used as found,
-    not scaled to the number of examples: on CLINC150 (150 classes) and BANKING77 samples of 1,000 rows
-    and more choose the λ that is best on the test set with all rows, 500 may not, and λ·n/k scores
-    0.5 to 0.9 points less.
-    `select="current"` is RanPAC's: the current task's features. It keeps no rows, but the head then
+    content alone, when the head is solved: λ too is then the same for every order and number of tasks.
+    A tenth more rows are kept, so that rows which are removed can be replaced. λ is used as found, not
+    scaled to the number of examples.
+    `select="current"` is RanPAC's: the features that were added last. It keeps no rows, but the head then
     depends on which task came last and how large it was.
 
     Args:
@@ -50,67 +46,48 @@ class Ridge(Stateful):
         seed: of the projection and of the choice of rows.
         lambdas: candidates for λ.
         select: which features choose λ.
-        sample: rows kept for that, where select is "sample".
+        sample: rows that choose λ, where select is "sample".
 
     >>> head = Ridge(2, lambdas=(1e-6,))
     >>> head.grow(2)
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
     >>> head.add(x, y)
-    >>> head.choose_lambda(), head.solve().round(decimals=3).tolist()
-    (1e-06, [[1.0, 0.0], [0.0, 1.0]])
+    >>> head.solve().round(decimals=3).tolist(), float(head.lambda_)
+    ([[1.0, 0.0], [0.0, 1.0]], 1e-06)
     >>> head(x).argmax(1).tolist()
     [0, 1]
     """
 
+    by_class = {"targets": 1}  # noqa: RUF012
+    over_all = ("gram",)
+    solved = {"weight": (1, 0.0)}  # noqa: RUF012
     projection: Tensor
-    checksum: Tensor
-    counts: Tensor
     gram: Tensor
     targets: Tensor
     weight: Tensor
     lambda_: Tensor
 
     def __init__(
-        self,
-        width: int,
-        *,
-        projection: int = 0,
-        seed: int = 0,
-        lambdas: tuple[float, ...] = LAMBDAS,
-        select: Literal["sample", "current"] = "sample",
-        sample: int = 1500,
-    ):
+        self, width: int, *, projection: int = 0, seed: int = 0, lambdas: tuple[float, ...] = LAMBDAS,
+        select: Literal["sample", "current"] = "sample", sample: int = 1500,
+    ):  # fmt: skip
         super().__init__()
         if select not in ("sample", "current"):
             raise unknown("way to select λ", select, ("sample", "current"))
         if min(lambdas) <= 0:
             raise EverlearnError(f"ridge: every candidate for λ is above 0, but lambdas = {tuple(lambdas)}")
-        self.lambdas, self.select = tuple(lambdas), select
+        self.lambdas, self.select, self.rows = tuple(lambdas), select, sample
         features = projection or width
         matrix = torch.randn(width, projection, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("projection", matrix, persistent=False)
-        self.sample = ContentSample(width, sample if select == "sample" else 0, seed + 1)
+        self.sample = ContentSample(width, sample + sample // 10 if select == "sample" else 0, seed + 1)
         drawn = matrix.numpy().tobytes() + self.sample.directions.numpy().tobytes()
         self.register_buffer("checksum", torch.tensor([width, projection, zlib.crc32(drawn)]))
-        self.register_buffer("counts", torch.zeros(0, dtype=torch.long))  # examples per class
         panels = sum(rows * columns for _, rows, columns in self._layout(features))
         self.register_buffer("gram", torch.zeros(panels, dtype=torch.float64))  # HᵀH, lower half, by row panels
         self.register_buffer("targets", torch.zeros(features, 0, dtype=torch.float64))  # HᵀY
         self.register_buffer("weight", torch.zeros(features, 0))
         self.register_buffer("lambda_", torch.tensor(1.0, dtype=torch.float64))
-
-    @property
-    def classes(self) -> int:
-        return len(self.counts)
-
-    def grow(self, classes: int) -> None:
-        """Have `classes` classes in all; a class scores 0 until examples of it are added and solved for."""
-        new = classes - self.classes
-        if new > 0:
-            self.counts = torch.cat([self.counts, self.counts.new_zeros(new)])
-            for name in ("targets", "weight"):
-                old = getattr(self, name)
-                setattr(self, name, torch.cat([old, old.new_zeros(len(old), new)], dim=1))
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, width) features -> (n, classes) float32 scores, with the weight of the last `solve`."""
@@ -118,46 +95,31 @@ class Ridge(Stateful):
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Count (n, width) features with their (n,) labels; `solve` makes them felt.
-
-        Raises:
-            ContractError: where a label is outside the classes that the head has grown to.
-            EverlearnError: where a feature is not finite.
-        """
-        if not torch.isfinite(features).all():
-            raise EverlearnError("a feature is not finite: the backbone or its input is broken; nothing was added")
-        self._accumulate(features, labels, 1)
+        super().add(features, labels)
         self.sample.add(features, labels)
+        if self.select == "current":
+            self.choose_lambda(features, labels)
 
     @torch.no_grad()
     def remove(self, features: Tensor, labels: Tensor) -> None:
-        """Undo `add` exactly for these examples; `solve` again. The sample loses those of its rows.
+        """Undo `add` for these examples; `solve` makes it felt. The sample loses those of its rows.
 
         Raises:
             ContractError: where more examples of a class leave than were added.
             EverlearnError: where an example that must be in the sample is not: it was never added.
         """
-        self._counts(labels, -1)  # refuses before anything changes
+        self._counted(labels, -1)  # refuses before anything changes
         self.sample.remove(features, labels)
-        self._accumulate(features, labels, -1)
+        super().remove(features, labels)
 
     @torch.no_grad()
-    def merge(self, other: Ridge) -> None:
-        """Count all that `other` has seen; label k is the same class in both. `solve` again.
-
-        Raises:
-            EverlearnError: where the two have different projections.
-        """
-        if not torch.equal(self.checksum.cpu(), other.checksum.cpu()):
-            raise EverlearnError("cannot merge ridge heads of different width, projection or seed")
-        self.grow(other.classes)
-        self.counts[: other.classes] += other.counts.to(self.counts.device)
-        self.gram += other.gram.to(self.gram.device)
-        self.targets[:, : other.classes] += other.targets.to(self.targets.device)
-        self.sample.merge(other.sample)
+    def merge(self, other: Statistics) -> None:
+        super().merge(other)
+        assert isinstance(other, Ridge)
+        self.sample.merge(other.sample, torch.tensor([self.class_names.index(name) for name in other.class_names]))
 
     @torch.no_grad()
-    def choose_lambda(self, features: Tensor | None = None, labels: Tensor | None = None) -> float:
+    def choose_lambda(self, features: Tensor, labels: Tensor) -> float:
         """Set λ and return it: of those within 1e-6 of the least held-out error, the largest.
 
         A fifth of the rows is held out, picked by content, so that shuffling changes nothing and
@@ -165,18 +127,13 @@ class Ridge(Stateful):
         With fewer than two rows λ stays as it is (at first 1).
 
         Args:
-            features: (n, width) of the current task; read only where select is "current".
-            labels: (n,) of the same.
+            features: (n, width). labels: (n,).
         """
-        if self.select == "sample":
-            features, labels = self.sample.features, self.sample.labels
-        elif features is None or labels is None:
-            raise ContractError('select="current" chooses λ on the current task: give its features and labels')
         held = len(features) // 5 or 1
         if len(features) >= 2:
             order = self.sample.keys_of(features, which=1).argsort()
             h = self._expand(features[order].double())
-            y = one_hot(labels[order], self.classes).double()
+            y = one_hot(labels.to(order.device)[order], self.classes).double()
             errors = held_out_errors(h[held:], y[held:], h[:held], y[:held], self.lambdas)
             good = errors <= errors.min() * (1 + 1e-6)
             self.lambda_.fill_(max(value for value, is_good in zip(self.lambdas, good, strict=True) if is_good))
@@ -184,8 +141,10 @@ class Ridge(Stateful):
 
     @torch.no_grad()
     def solve(self) -> Tensor:
-        """Set the weight from the statistics and λ by one Cholesky factorisation, and return it in
-        float64, (M, classes). Where λ is too small for one, it is raised tenfold until there is, with a warning."""
+        """Choose λ on the sample, set the weight by one Cholesky factorisation, and return it in float64,
+        (M, classes). Where λ is too small for one, it is raised tenfold until there is, with a warning."""
+        if self.select == "sample":
+            self.choose_lambda(*self.sample.smallest(self.rows))
         gram, strength = self._dense_gram(), float(self.lambda_)
         gram.diagonal().add_(strength)
         factor, failed = torch.linalg.cholesky_ex(gram)
@@ -224,17 +183,10 @@ class Ridge(Stateful):
         """h in the precision of the features, (n, M)."""
         return relu(features @ self.projection.to(features.dtype)) if self.projection.shape[1] else features
 
-    def _counts(self, labels: Tensor, sign: int) -> Tensor:
-        counts = self.counts + sign * class_counts(labels.to(self.counts.device), self.classes)
-        if (counts < 0).any():
-            raise ContractError("remove: a class would be left with fewer than 0 examples")
-        return counts
-
     def _accumulate(self, features: Tensor, labels: Tensor, sign: int) -> None:
-        self.counts = self._counts(labels, sign)
         if not len(labels):  # one_hot refuses
             return
-        for rows, classes in zip(features.to(self.gram).split(ROWS), labels.to(self.counts).split(ROWS), strict=True):
+        for rows, classes in zip(features.to(self.gram).split(ROWS), labels.split(ROWS), strict=True):
             h = self._expand(rows)
             for start, panel in self._panels():
                 panel.addmm_(h[:, start : start + len(panel)].T, h[:, : panel.shape[1]], alpha=sign)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from everlearn.heads.statistics import names_of
 from everlearn.state import Stateful, grown
 
 
@@ -35,9 +38,9 @@ class ZeroShot(Stateful):
         """Take the (classes, width) text embeddings of all class names, in label order, of any length."""
         self.embeddings = normalize(embeddings.detach().to(self.embeddings), dim=1)
 
-    def grow(self, classes: int) -> None:
-        """Have `classes` rows in all; a class scores 0 until `set` gives its embedding."""
-        self.embeddings = grown(self.embeddings, classes)
+    def grow(self, classes: int | Sequence[str]) -> None:
+        """Have a row for each of these classes; a class scores 0 until `set` gives its embedding."""
+        self.embeddings = grown(self.embeddings, len(names_of(classes)))
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, width) features -> (n, classes) cosines."""

@@ -4,75 +4,71 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.cosine import Cosine
 from everlearn.heads.prototype import Prototype
-from everlearn.method import Method, Tags, seeded
-from everlearn.peft.unified import insert
-from everlearn.streams.stream import Examples, Input, Task
-
-INSERTED = {"adapter": "adaptformer", "ssf": "ssf", "vpt_shallow": "prompt", "vpt_deep": "deep_prompt"}
+from everlearn.method import Method, Role, Tags
+from everlearn.peft.unified import train_part
+from everlearn.schedules import cosine
+from everlearn.streams.inputs import Input
+from everlearn.streams.stream import Examples, Task
 
 
 class APER(Method):
     """Revisiting Class-Incremental Learning with Pre-Trained Models: Generalizability and Adaptivity
     are All You Need. Zhou, Cai, Ye, Zhan & Liu, IJCV 2024, https://arxiv.org/abs/2303.07338
 
-    On the first task the model is adapted in one of five forms, with a cosine head; then all is
-    frozen. A class is the mean of its features, pre-trained and adapted side by side, and the nearest
-    by cosine wins. Adapters read what the feed-forward layer reads, behind the layer norm, without
-    dropout; the released code's read what comes before the norm.
+    On the first task the model is adapted, with a cosine head; then all is frozen. A class is the mean of
+    its features, pre-trained and adapted side by side, and the nearest by cosine wins. Adapters read what
+    the feed-forward layer reads, after the layer norm, without dropout; those of the released code read
+    what comes before the norm.
 
     Args:
-        backbone: a pre-trained encoder; the form "finetune" trains a copy of it.
-        form: adapter, ssf, vpt_shallow, vpt_deep or finetune.
-        length: tokens of a prompt, for the two VPT forms.
+        backbone: a pre-trained encoder; "full" trains a copy of it.
+        train: what is adapted. The paper's five forms are "adaptformer", "ssf", "prompt" (VPT-shallow),
+            "deep_prompt" (VPT-deep) and "full".
         epochs: passes over the first task.
-        batch_size: examples a step.
+        batch_size: examples per step.
         lr: learning rate of the first task (SGD, momentum 0.9, cosine schedule).
         weight_decay: of the first task.
         seed: of what is inserted, the cosine head and the order of examples.
 
-    Relations: `simplecil` has the pre-trained half alone; `ranpac` puts ridge regression behind.
+    Relations: `simplecil` has the pre-trained half alone; `ranpac` has ridge regression for the means.
 
     >>> from everlearn import backbones
-    >>> APER(backbones.load("tiny"), form="ssf").head.sums.shape[1]
+    >>> APER(backbones.load("tiny"), train="ssf").head.sums.shape[1]
     64
     """
 
     tags = Tags(family="representation", trains="peft")
     Optimizer = torch.optim.SGD
-    schedule = "cosine"
+    schedule = staticmethod(cosine)
 
     def __init__(
-        self, backbone: Backbone, *,
-        form: Literal["adapter", "ssf", "vpt_shallow", "vpt_deep", "finetune"] = "adapter", length: int = 5,
-        epochs: int = 20, batch_size: int = 48, lr: float = 0.01, weight_decay: float = 5e-4, seed: int = 0,
+        self, backbone: Backbone, *, train: str = "adaptformer", epochs: int = 20, batch_size: int = 48,
+        lr: float = 0.01, weight_decay: float = 5e-4, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
-        self.form, self.weight_decay = form, weight_decay
+        self.weight_decay = weight_decay
         self.head = Prototype(2 * backbone.width)
         self.first_head = Cosine(backbone.width)
-        with seeded(seed):
-            self.adapted: nn.Module = (
-                copy.deepcopy(backbone) if form == "finetune" else insert(backbone, INSERTED[form], length=length)
-            )
+        self.adapted: nn.Module = copy.deepcopy(backbone) if train == "full" else train_part(backbone, train, seed=seed)
 
     @property
     def learner(self) -> Backbone:
-        """What is adapted on the first task: the backbone with what was inserted, or the copy."""
-        return cast(Backbone, self.adapted) if self.form == "finetune" else self.backbone
+        """What is adapted on the first task: the backbone with its insertion, or the copy."""
+        return self.adapted if isinstance(self.adapted, Backbone) else self.backbone
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
         if task.index == 0:
-            self.first_head.grow(len(task.class_names))
+            self.first_head.grow(task.class_names)
         self.adapted.requires_grad_(task.index == 0)
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -81,14 +77,14 @@ class APER(Method):
         trained = [*self.adapted.parameters(), *self.first_head.parameters()]
         return [{"params": trained, "momentum": 0.9, "weight_decay": self.weight_decay}]
 
-    def loss(self, batch: Examples) -> torch.Tensor:
-        return F.cross_entropy(self.first_head(self.learner(batch.inputs)), self.labels(batch))
+    def losses(self, batch: Examples) -> Tensor:
+        return cross_entropy(self.first_head(self.learner(batch.inputs)), self.labels(batch), reduction="none")
 
     def end_task(self, task: Task) -> None:
         self.adapted.requires_grad_(False)
         self.head.add(self.embed(task.train.inputs), self.labels(task.train))
 
-    def embed(self, inputs: Sequence[Input]) -> torch.Tensor:
+    def embed(self, inputs: Sequence[Input], role: Role = "query") -> Tensor:
         """Pre-trained and adapted features side by side, (n, 2 width)."""
         with self.backbone.pretrained():
             before = self.backbone.encode(inputs)

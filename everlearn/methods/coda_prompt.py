@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.optim.lr_scheduler import LambdaLR
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.linear import append_rows
-from everlearn.losses import cross_entropy, sparsemax
-from everlearn.memory.selection import Selection
-from everlearn.method import Method, Tags
+from everlearn.losses import sparsemax
+from everlearn.method import Tags
+from everlearn.methods.prompted import Prompted
 from everlearn.peft.prefix import KeysValues
+from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
 
 
-class CODAPrompt(Method):
+class CODAPrompt(Prompted):
     """CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual
     Learning. Smith, Karlinsky, Gutta et al., CVPR 2023, https://arxiv.org/abs/2211.13218
 
@@ -29,7 +33,7 @@ class CODAPrompt(Method):
 
     Args:
         backbone: a pre-trained encoder, frozen.
-        components: components a task (the paper: 100 over all tasks).
+        components: components per task (the paper: 100 over all tasks).
         length: tokens of a prompt, half keys and half values.
         blocks: how many blocks, from the first, get a prompt.
         attention: "dense" is the paper's; "topk" keeps each example's `kept` largest weights; "sparsemax"
@@ -38,7 +42,7 @@ class CODAPrompt(Method):
         orthogonality: mu of the paper: weight of mean((B Bᵀ - I)²) for P, K and A; the released code
             has 0, for components start orthogonal.
         epochs: passes over each task.
-        batch_size: examples a step.
+        batch_size: examples per step.
         lr: learning rate (Adam, the released code's quarter of a cosine).
         seed: of the components, the head and the order of examples.
 
@@ -51,7 +55,7 @@ class CODAPrompt(Method):
 
     tags = Tags(family="prompt", trains="peft", needs_boundaries=True)
     Optimizer = torch.optim.Adam
-    schedule = "quarter_cosine"
+    reported = "components of the largest weights"
 
     def __init__(
         self, backbone: Backbone, *, components: int = 10, length: int = 8, blocks: int = 5,
@@ -64,7 +68,7 @@ class CODAPrompt(Method):
         self.prompts = nn.Parameter(torch.empty(0, self.blocks, length, backbone.width))
         self.keys = nn.Parameter(torch.empty(0, self.blocks, backbone.width))
         self.focus = nn.Parameter(torch.empty(0, self.blocks, backbone.width))
-        self.chosen = Selection()
+        self.schedule = partial(quarter_cosine, epochs=epochs)
         self.inserted = nn.ModuleList(
             [backbone.attach(KeysValues(), backbone.block(index).heads) for index in range(self.blocks)]
         )
@@ -76,7 +80,7 @@ class CODAPrompt(Method):
             append_rows(p, orthogonal_rows(p.detach(), self.components)) for p in (self.prompts, self.keys, self.focus)
         )
 
-    def weights(self, queries: torch.Tensor) -> torch.Tensor:
+    def weights(self, queries: Tensor) -> Tensor:
         """alpha (n, components, blocks) of queries (n, width)."""
         keys, focus = normalize(self._held(self.keys), dim=-1), self._held(self.focus)
         # q ∘ A is never built: (q ∘ A) · K = q · (A ∘ K), and its square length is q² · A².
@@ -89,45 +93,49 @@ class CODAPrompt(Method):
             return alpha.masked_fill(alpha < least, 0.0)
         return alpha
 
-    def prompted(self, inputs: Any, queries: torch.Tensor) -> torch.Tensor:
-        """Features (n, width) with each example's prompts."""
-        prompts = torch.einsum("nmb,mbld->nbld", self.weights(queries), self._held(self.prompts))
+    def choose(self, queries: Tensor, learning: bool = False) -> Tensor:
+        return queries  # every component takes part, weighted by the query
+
+    def prompted(self, inputs: Sequence[Input], choice: Tensor) -> Tensor:
+        """Features (n, width) with the prompts of each query."""
+        prompts = torch.einsum("nmb,mbld->nbld", self.weights(choice), self._held(self.prompts))
         with ExitStack() as stack:
             for inserted, prompt in zip(self.inserted, prompts.unbind(1), strict=True):
                 stack.enter_context(cast(KeysValues, inserted).given(*prompt.chunk(2, dim=1)))
             return self.backbone(inputs)
 
-    def _held(self, parameter: torch.Tensor) -> torch.Tensor:
+    def _held(self, parameter: Tensor) -> Tensor:
         """The components, those of earlier tasks without gradient."""
         return torch.cat([parameter[: self.old].detach(), parameter[self.old :]])
 
-    def loss(self, batch: Examples) -> torch.Tensor:
-        scores = self.head(self.prompted(batch.inputs, self.backbone.encode(batch.inputs)))
-        loss = cross_entropy(scores, self.labels(batch), classes=self.task.classes)
+    def loss(self, batch: Examples) -> Tensor:
+        loss = super().loss(batch)
         if self.orthogonality:
             parts = (self._held(p).transpose(0, 1).flatten(2) for p in (self.prompts, self.keys, self.focus))
             loss = loss + self.orthogonality * sum((_gram_error(part) for part in parts), torch.zeros(()))
         return loss
 
-    def largest(self, inputs: Any) -> torch.Tensor:
+    def largest(self, inputs: Sequence[Input]) -> Tensor:
         """The components of each example's `kept` largest weights, (n, kept), for the report."""
         return self.weights(self.backbone.encode(inputs)).mean(2).topk(min(self.kept, len(self.keys))).indices
 
     def end_task(self, task: Task) -> None:
         self.chosen.record(self.largest(task.train.inputs), self.keys.flatten(1))
 
-    def embed(self, inputs: Any) -> torch.Tensor:
-        queries = self.backbone.encode(inputs)
-        return self.backbone.infer(inputs, lambda batch, rows: self.prompted(batch, queries[rows]))
-
-    def measures(self, task: Task) -> dict[str, float]:
-        return {"own components": self.chosen.own(self.largest(task.test.inputs), task.index)}
-
-    def diagnostics(self) -> dict[str, Any]:
-        return {"components of the largest weights": self.chosen.diagnostics()}
+    def measures(self, inputs: Sequence[Input], task: int) -> dict[str, float]:
+        return {"own components": self.chosen.own(self.largest(inputs), task)}
 
 
-def orthogonal_rows(old: torch.Tensor, count: int) -> torch.Tensor:
+def quarter_cosine(optimizer: torch.optim.Optimizer, steps: int, epochs: int) -> LambdaLR:
+    """The schedule of the released code: the learning rate stays as it is for two epochs, and then falls
+    along a quarter of a cosine, once per epoch. On an online stream the one pass has as many parts."""
+    last = max(1, epochs - 1)
+    return LambdaLR(
+        optimizer, lambda step: math.cos(0.495 * math.pi * max(0, step * epochs // max(1, steps) - 1) / last)
+    )
+
+
+def orthogonal_rows(old: Tensor, count: int) -> Tensor:
     """`count` new rows beside `old` (rows, blocks, …): in each block of length 1 and orthogonal to all
     rows before, as long as the space has room; beyond that directions at random."""
     rows, size = old.flatten(2).double(), math.prod(old.shape[2:])
@@ -144,7 +152,7 @@ def orthogonal_rows(old: torch.Tensor, count: int) -> torch.Tensor:
     return made.reshape(count, *old.shape[1:]).to(old.dtype)
 
 
-def _gram_error(rows: torch.Tensor) -> torch.Tensor:
+def _gram_error(rows: Tensor) -> Tensor:
     """mean((B Bᵀ - I)²) of (blocks, rows, size), summed over blocks."""
     gram = rows @ rows.transpose(1, 2)
     return (gram - torch.eye(gram.shape[1], device=gram.device)).square().mean((1, 2)).sum()

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
-from torch.nn.functional import cosine_similarity, normalize
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.errors import EverlearnError
 from everlearn.heads.linear import append_rows
-from everlearn.losses import cross_entropy
-from everlearn.memory.selection import Selection
-from everlearn.method import Method, Tags, seeded
+from everlearn.method import Tags
+from everlearn.methods.prompted import Prompted
 from everlearn.peft.prefix import KeysValues
 from everlearn.peft.prompt import PromptTokens
-from everlearn.streams.stream import Examples, Task
+from everlearn.seeds import seeded
+from everlearn.streams.inputs import Input
+from everlearn.streams.stream import Task
 
 
-class DualPrompt(Method):
+class DualPrompt(Prompted):
     """DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning. Wang, Zhang, Ebrahimi
     et al., ECCV 2022, https://arxiv.org/abs/2204.04799
 
@@ -77,13 +79,12 @@ class DualPrompt(Method):
         self.expert_blocks = tuple(b for b in expert_blocks if b < backbone.depth) or (backbone.depth - 1,)
         within = (b for b in general_blocks if b < backbone.depth)
         self.general_blocks = tuple(b for b in within if b not in self.expert_blocks)
-        self.form, self.pull, self.expert_length = form, pull, expert_length
+        self.form, self.strength = form, pull
         with seeded(seed):
             general = torch.empty(len(self.general_blocks), general_length, backbone.width).uniform_(0, 0.01)
         self.general = nn.Parameter(general)
         self.experts = nn.Parameter(torch.empty(0, len(self.expert_blocks), expert_length, backbone.width))
         self.keys = nn.Parameter(torch.empty(0, backbone.width))
-        self.chosen = Selection()
         self.inserted = nn.ModuleList()
         for index in (*self.general_blocks, *self.expert_blocks):
             self.inserted.append(self._insert(index))
@@ -101,37 +102,15 @@ class DualPrompt(Method):
         self.experts = append_rows(self.experts, self.experts.detach()[-1:] if len(self.experts) else first)
         self.keys = append_rows(self.keys, torch.empty(1, self.backbone.width).uniform_(0, 0.01))
 
-    def select(self, inputs: Any) -> torch.Tensor:
-        """The expert (n,) of each example: the task whose key is nearest to its query."""
-        return (normalize(self.backbone.encode(inputs)) @ normalize(self.keys).T).argmax(1)
-
-    def prompted(self, inputs: Any, expert: torch.Tensor) -> torch.Tensor:
-        """Features (n, width) with the general and each example's expert prompts."""
-        general = [p.expand(len(expert), -1, -1) for p in self.general]
-        prompts = [*general, *self.experts[expert].unbind(1)]
+    def prompted(self, inputs: Sequence[Input], choice: Tensor) -> Tensor:
+        """Features (n, width) with the general prompts and those of the expert that was chosen for each example."""
+        general = [p.expand(len(choice), -1, -1) for p in self.general]
+        prompts = [*general, *self.experts[choice].unbind(1)]
         with ExitStack() as stack:
             for inserted, prompt in zip(self.inserted, prompts, strict=True):
                 given = prompt.chunk(2, dim=1) if self.form == "prefix" else (prompt,)
                 stack.enter_context(cast(Any, inserted).given(*given))
             return self.backbone(inputs)
 
-    def loss(self, batch: Examples) -> torch.Tensor:
-        expert = torch.full((len(batch),), self.task.index, device=self.backbone.device)
-        scores = self.head(self.prompted(batch.inputs, expert))
-        nearness = cosine_similarity(self.backbone.encode(batch.inputs), self.keys[expert])
-        masked = cross_entropy(scores, self.labels(batch), classes=self.task.classes)
-        return masked + self.pull * (1 - nearness).mean()
-
-    def end_task(self, task: Task) -> None:
-        self.chosen.record(self.select(task.train.inputs)[:, None], self.keys)
-
-    def embed(self, inputs: Any) -> torch.Tensor:
-        expert = self.select(inputs)
-        return self.backbone.infer(inputs, lambda batch, rows: self.prompted(batch, expert[rows]))
-
-    def measures(self, task: Task) -> dict[str, float]:
-        own = self.select(task.test.inputs) == task.index
-        return {"own prompts": own.double().mean().item()}
-
-    def diagnostics(self) -> dict[str, Any]:
-        return {"prompt selection": self.chosen.diagnostics()}
+    def pull(self, queries: Tensor, choice: Tensor) -> Tensor:
+        return self.strength * (1 - cosine_similarity(queries, self.keys[choice]))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.losses import quadratic_penalty
@@ -18,18 +21,15 @@ class EWC(Finetune):
     https://arxiv.org/abs/1805.06370: one Fisher and one anchor, whatever the number of tasks.
 
     The loss gains strength/2 · sum F_i (w_i - w*_i)², with F the diagonal Fisher information at the
-    end of the last task, its labels drawn from the model's own predictions, one example at a time.
+    end of the last task, its labels drawn from the model's own predictions, one example at a time. Only
+    weights that are trained have an F and a w*.
 
     Args:
-        backbone: a pre-trained encoder; all of it is trained.
+        backbone: a pre-trained encoder.
         strength: lambda of the paper.
         decay: share of the old Fisher that the new one is added to (gamma of the online form).
-        fisher_examples: examples of each task that the Fisher is estimated on.
-        epochs: passes over each task.
-        batch_size: examples a step.
-        lr: learning rate of the backbone (AdamW).
-        head_lr: learning rate of the head.
-        seed: of the drawn labels, the order of examples and the head.
+        fisher_examples: examples of each task that the Fisher is estimated on. The other settings are those
+            of `finetune`.
 
     Relations: `lwf` holds the answers instead of the weights.
 
@@ -42,9 +42,9 @@ class EWC(Finetune):
 
     def __init__(
         self, backbone: Backbone, *, strength: float = 1000.0, decay: float = 1.0, fisher_examples: int = 200,
-        epochs: int = 5, batch_size: int = 32, lr: float = 5e-5, head_lr: float = 1e-2, seed: int = 0,
+        **settings: Any,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, head_lr=head_lr, seed=seed)
+        super().__init__(backbone, **settings)
         self.strength, self.decay, self.fisher_examples = strength, decay, fisher_examples
         self.fisher, self.anchor = PerParameter(), PerParameter()
 
@@ -54,25 +54,26 @@ class EWC(Finetune):
         for kept in (self.fisher, self.anchor):
             kept.grow(self.named_parameters())
 
-    def loss(self, batch: Examples) -> torch.Tensor:
-        penalty = quadratic_penalty(self.named_parameters(), self.anchor, self.fisher)
+    def loss(self, batch: Examples) -> Tensor:
+        penalty = quadratic_penalty(self.trained().items(), self.anchor, self.fisher)
         return super().loss(batch) + 0.5 * self.strength * penalty
 
     def end_task(self, task: Task) -> None:
         fisher = self.estimate_fisher(task.train)
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.trained().items():
             self.fisher[name].mul_(self.decay).add_(fisher[name])
             self.anchor[name].copy_(parameter.detach())
 
-    def estimate_fisher(self, examples: Examples) -> dict[str, torch.Tensor]:
+    def estimate_fisher(self, examples: Examples) -> dict[str, Tensor]:
         """The mean squared gradient of log p(y|x), y drawn from the model, one example at a time."""
-        fisher = {name: torch.zeros_like(p) for name, p in self.named_parameters()}
+        trained = self.trained()
+        fisher = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
         chosen = torch.randperm(len(examples))[: self.fisher_examples].tolist()
         with self.backbone.mixed_precision():  # around them all: the weights are cast once, not for every example
             for row in chosen:
-                log_p = self.head(self.backbone(examples[[row]].inputs)).log_softmax(-1)
+                log_p = self.scores(examples[[row]].inputs).log_softmax(-1)
                 label = int(torch.multinomial(log_p.detach().exp(), 1))
-                gradients = torch.autograd.grad(log_p[0, label], list(self.parameters()), allow_unused=True)
+                gradients = torch.autograd.grad(log_p[0, label], list(trained.values()), allow_unused=True)
                 for total, gradient in zip(fisher.values(), gradients, strict=True):
                     if gradient is not None:
                         total.addcmul_(gradient, gradient, value=1 / len(chosen))

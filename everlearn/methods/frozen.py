@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch  # noqa: F401  (the docstring's example)
-
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.zero_shot import ZeroShot
 from everlearn.method import Method, Tags
@@ -14,24 +12,24 @@ class Frozen(Method):
     """The untouched model: the lower reference for every gain, and the yardstick for every loss.
 
     Retrieval ranks with the pre-trained embeddings. Text classification is zero-shot: the class
-    whose *name* is nearest (Yin et al., 2019, https://arxiv.org/abs/1909.00161). An image encoder
-    cannot read a name, so there every class scores the same and accuracy is chance.
+    whose *name* is nearest (Yin et al., 2019, https://arxiv.org/abs/1909.00161). An encoder that reads
+    images alone cannot read a name, so it is refused there.
 
     Args:
         backbone: a pre-trained encoder.
         seed: unused; nothing is random.
 
-    Relations: `simplecil` is the next step up, one class mean a class and still no training.
+    Relations: `simplecil` is the next step up: one mean per class, and still no training.
 
     >>> from everlearn import backbones
-    >>> from everlearn.streams import Examples, Task
+    >>> from everlearn.streams import Task
     >>> method = Frozen(backbones.load("tiny"))
-    >>> method.begin_task(Task(0, "task 1", (0, 1), ("cat", "dog"), "text"))
-    >>> method.predict(Examples(["dog"], torch.tensor([1]), ["1"])).argmax().item()
+    >>> method.begin_task(Task(0, "task 1", (0, 1), ("cat", "dog")))
+    >>> method.predict(["dog"]).argmax().item()
     1
     """
 
-    tags = Tags(family="baseline", trains="nothing", modalities=("text", "image", "pairs"))
+    tags = Tags(family="baseline", trains="nothing", goals=("classes", "ranking"), needs=("class names",))
 
     def __init__(self, backbone: Backbone, *, seed: int = 0) -> None:
         super().__init__(backbone, seed=seed)
@@ -39,5 +37,5 @@ class Frozen(Method):
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        if task.modality == "text":
+        if task.goal == "classes":
             self.head.set(self.backbone.encode([name.replace("_", " ") for name in task.class_names]))

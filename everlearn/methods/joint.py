@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from everlearn.backbones.backbone import Backbone
-from everlearn.memory.reservoir import Reservoir
+from everlearn.memory.memory import Memory
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
+from everlearn.schedules import cosine
 from everlearn.streams.stream import Examples, Task
 
 
 class Joint(Finetune):
     """What continual learning tries to reach without paying for it: each task starts again from the
-    pre-trained weights and trains on every example so far (Caruana, 1997,
+    first weights and trains on every example so far (Caruana, 1997,
     https://doi.org/10.1023/A:1007379606734). It keeps all data, and its cost grows with every task.
 
     Args:
-        backbone: a pre-trained encoder; all of it is trained.
-        epochs: passes over all data so far, in every task.
-        batch_size: examples a step.
-        lr: learning rate of the backbone (AdamW).
-        head_lr: learning rate of the head.
-        seed: of the order of examples and of the head.
+        backbone: a pre-trained encoder. All settings are those of `finetune`.
 
     Relations: `finetune` is the same without the old data; `er` keeps a sample of it.
 
@@ -33,21 +30,19 @@ class Joint(Finetune):
     0
     """
 
-    tags = Tags(family="baseline", trains="backbone", modalities=("text", "image", "pairs"), retrains=True)
-    schedule = "cosine"
+    tags = Tags(family="baseline", trains="backbone", goals=("classes", "ranking"), retrains=True)
+    schedule = staticmethod(cosine)
 
-    def __init__(
-        self, backbone: Backbone, *, epochs: int = 5, batch_size: int = 32,
-        lr: float = 5e-5, head_lr: float = 1e-2, seed: int = 0,
-    ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, head_lr=head_lr, seed=seed)
-        self.memory = Reservoir(None, seed=seed)
-        self._pretrained = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    def __init__(self, backbone: Backbone, **settings: Any) -> None:
+        super().__init__(backbone, **settings)
+        self.memory = Memory(seed=self.seed)
+        # Weights that nothing trains are not kept twice; the head is still empty.
+        self._first = {name: parameter.detach().clone() for name, parameter in self.trained().items()}
 
     def begin_task(self, task: Task) -> None:
-        self.backbone.load_state_dict(self._pretrained)
-        for parameter in self.head.parameters():
-            torch.nn.init.zeros_(parameter)
+        with torch.no_grad():
+            for name, parameter in self.trained().items():
+                parameter.copy_(self._first[name]) if not name.startswith("head.") else parameter.zero_()
         super().begin_task(task)
 
     def batches(self, task: Task) -> Sequence[Examples]:

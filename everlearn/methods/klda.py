@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.gaussian import Gaussian
-from everlearn.method import Method, Tags, derived_seed
-from everlearn.streams.stream import Task
+from everlearn.methods.simplecil import SimpleCIL
+from everlearn.seeds import derived_seed
 
 
-class KLDA(Method):
+class KLDA(SimpleCIL):
     """Continual Learning Using a Kernel-Based Method Over Foundation Models. Momeni, Mazumder & Liu,
     AAAI 2025, https://arxiv.org/abs/2412.15571
 
@@ -41,8 +42,6 @@ class KLDA(Method):
     3
     """
 
-    tags = Tags(family="representation", trains="nothing")
-
     def __init__(
         self, backbone: Backbone, *, rff: int = 2000, gamma: float = 0.1, members: int = 1,
         shrinkage: float | Literal["oas"] = "oas", seed: int = 0,
@@ -53,19 +52,36 @@ class KLDA(Method):
             for member in range(members)
         )
 
-    def end_task(self, task: Task) -> None:
-        features, labels = self.embed(task.train.inputs), self.labels(task.train)
-        for head in self.head:
-            head.add(features, labels)
-            head.solve()
-
 
 class Ensemble(torch.nn.ModuleList):
-    """Heads whose probabilities are averaged."""
+    """Heads that see the same examples, and whose probabilities are averaged."""
 
-    def grow(self, classes: int) -> None:
+    def __iter__(self) -> Iterator[Gaussian]:  # type: ignore[override]
+        return super().__iter__()  # type: ignore[return-value]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return next(iter(self)).class_names
+
+    def grow(self, classes: int | Sequence[str]) -> None:
         for head in self:
-            head.grow(classes)  # type: ignore[operator]
+            head.grow(classes)
+
+    def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        for head in self:
+            head.add(features, labels)
+
+    def remove(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        for head in self:
+            head.remove(features, labels)
+
+    def merge(self, other: Ensemble) -> None:
+        for mine, theirs in zip(self, other, strict=True):
+            mine.merge(theirs)
+
+    def solve(self) -> None:
+        for head in self:
+            head.solve()
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(n, width) features -> (n, classes) probabilities."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.linear import append_rows
-from everlearn.losses import cross_entropy
-from everlearn.memory.selection import Selection
-from everlearn.method import Method, Tags, seeded
+from everlearn.method import Tags
+from everlearn.methods.prompted import Prompted
 from everlearn.peft.prompt import PromptTokens
-from everlearn.streams.stream import Examples, Task
+from everlearn.seeds import seeded
+from everlearn.streams.inputs import Input
+from everlearn.streams.stream import Task
 
 
-class L2P(Method):
+class L2P(Prompted):
     """Learning to Prompt for Continual Learning. Wang, Zhang, Lee et al., CVPR 2022,
     https://arxiv.org/abs/2112.08654
 
@@ -67,13 +69,12 @@ class L2P(Method):
         seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
-        self.length, self.selected, self.pull = length, selected, pull
+        self.length, self.selected, self.strength = length, selected, pull
         self.diversify, self.readout, self.grow, self.paper_compat = diversify, readout, grow, paper_compat
         self.prompts = nn.Parameter(torch.empty(0, length, backbone.width))
         self.keys = nn.Parameter(torch.empty(0, backbone.width))
         with seeded(seed):
             self._add_prompts(pool_size)
-        self.chosen = Selection()
         self.inserted = PromptTokens()
         backbone.attach(self.inserted, backbone.tokens)
 
@@ -87,51 +88,41 @@ class L2P(Method):
         if task.index > 0:
             self._add_prompts(self.grow)
 
-    def select(self, inputs: Any, learning: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """The chosen prompts (n, selected) and their keys' cosines to the query (n, selected)."""
-        cosines = normalize(self.backbone.encode(inputs)) @ normalize(self.keys).T
-        far = 1 - cosines.detach()
+    def choose(self, queries: Tensor, learning: bool = False) -> Tensor:
+        """The chosen prompts (n, selected)."""
+        far = 1 - self.cosines(queries).detach()
         if learning and self.diversify == "frequency" and self.task.index > 0:
             frequencies = self.chosen.frequencies().to(far)
             far = far * nn.functional.pad(frequencies, (0, len(self.keys) - len(frequencies)))
         if learning and self.diversify == "mask":
             start = self.task.index * self.selected
             own = torch.arange(start, start + self.selected, device=far.device) % len(self.keys)
-            chosen = own.expand(len(far), -1)
-        else:
-            chosen = far.topk(self.selected, dim=1, largest=False).indices
-            if self.paper_compat:
-                chosen = _voted(chosen, len(self.keys), self.batch_size)
-        return chosen, cosines.gather(1, chosen)
+            return own.expand(len(far), -1)
+        chosen = far.topk(self.selected, dim=1, largest=False).indices
+        return _voted(chosen, len(self.keys), self.batch_size) if self.paper_compat else chosen
 
-    def prompted(self, inputs: Any, chosen: torch.Tensor) -> torch.Tensor:
+    def cosines(self, queries: Tensor) -> Tensor:
+        """(n, prompts) of queries and keys."""
+        return normalize(queries) @ normalize(self.keys).T
+
+    def pull(self, queries: Tensor, choice: Tensor) -> Tensor:
+        return self.strength * (1 - self.cosines(queries).gather(1, choice)).sum(1)
+
+    def prompted(self, inputs: Sequence[Input], choice: Tensor) -> Tensor:
         """What is classified, (n, width): the mean output of the prompt tokens, or the encoder's feature."""
-        tokens = self.prompts[chosen].flatten(1, 2)
+        tokens = self.prompts[choice].flatten(1, 2)
         with self.inserted.given(tokens):
             hidden = self.backbone.hidden(self.backbone.prepare(inputs))
         return hidden.states[:, -hidden.prompts :].mean(1) if self.readout == "prompts" else self.backbone.pool(hidden)
 
-    def loss(self, batch: Examples) -> torch.Tensor:
-        chosen, cosines = self.select(batch.inputs, learning=True)
-        scores = self.head(self.prompted(batch.inputs, chosen))
-        masked = cross_entropy(scores, self.labels(batch), classes=self.task.classes)
-        return masked + self.pull * (1 - cosines).sum(1).mean()
-
     def end_task(self, task: Task) -> None:
-        self.chosen.record(self.select(task.train.inputs, learning=True)[0], self.keys)
+        self.chosen.record(self.choose(self.backbone.encode(task.train.inputs), learning=True), self.keys)
 
-    def embed(self, inputs: Any) -> torch.Tensor:
-        chosen = self.select(inputs)[0]
-        return self.backbone.infer(inputs, lambda batch, rows: self.prompted(batch, chosen[rows]))
-
-    def measures(self, task: Task) -> dict[str, float]:
-        return {"own prompts": self.chosen.own(self.select(task.test.inputs)[0], task.index)}
-
-    def diagnostics(self) -> dict[str, Any]:
-        return {"prompt selection": self.chosen.diagnostics()}
+    def measures(self, inputs: Sequence[Input], task: int) -> dict[str, float]:
+        return {"own prompts": self.chosen.own(self.choose(self.backbone.encode(inputs)), task)}
 
 
-def _voted(chosen: torch.Tensor, pool: int, batch_size: int) -> torch.Tensor:
+def _voted(chosen: Tensor, pool: int, batch_size: int) -> Tensor:
     """Every batch of rows gets the prompts that most of them chose."""
     voted = []
     for rows in chosen.split(batch_size):

@@ -6,11 +6,10 @@ from typing import Literal
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.gaussian import Gaussian
-from everlearn.method import Method, Tags
-from everlearn.streams.stream import Task
+from everlearn.methods.simplecil import SimpleCIL
 
 
-class LDA(Method):
+class LDA(SimpleCIL):
     """Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis. Hayes & Kanan,
     CVPR Workshops 2020, https://arxiv.org/abs/1909.01520
 
@@ -26,19 +25,13 @@ class LDA(Method):
         seed: unused; nothing is random.
 
     Relations: `simplecil` is the same with a spherical covariance and cosines, `klda` the same on
-    kernel features, `fecam` has a covariance a class.
+    kernel features, `fecam` has one covariance per class.
 
     >>> from everlearn import backbones
     >>> LDA(backbones.load("tiny")).param_groups()
     []
     """
 
-    tags = Tags(family="representation", trains="nothing")
-
     def __init__(self, backbone: Backbone, *, shrinkage: float | Literal["oas"] = "oas", seed: int = 0) -> None:
         super().__init__(backbone, seed=seed)
         self.head = Gaussian(backbone.width, shrinkage=shrinkage)
-
-    def end_task(self, task: Task) -> None:
-        self.head.add(self.embed(task.train.inputs), self.labels(task.train))
-        self.head.solve()

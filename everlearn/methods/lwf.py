@@ -6,10 +6,10 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from everlearn.backbones.backbone import Backbone
-from everlearn.losses import cross_entropy, distillation
+from everlearn.losses import distillation
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
 from everlearn.streams.stream import Examples, Task
@@ -21,17 +21,12 @@ class LwF(Finetune):
     Cross-entropy over the task's classes plus distillation (temperature 2) from the model as it was
     before the task, on the new inputs, over the old classes: the new labels do not push the old scores
     down, for which there are no examples now. No old data is kept, only the old model; its answers are
-    computed once an example and come from the feature store afterwards.
+    computed once per example and come from the feature store afterwards.
 
     Args:
-        backbone: a pre-trained encoder; all of it is trained.
+        backbone: a pre-trained encoder.
         strength: weight of the distillation, lambda of the paper.
-        temperature: T of the paper.
-        epochs: passes over each task.
-        batch_size: examples a step.
-        lr: learning rate of the backbone (AdamW).
-        head_lr: learning rate of the head.
-        seed: of the order of examples and the head.
+        temperature: T of the paper. The other settings are those of `finetune`.
 
     Relations: `ewc` holds the weights instead of the answers.
 
@@ -41,29 +36,28 @@ class LwF(Finetune):
     """
 
     tags = Tags(family="regularisation", trains="backbone", needs_boundaries=True)
+    masked = True
 
     def __init__(
-        self, backbone: Backbone, *, strength: float = 1.0, temperature: float = 2.0, epochs: int = 5,
-        batch_size: int = 32, lr: float = 5e-5, head_lr: float = 1e-2, seed: int = 0,
-    ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, head_lr=head_lr, seed=seed)
+        self, backbone: Backbone, *, strength: float = 1.0, temperature: float = 2.0, **settings: Any
+    ) -> None:
+        super().__init__(backbone, **settings)
         self.strength, self.temperature = strength, temperature
         self.teacher: Any = None
 
     def begin_task(self, task: Task) -> None:
         if task.index > 0:
-            now = nn.ModuleDict({"backbone": self.backbone, "head": self.head})
+            now = nn.ModuleDict({"backbone": self.backbone, "deltas": self.deltas, "head": self.head})
             self.teacher = copy.deepcopy(now).requires_grad_(False).eval()
         super().begin_task(task)
 
-    def loss(self, batch: Examples) -> torch.Tensor:
-        scores = self.head(self.backbone(batch.inputs))
-        loss = cross_entropy(scores, self.labels(batch), classes=self.task.classes)
+    def losses(self, batch: Examples) -> Tensor:
+        scores = self.scores(batch.inputs)
+        losses = self.classification_losses(scores, batch)
         if self.teacher is None:
-            return loss
+            return losses
         with torch.no_grad():
             teacher = self.teacher["backbone"]
             seen = teacher.infer(batch.inputs) if self.task.augment else teacher.encode(batch.inputs)
             before = self.teacher["head"](seen)
-        old = scores[:, : before.shape[1]]
-        return loss + self.strength * distillation(old, before, temperature=self.temperature)
+        return losses + self.strength * distillation(scores, before, temperature=self.temperature)

@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.cosine import Cosine
 from everlearn.heads.ridge import Ridge
-from everlearn.method import Method, Tags, seeded
-from everlearn.peft.unified import DeltaSet, Point, insert
-from everlearn.streams.stream import Task
+from everlearn.method import Method, Tags
+from everlearn.methods.simplecil import SimpleCIL
+from everlearn.peft.unified import DeltaSet, train_part
+from everlearn.schedules import cosine
+from everlearn.streams.stream import Examples, Task
 
 
-class RanPAC(Method):
+class RanPAC(SimpleCIL):
     """RanPAC: Random Projections and Pre-trained Models for Continual Learning. McDonnell, Gong,
     Parvaneh, Abbasnejad & van den Hengel, NeurIPS 2023, https://arxiv.org/abs/2307.02251
 
@@ -27,7 +31,7 @@ class RanPAC(Method):
         backbone: a pre-trained encoder.
         width: size of the random projection, M of the paper; 0 for none.
         first_session: whether phase 1 is run.
-        bottleneck: hidden size of the adapters.
+        train: what phase 1 trains: the paper's adapters, another insertion, or "full".
         epochs: passes over the first task in phase 1.
         batch_size: examples a step in phase 1.
         lr: learning rate of phase 1 (SGD, momentum 0.9, weight decay 5e-4, cosine schedule).
@@ -42,41 +46,41 @@ class RanPAC(Method):
     []
     """
 
-    tags = Tags(family="representation", trains="peft")
+    tags = Tags(family="representation", trains="peft", exact=True)
     Optimizer = torch.optim.SGD
-    schedule = "cosine"
+    schedule = staticmethod(cosine)
 
     def __init__(
-        self, backbone: Backbone, *, width: int = 10000, first_session: bool = True, bottleneck: int = 64,
+        self, backbone: Backbone, *, width: int = 10000, first_session: bool = True, train: str = "adaptformer",
         epochs: int = 20, batch_size: int = 48, lr: float = 0.01,
         select: Literal["sample", "current"] = "sample", seed: int = 0,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        Method.__init__(self, backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         self.head = Ridge(backbone.width, projection=width, seed=seed, select=select)
         self.first_head = Cosine(backbone.width)
-        self.adapters = DeltaSet()
-        if first_session:
-            with seeded(seed):
-                self.adapters = insert(backbone, Point("relu", ("mlp",), size=bottleneck, scale=0.1))
+        self.deltas = train_part(backbone, train, seed=seed) if first_session else DeltaSet()
+        self.adapted = [p for p in (*backbone.parameters(), *self.deltas.parameters()) if p.requires_grad]
+
+    @property
+    def is_exact(self) -> bool:
+        return not self.adapted and self.head.select == "sample"
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
         if task.index == 0:
-            self.first_head.grow(len(task.class_names))
-        self.adapters.requires_grad_(task.index == 0)
+            self.first_head.grow(task.class_names)
+        for parameter in self.adapted:
+            parameter.requires_grad_(task.index == 0)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        if len(self.adapters) == 0 or self.task.index > 0:
+        if not self.adapted or self.task.index > 0:
             return []
-        trained = [*self.adapters.parameters(), *self.first_head.parameters()]
-        return [{"params": trained, "momentum": 0.9, "weight_decay": 5e-4}]
+        return [{"params": [*self.adapted, *self.first_head.parameters()], "momentum": 0.9, "weight_decay": 5e-4}]
 
-    def loss(self, batch: Any) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(self.first_head(self.backbone(batch.inputs)), self.labels(batch))
+    def losses(self, batch: Examples) -> Tensor:
+        return cross_entropy(self.first_head(self.features(batch.inputs)), self.labels(batch), reduction="none")
 
     def end_task(self, task: Task) -> None:
-        self.adapters.requires_grad_(False)
-        features, labels = self.embed(task.train.inputs), self.labels(task.train)
-        self.head.add(features, labels)
-        self.head.choose_lambda(features, labels)
-        self.head.solve()
+        for parameter in self.adapted:
+            parameter.requires_grad_(False)
+        super().end_task(task)

@@ -19,14 +19,15 @@ class SimpleCIL(Method):
         backbone: a pre-trained encoder, frozen.
         seed: unused; nothing is random.
 
-    Relations: `ranpac` replaces the mean by ridge regression on random features.
+    Relations: `lda`, `klda` and `fecam` keep covariances too; `ranpac` replaces the mean by ridge regression
+    on random features.
 
     >>> from everlearn import backbones
     >>> SimpleCIL(backbones.load("tiny")).param_groups()
     []
     """
 
-    tags = Tags(family="representation", trains="nothing")
+    tags = Tags(family="representation", trains="nothing", exact=True)
 
     def __init__(self, backbone: Backbone, *, seed: int = 0) -> None:
         super().__init__(backbone, seed=seed)
@@ -34,3 +35,4 @@ class SimpleCIL(Method):
 
     def end_task(self, task: Task) -> None:
         self.head.add(self.embed(task.train.inputs), self.labels(task.train))
+        self.head.solve()

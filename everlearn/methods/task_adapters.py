@@ -1,4 +1,4 @@
-"""One plug-in per task: nothing old is ever touched, and a router finds the plug-in (Rusu et al., 2016)."""
+"""One insertion per task: nothing old is ever touched, and a router finds the insertion (Rusu et al., 2016)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.linear import Linear
 from everlearn.heads.prototype import Prototype
-from everlearn.method import Method, Tags
+from everlearn.method import Method, Role, Tags
 from everlearn.peft.unified import DeltaSet, insert
-from everlearn.streams.stream import Examples, Input, Task
+from everlearn.streams.inputs import Input
+from everlearn.streams.stream import Examples, Task
 
 
 class TaskAdapters(Method):
@@ -22,16 +23,16 @@ class TaskAdapters(Method):
     Progressive Neural Networks (Rusu et al., 2016, https://arxiv.org/abs/1606.04671) with adapters for
     columns (Houlsby et al., 2019, https://arxiv.org/abs/1902.00751).
 
-    At test nobody names the task: the class prototype nearest to the frozen feature does. So no task
-    forgets, and what is lost is lost by the router; its accuracy and that of the heads, had it been
-    right, are reported apart.
+    Where the stream does not tell the task at test, the class prototype nearest to the frozen feature
+    chooses it. So no task forgets, and what is lost is lost by the router; its accuracy, and that of the
+    heads when the task is told, are reported apart.
 
     Args:
         backbone: a pre-trained encoder, frozen.
-        kind: what is inserted for a task, one of `everlearn.peft.unified.KINDS`.
+        train: the insertion that each task gets.
         epochs: passes over each task.
-        batch_size: examples a step.
-        lr: learning rate of the inserted parameters (AdamW).
+        batch_size: examples per step.
+        lr: learning rate of the insertion (AdamW).
         head_lr: learning rate of the heads.
         seed: of the insertions, the heads and the order of examples.
 
@@ -39,43 +40,44 @@ class TaskAdapters(Method):
     router alone.
 
     >>> from everlearn import backbones
-    >>> TaskAdapters(backbones.load("tiny"), kind="lora").kind
+    >>> TaskAdapters(backbones.load("tiny"), train="lora").insertion
     'lora'
     """
 
-    tags = Tags(family="peft", trains="peft", needs_boundaries=True)
+    tags = Tags(family="peft", trains="peft", needs_boundaries=True, task_at_test="used")
 
     def __init__(
-        self, backbone: Backbone, *, kind: str = "houlsby", epochs: int = 5, batch_size: int = 32,
+        self, backbone: Backbone, *, train: str = "houlsby", epochs: int = 5, batch_size: int = 32,
         lr: float = 1e-3, head_lr: float = 1e-2, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
-        self.kind, self.head_lr = kind, head_lr
-        self.head = Prototype(backbone.width)  # the router: one prototype a class and task
-        self.plugins, self.heads = nn.ModuleList(), nn.ModuleList()
+        self.insertion, self.head_lr = train, head_lr
+        self.head = Prototype(backbone.width)  # the router: one prototype per class and task
+        self.insertions, self.heads = nn.ModuleList(), nn.ModuleList()
         self.classes: list[tuple[int, ...]] = []
 
     def begin_task(self, task: Task) -> None:
         self.task = task
         self.requires_grad_(False)
         self._switch(None)
-        self.plugins.append(insert(self.backbone, self.kind))
+        self.insertions.append(insert(self.backbone, self.insertion))
         self.heads.append(Linear(self.backbone.width))
         cast(Linear, self.heads[-1]).grow(len(task.classes))
         self.classes.append(task.classes)
         self.head.grow(sum(map(len, self.classes)))
 
     def _switch(self, active: int | None) -> None:
-        for index, plugin in enumerate(self.plugins):
-            cast(DeltaSet, plugin).switch(index == active)
+        for index, deltas in enumerate(self.insertions):
+            cast(DeltaSet, deltas).switch(index == active)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.plugins[-1].parameters())},
+        return [{"params": list(self.insertions[-1].parameters())},
                 {"params": list(self.heads[-1].parameters()), "lr": self.head_lr}]  # fmt: skip
 
-    def loss(self, batch: Examples) -> torch.Tensor:
+    def losses(self, batch: Examples) -> Tensor:
         labels = torch.searchsorted(torch.tensor(sorted(self.task.classes)), batch.labels)
-        return F.cross_entropy(self.heads[-1](self.backbone(batch.inputs)), labels.to(self.backbone.device))
+        scores = self.heads[-1](self.backbone(batch.inputs))
+        return cross_entropy(scores, labels.to(scores.device), reduction="none")
 
     def end_task(self, task: Task) -> None:
         self.requires_grad_(False)
@@ -83,28 +85,26 @@ class TaskAdapters(Method):
         own = torch.searchsorted(torch.tensor(sorted(task.classes)), task.train.labels)
         self.head.add(self.frozen(task.train.inputs), offset + own.to(self.backbone.device))
 
-    def frozen(self, inputs: Sequence[Input]) -> torch.Tensor:
+    def frozen(self, inputs: Sequence[Input]) -> Tensor:
         """Features (n, width) of the pre-trained encoder alone: what the router sees."""
         with self.backbone.pretrained():
             return self.backbone.encode(inputs)
 
-    def route(self, inputs: Sequence[Input]) -> torch.Tensor:
+    def route(self, inputs: Sequence[Input]) -> Tensor:
         """The task (n,) whose class prototype is nearest."""
         tasks = torch.cat([torch.full((len(held),), t) for t, held in enumerate(self.classes)])
         return tasks[self.head(self.frozen(inputs)).argmax(1).cpu()]
 
-    def embed(self, inputs: Sequence[Input]) -> torch.Tensor:
-        """Features (n, width), each example's through the plug-in that the router finds."""
+    def embed(self, inputs: Sequence[Input], role: Role = "query") -> Tensor:
+        """Features (n, width), each example's through the insertion that the router finds."""
         return self._each(inputs, self.route(inputs), self.backbone.width, lambda features, task: features)
 
-    def predict(self, batch: Examples) -> torch.Tensor:
-        return self._scores(batch.inputs, self.route(batch.inputs))
-
-    def _scores(self, inputs: Sequence[Input], tasks: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities (n, classes), -inf for the classes of other tasks than `tasks`."""
+    def predict(self, inputs: Sequence[Input], task: int | None = None) -> Tensor:
+        """Log-probabilities (n, classes), -inf for the classes of other tasks than the one told or found."""
+        tasks = self.route(inputs) if task is None else torch.full((len(inputs),), task)
         seen = 1 + max(max(held) for held in self.classes)
 
-        def score(features: torch.Tensor, task: int) -> torch.Tensor:
+        def score(features: Tensor, task: int) -> Tensor:
             scores = features.new_full((len(features), seen), float("-inf"))
             scores[:, sorted(self.classes[task])] = self.heads[task](features).log_softmax(1)
             return scores
@@ -112,11 +112,11 @@ class TaskAdapters(Method):
         return self._each(inputs, tasks, seen, score)
 
     def _each(
-        self, inputs: Sequence[Input], tasks: torch.Tensor, width: int, of: Callable[[torch.Tensor, int], torch.Tensor]
-    ) -> torch.Tensor:
-        """`of` the features of each task's plug-in, for the rows sent to it."""
+        self, inputs: Sequence[Input], tasks: Tensor, width: int, of: Callable[[Tensor, int], Tensor]
+    ) -> Tensor:  # fmt: skip
+        """`of` the features from each task's insertion, for the rows sent to it."""
         out = torch.empty(len(inputs), width, device=self.backbone.device)
-        was_active = next((t for t, p in enumerate(self.plugins) if cast(DeltaSet, p)[0].is_active), None)
+        was_active = next((t for t, deltas in enumerate(self.insertions) if cast(DeltaSet, deltas)[0].is_active), None)
         for task in tasks.unique().tolist():
             rows = (tasks == task).nonzero()[:, 0].tolist()
             self._switch(task)
@@ -126,9 +126,6 @@ class TaskAdapters(Method):
         self._switch(was_active)
         return out
 
-    def measures(self, task: Task) -> dict[str, float]:
-        """How often the router is right, and how often the heads are when it is told."""
-        inputs, own = task.test.inputs, torch.full((len(task.test),), task.index)
-        right = self._scores(inputs, own).argmax(1).cpu() == task.test.labels
-        routed = self.route(inputs) == task.index
-        return {"router accuracy": routed.double().mean().item(), "head accuracy": right.double().mean().item()}
+    def measures(self, inputs: Sequence[Input], task: int) -> dict[str, float]:
+        """How often the router is right."""
+        return {"router accuracy": (self.route(inputs) == task).double().mean().item()}

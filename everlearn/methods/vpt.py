@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from everlearn.backbones.backbone import Backbone
-from everlearn.method import Method, Tags, seeded
-from everlearn.peft.unified import insert
+from everlearn.method import Tags
+from everlearn.methods.finetune import Finetune
 
 
-class VPT(Method):
+class VPT(Finetune):
     """Visual Prompt Tuning. Jia, Tang, Chen et al., ECCV 2022, https://arxiv.org/abs/2203.12119
 
-    Shallow: `length` tokens join the embedded sequence once. Deep: every block gets tokens of its own
-    in their place. One set for all tasks, trained on each as it comes, so it forgets: the negative
-    control of the prompt family.
+    Shallow: tokens join the embedded sequence once. Deep: every block gets tokens of its own in their
+    place. One set for all tasks, trained on each as it comes, so it forgets: the negative control of the
+    prompt family.
 
     Args:
         backbone: a pre-trained encoder, frozen.
-        deep: whether every block gets tokens, or the input alone.
-        length: tokens.
-        epochs: passes over each task.
-        batch_size: examples a step.
-        lr: learning rate of prompts and head (AdamW).
-        seed: of the prompts, the head and the order of examples.
+        train: the insertion: "deep_prompt", or "prompt" for the shallow form; "prompt(length=10)" has ten tokens
+            instead of five. The other settings are those of `finetune`.
+        lr: learning rate of the prompts (AdamW).
 
-    Relations: `l2p` chooses among many prompts; `aper` trains this on the first task only.
+    Relations: `finetune` with other defaults; `l2p` chooses among many prompts; `aper` trains this on the
+    first task only.
 
     >>> from everlearn import backbones
-    >>> len(VPT(backbones.load("tiny")).prompts), len(VPT(backbones.load("tiny"), deep=False).prompts)
+    >>> len(VPT(backbones.load("tiny")).deltas), len(VPT(backbones.load("tiny"), train="prompt").deltas)
     (2, 1)
     """
 
-    tags = Tags(family="prompt", trains="peft")
+    tags = Tags(family="prompt", trains="peft", goals=("classes", "ranking"))
 
     def __init__(
-        self, backbone: Backbone, *, deep: bool = True, length: int = 5,
-        epochs: int = 5, batch_size: int = 32, lr: float = 1e-2, seed: int = 0,
-    ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
-        with seeded(seed):
-            self.prompts = insert(backbone, "deep_prompt" if deep else "prompt", length=length)
+        self, backbone: Backbone, *, train: str = "deep_prompt", lr: float | None = 1e-2, **settings: Any
+    ) -> None:
+        super().__init__(backbone, train=train, lr=lr, **settings)

@@ -35,7 +35,7 @@ FORMULAS: dict[str, str] = {
     "own components": "largest weights of test examples on components that their own task, of all tasks, used most / "
     "largest weights",
     "router accuracy": "test examples that are sent to their own task / test examples",
-    "head accuracy": "test examples that their own task's head gets right / test examples",
+    "accuracy told the task": "test examples that are right where the task is told / test examples",
     "mrr@10": "1 / rank of the first relevant document, 0 beyond rank 10",
 }
 

@@ -77,8 +77,8 @@ def search(
 ) -> list[list[str]]:
     """The ids of the k documents with the largest dot product, best first, for each query.
 
-    Exact, in blocks: it never holds more than `SCORES_AT_ONCE` scores. Equal scores are ordered by
-    document id, the larger first, as trec_eval does; so the order of the corpus changes nothing.
+    Exact, and it never holds more than `SCORES_AT_ONCE` scores. Equal scores are ordered by document id,
+    the larger first, as trec_eval does; so the order of the corpus changes nothing.
 
     Args:
         query_embeddings: (n, d); where both are tensors, the work is done where the documents are.
@@ -94,27 +94,50 @@ def search(
     """
     import torch
 
-    documents = torch.as_tensor(doc_embeddings)
-    queries = torch.as_tensor(query_embeddings, device=documents.device).float()
-    if len(documents) != len(doc_ids) or queries.ndim != 2 or queries.shape[1:] != documents.shape[1:]:
+    order = id_order(doc_ids)
+    found = nearest(torch.as_tensor(query_embeddings), torch.as_tensor(doc_embeddings), k, order)
+    return [[doc_ids[i] for i in row] for row in found]
+
+
+def id_order(ids: Sequence[str]) -> list[int]:
+    """The positions of the ids, the largest id first: the order in which trec_eval ranks equal scores."""
+    return sorted(range(len(ids)), key=ids.__getitem__, reverse=True)
+
+
+def nearest(
+    queries: torch.Tensor, documents: torch.Tensor, k: int = 10, order: Sequence[int] | None = None
+) -> list[list[int]]:
+    """The positions of the k documents with the largest dot product, best first, for each query.
+
+    Args:
+        queries: (n, d). documents: (m, d).
+        order: all m positions; of documents with equal scores the first in this order wins.
+
+    Raises:
+        EverlearnError: if an embedding is not finite. ValueError: if shapes do not fit.
+    """
+    import torch
+
+    queries = queries.to(documents.device).float()
+    positions = torch.tensor(range(len(documents)) if order is None else order, dtype=torch.long)
+    if len(documents) != len(positions) or queries.ndim != 2 or queries.shape[1:] != documents.shape[1:]:
         shapes = f"queries {tuple(queries.shape)}, documents {tuple(documents.shape)}"
-        raise ValueError(f"{shapes} and {len(doc_ids)} ids do not fit together")
+        raise ValueError(f"{shapes} and {len(positions)} ids do not fit together")
     _finite(queries, "query")
-    order = torch.tensor(sorted(range(len(doc_ids)), key=doc_ids.__getitem__, reverse=True), dtype=torch.long)
-    order = order.to(documents.device)
-    found: list[list[str]] = []
+    positions = positions.to(documents.device)
+    found: list[list[int]] = []
     for some in queries.split(QUERIES_AT_ONCE):
         best_scores = some.new_empty((len(some), 0))
-        best = order.new_empty((len(some), 0))
-        for rows in order.split(SCORES_AT_ONCE // QUERIES_AT_ONCE):
-            block = documents[rows].float()
-            _finite(block, "document")
-            # What was found so far stands first, so a tie goes to it: the order is that of the ids.
-            scores = torch.cat([best_scores, some @ block.T], dim=1)
+        best = positions.new_empty((len(some), 0))
+        for rows in positions.split(SCORES_AT_ONCE // QUERIES_AT_ONCE):
+            part = documents[rows].float()
+            _finite(part, "document")
+            # What was found so far stands first, so that a tie goes to it.
+            scores = torch.cat([best_scores, some @ part.T], dim=1)
             candidates = torch.cat([best, rows.expand(len(some), -1)], dim=1)
             columns = _first_largest(scores, min(k, scores.shape[1]))
             best_scores, best = scores.gather(1, columns), candidates.gather(1, columns)
-        found += [[doc_ids[i] for i in row] for row in best.tolist()]
+        found += best.tolist()
     return found
 
 
@@ -132,7 +155,15 @@ def evaluate_rankings(
     >>> evaluate_rankings(np.eye(2), np.eye(2), ["a", "b"], [{"a": 1}, {"a": 1}])["mrr@10"]
     0.75
     """
-    rankings = search(query_embeddings, doc_embeddings, doc_ids, k)
+    return score_rankings(search(query_embeddings, doc_embeddings, doc_ids, k), relevant, k)
+
+
+def score_rankings(rankings: Rankings, relevant: Relevance, k: int = 10) -> dict[str, float]:
+    """The means over all queries: {"nDCG@k", "recall@k", "mrr@k"}.
+
+    >>> score_rankings([["b", "a"]], [{"a": 1}])["mrr@10"]
+    0.5
+    """
     measures = {"nDCG": ndcg_at_k, "recall": recall_at_k, "mrr": mrr_at_k}
     return {f"{name}@{k}": float(f(rankings, relevant, k).mean()) for name, f in measures.items()}
 

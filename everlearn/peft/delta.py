@@ -35,10 +35,16 @@ class Site:
     out_width: int
     columns: slice | None = None
 
+    @property
+    def weight(self) -> torch.Tensor | None:
+        """The (out_width, …) weight of the layer that the output leaves; None where that has none."""
+        weight = getattr(self.leave, "weight", None)
+        return weight if weight is None or self.columns is None else weight[self.columns]
+
 
 class Delta(nn.Module):
     """New parameters on a site. Subclasses define ``forward(x, y)``: the site's input and output
-    in, the new output out.
+    in, the new output out. While it is attached, `site.weight` is the weight of the layer that it changes.
 
     Hooks are bound methods, never closures, so that `copy.deepcopy` of a model with deltas gives
     an independent model.
@@ -51,7 +57,7 @@ class Delta(nn.Module):
         super().__init__()
         self.is_active = True
         self.site_name = ""
-        self._columns: slice | None = None
+        self.site: Site | None = None
         self._input: torch.Tensor | None = None
         self._handles: list[Any] = []
 
@@ -70,7 +76,7 @@ class Delta(nn.Module):
     def _sit_on(self, site: Site) -> None:
         if self._handles:
             raise RuntimeError(f"{type(self).__name__} already sits on {self.site_name}; detach it first")
-        self.site_name, self._columns = site.name, site.columns
+        self.site_name, self.site = site.name, site
 
     def detach(self) -> None:
         """Take the delta off its site: the backbone answers as before."""
@@ -86,11 +92,12 @@ class Delta(nn.Module):
             return None  # torch keeps the output as it is
         x, self._input = self._input, None  # a graph tensor left on a module breaks deepcopy
         first, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
-        if self._columns is None:
+        columns = self.site.columns if self.site else None
+        if columns is None:
             first = self(x, first)
         else:
             first = first.clone()
-            first[..., self._columns] = self(x, first[..., self._columns])
+            first[..., columns] = self(x, first[..., columns])
         return first if rest is None else (first, *rest)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import cast
-
 import torch
 from torch import nn
 
@@ -48,5 +46,5 @@ class LoRA(Delta):
 
     @torch.no_grad()
     def _add_to_weight(self, site: Site, scale: float) -> None:
-        rows = cast(nn.Linear, site.leave).weight[site.columns or slice(None)]
-        rows.add_(scale * self.b @ self.a)
+        assert site.weight is not None
+        site.weight.add_(scale * self.b @ self.a)

@@ -17,11 +17,12 @@ Each of them changes some representation h by a small network of its own, and di
 
 from __future__ import annotations
 
+import ast
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -32,6 +33,7 @@ from everlearn.peft.lora import LoRA
 from everlearn.peft.prefix import Prefix
 from everlearn.peft.prompt import Prompt
 from everlearn.peft.scale_shift import ScaleShift
+from everlearn.seeds import seeded
 
 if TYPE_CHECKING:
     from everlearn.backbones.backbone import Backbone, Block
@@ -102,12 +104,11 @@ POINTS: dict[str, tuple[Point, ...]] = {
 """Named points. `ssf`, `prompt` and `deep_prompt` stand outside the view (He et al. treat prompts as the
 first block's prefix) and are inserted by the same `insert`."""
 
-KINDS = (*POINTS, "ssf", "prompt", "deep_prompt")
+INSERTIONS = (*POINTS, "ssf", "prompt", "deep_prompt")
 
 
 class DeltaSet(nn.ModuleList):
-    """The deltas that belong together: one insertion, one task's plug-in. Attached, detached and
-    switched as a whole."""
+    """The deltas of one insertion, which are attached, detached and switched together."""
 
     def __iter__(self) -> Iterator[Delta]:  # type: ignore[override]
         return super().__iter__()  # type: ignore[return-value]
@@ -138,34 +139,90 @@ def insert(backbone: Backbone, what: str | Point | Sequence[Point], *, length: i
 
     Args:
         backbone: an encoder; its own weights are not touched.
-        what: one of `KINDS`, a point, or several at once.
-        length: tokens a prompt, for prompt and deep_prompt.
+        what: one of `INSERTIONS`, also with other settings, as "lora(size=4)" or "prompt(length=10)"; a point
+            written out, as "gelu(sites=('attention',), size=16)"; or points.
+        length: tokens of a prompt, for prompt and deep_prompt.
 
     Raises:
-        EverlearnError: an unknown name.
+        EverlearnError: an unknown name or setting.
 
     >>> from everlearn import backbones
     >>> tiny = backbones.load("tiny")
-    >>> before, deltas = tiny(["a text"]), insert(tiny, "lora")
+    >>> before, deltas = tiny(["a text"]), insert(tiny, "lora(size=4)")
     >>> len(deltas), bool((tiny(["a text"]) == before).all())
     (4, True)
     """
     placed: list[tuple[Delta, Site]] = []
-    if isinstance(what, str) and what not in KINDS:
-        raise unknown("kind of delta", what, KINDS)
-    if what in ("prompt", "deep_prompt"):
+    name, points = "", (what,) if isinstance(what, Point) else what
+    if isinstance(points, str):
+        name, settings = read_insertion(points)
+        length = settings.pop("length", length) if name in ("prompt", "deep_prompt") else length
+        points = _points(name, settings)
+    if name in ("prompt", "deep_prompt"):
         placed.append((Prompt(backbone.width, length=length), backbone.tokens))
-    points = POINTS.get(what, ()) if isinstance(what, str) else (what,) if isinstance(what, Point) else what
     for index in range(backbone.depth):
         block = backbone.block(index)
         for point in points:
             if point.blocks is None or index in point.blocks:
                 placed += point.placed(block)
-        if what == "ssf":
+        if name == "ssf":
             placed += [(ScaleShift(site.out_width), site) for site in block.operations]
-        if what == "deep_prompt" and index < backbone.depth - 1:
+        if name == "deep_prompt" and index < backbone.depth - 1:
             placed.append((Prompt(backbone.width, length=length, replaces=True), block.output))
     return DeltaSet([backbone.attach(delta, site) for delta, site in placed])
+
+
+def train_part(backbone: Backbone, train: str, *, seed: int) -> DeltaSet:
+    """Have part of the model trained, and return the deltas that were inserted for that, if any.
+
+    Args:
+        train: "full" (every weight of the backbone), "head" (none of them), or an insertion as `insert` takes it.
+        seed: of the first values of what is inserted.
+    """
+    if train in ("full", "head"):
+        backbone.requires_grad_(train == "full")
+        return DeltaSet()
+    with seeded(seed):
+        return insert(backbone, train)
+
+
+def read_insertion(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the settings in the text of an insertion.
+
+    Raises:
+        EverlearnError: it is neither a name nor a name with settings in parentheses.
+
+    >>> read_insertion("lora(size=4)")
+    ('lora', {'size': 4})
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            return node.func.id, {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
+    except (SyntaxError, ValueError):
+        pass
+    raise EverlearnError(f"{text!r} is not an insertion: give a name ({', '.join(INSERTIONS)}), with settings if you "
+                         "like, as lora(size=4)")  # fmt: skip
+
+
+def _points(name: str, settings: dict[str, Any]) -> tuple[Point, ...]:
+    """The points of a named insertion with these settings, or the one that is written out."""
+    if name not in (*INSERTIONS, *FUNCTIONS, "linear", "softmax"):
+        raise unknown("insertion", name, INSERTIONS)
+    try:
+        if name in INSERTIONS:
+            named = POINTS.get(name, ())
+            if settings and not named:
+                raise EverlearnError(f"the insertion '{name}' has no setting '{next(iter(settings))}'")
+            return tuple(replace(point, **settings) for point in named)
+        return (Point(name, **{**settings, "sites": tuple(settings.get("sites", ()))}),)
+    except TypeError:
+        raise unknown("setting of an insertion", next(k for k in settings if k not in SETTINGS), SETTINGS) from None
+
+
+SETTINGS = tuple(f.name for f in fields(Point) if f.name != "function")
 
 
 def sites(backbone: Backbone) -> dict[str, Site]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from everlearn.errors import EverlearnError
+from everlearn.files import write_whole
 
 __all__ = ["render", "write_page", "write_report"]
 
@@ -53,19 +52,11 @@ def render(results: Sequence[Mapping[str, Any]], recommendation: str | None = No
 
 
 def write_page(text: str, out: Path) -> Path:
-    """Write a page by way of a temporary file beside it, so that `out` is never half a page."""
+    """Write a page; `out` never holds half of one."""
     out.parent.mkdir(parents=True, exist_ok=True)
     # A class name may hold half a surrogate pair, which UTF-8 cannot; it is written as a number.
     data = text.encode("utf-8", "xmlcharrefreplace")
-    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp's files are private; a report is there to be shown
-        os.replace(temporary, out)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(out, data)
     return out
 
 

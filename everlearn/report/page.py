@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from importlib.metadata import version
 from typing import Any
 
-from everlearn import __version__
 from everlearn.report import heatmap, several, single
 from everlearn.report.markup import Html, join, tag
 
@@ -37,12 +37,12 @@ def page(results: Sequence[Mapping[str, Any]], recommendation: str | None) -> st
         tag("style", Html(style + heatmap.style())),
     )
     header = tag("header", tag("p", "everlearn", class_="brand"), tag("h1", title), about)
-    footer = tag("footer", f"Written by everlearn {__version__}.")
+    footer = tag("footer", f"Written by everlearn {version('everlearn')}.")
     return f"<!doctype html>\n{tag('html', head, tag('body', header, tag('main', body), footer), lang='en')}\n"
 
 
 def _about(run: Mapping[str, Any]) -> Html:
     tasks = len(run["tasks"])
-    facts = [run["kind"], run["modality"], f"{tasks} task{'s' if tasks > 1 else ''}", f"backbone {run['backbone']}",
+    facts = [run["kind"], run["input"], run["goal"], f"{tasks} task{'s' if tasks > 1 else ''}", f"backbone {run['backbone']}",
              f"seed {run['seed']}", run["environment"].get("date")]  # fmt: skip
     return tag("p", " · ".join(str(fact) for fact in facts if fact is not None), class_="about")

@@ -6,19 +6,24 @@ import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from everlearn.streams.packaged import PACKAGED
+
 if TYPE_CHECKING:
     from everlearn.streams.readers import read_inputs
+    from everlearn.streams.records import Record
+    from everlearn.streams.steps import task_from
     from everlearn.streams.stream import Corpus, Examples, Stream, Task
 
-__all__ = ["Corpus", "Examples", "Stream", "Task", "load", "names", "read_inputs"]
+_HOMES = {"read_inputs": "readers", "Record": "records", "task_from": "steps",
+          "Corpus": "stream", "Examples": "stream", "Stream": "stream", "Task": "stream"}  # fmt: skip
+__all__ = ["Corpus", "Examples", "Record", "Stream", "Task", "load", "names", "read_inputs", "task_from"]
 
 
 def __getattr__(name: str) -> Any:
     """The data types, imported when asked for: they need torch, and the names of streams do not."""
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "readers" if name == "read_inputs" else "stream"
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def names() -> dict[str, str]:
@@ -27,11 +32,7 @@ def names() -> dict[str, str]:
     >>> sorted(names())
     ['banking77', 'clinc150', 'digits']
     """
-    return {
-        "clinc150": "150 intents of short requests to an assistant, in 10 domains (English text)",
-        "banking77": "77 intents of questions to a bank (English text)",
-        "digits": "10 handwritten digits, 8 x 8 pixels, from scikit-learn (images)",
-    }
+    return dict(PACKAGED)
 
 
 def load(

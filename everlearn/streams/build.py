@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from everlearn.errors import DataError, EverlearnError, unknown
-from everlearn.streams import class_incremental, domain_incremental, names, old_then_new, online, splits
+from everlearn.streams import class_incremental, domain_incremental, old_then_new, online, splits
 from everlearn.streams.digits import read_digits
 from everlearn.streams.hub import read_hub
 from everlearn.streams.images import only_decodable
+from everlearn.streams.packaged import PACKAGED
 from everlearn.streams.readers import ColumnNames, read_table
 from everlearn.streams.records import BadRows, Table, of_split, with_ids
 from everlearn.streams.retrieval import find_retrieval_files, make_retrieval_tasks
@@ -83,9 +84,9 @@ def build(options: Options, given: dict[str, Any]) -> Stream:
     bad = BadRows(options.skip_bad_rows)
     if options.domain_list is not None:
         given = {**given, "domains": options.domain_list}
-    files = None if options.name in names() else find_retrieval_files(options.name)
+    files = None if options.name in PACKAGED else find_retrieval_files(options.name)
     if files:
-        kind, modality = options.kind or "domain-incremental", "pairs"
+        kind = options.kind or "domain-incremental"
         if kind != "domain-incremental":
             raise EverlearnError(f"a stream of pairs is domain-incremental; kind={kind} needs labelled examples")
         _refuse_other_options(given, PAIRS, "a stream of pairs")
@@ -101,11 +102,11 @@ def build(options: Options, given: dict[str, Any]) -> Stream:
     else:
         kind = _kind(options)
         _refuse_other_options(given, KINDS[kind], f"a stream of kind {kind}")
-        modality, tasks, notes = _labelled_tasks(options, kind, bad)
-    if options.augment and modality != "image":
+        tasks, notes = _labelled_tasks(options, kind, bad)
+    if options.augment and tasks[0].input != "image":
         raise EverlearnError(f"augment makes views of images, and {options.name} has texts: drop it")
     config = {"name": options.name, **given}
-    return Stream(options.name, kind, modality, tuple(tasks), config, (*notes, *bad.notes()))
+    return Stream(options.name, kind, tuple(tasks), config, (*notes, *bad.notes()))
 
 
 def _kind(options: Options) -> str:
@@ -131,7 +132,7 @@ def _share(name: str, value: float | str) -> float:
     return value
 
 
-def _labelled_tasks(options: Options, kind: str, bad: BadRows) -> tuple[str, list[Task], list[str]]:
+def _labelled_tasks(options: Options, kind: str, bad: BadRows) -> tuple[list[Task], list[str]]:
     by_domain = kind == "domain-incremental"
     table = _with_part_files(_read(options.name, options, by_domain, bad), options, by_domain, bad)
     if options.new:
@@ -156,15 +157,15 @@ def _labelled_tasks(options: Options, kind: str, bad: BadRows) -> tuple[str, lis
         seed=options.split_seed,
         by_domain=by_domain,
     )
-    if table.modality == "image":
+    if table.input == "image":
         parts = {split: only_decodable(chosen, bad) for split, chosen in parts.items()}
     classes = class_incremental.order_classes(
         classes_of(records), set(classes_of(parts["train"])), table.class_names, options.class_order, options.class_seed
     )
     steps = _steps(options, kind, parts, classes, domains)
     batch_size = options.batch_size if kind == "online" else None
-    tasks, left_out = make_tasks(steps, table.modality, table.source, batch_size, options.augment)
-    return table.modality, tasks, [*notes, *left_out]
+    tasks, left_out = make_tasks(steps, table.input, table.source, batch_size, options.augment)
+    return tasks, [*notes, *left_out]
 
 
 def _steps(options: Options, kind: str, parts: splits.Parts, classes: list[str], domains: list[str]) -> list[Step]:
@@ -184,7 +185,7 @@ def _steps(options: Options, kind: str, parts: splits.Parts, classes: list[str],
 def _read(name: str, options: Options, by_domain: bool, bad: BadRows) -> Table:
     if name == "digits":
         return read_digits()
-    path = str(Path(__file__).parent / "data" / f"{name}.parquet") if name in names() else name
+    path = str(Path(__file__).parent / "data" / f"{name}.parquet") if name in PACKAGED else name
     hub = name.removeprefix("hub:")
     table = None if hub != name else read_table(path, options.columns, bad, by_domain=by_domain)
     if table is not None:
@@ -193,7 +194,7 @@ def _read(name: str, options: Options, by_domain: bool, bad: BadRows) -> Table:
         raise DataError(f"{name}: no such file or folder; check the path")
     if hub != name or "/" in name:
         return read_hub(hub, options.columns, bad)
-    raise EverlearnError(f"{unknown('stream', name, names())}; or give a file, a folder or hub:owner/name")
+    raise EverlearnError(f"{unknown('stream', name, PACKAGED)}; or give a file, a folder or hub:owner/name")
 
 
 def _with_part_files(table: Table, options: Options, by_domain: bool, bad: BadRows) -> Table:

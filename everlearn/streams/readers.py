@@ -60,7 +60,7 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
     Raises:
         DataError: a missing column, or a bad row where these are not skipped.
     """
-    input_column, modality = _input_column(columns, wanted)
+    input_column, input_kind = _input_column(columns, wanted)
     found = {role: wanted.find(role, columns) for role in (ROLES if labelled else ("id",))}
     if labelled and found["label"] is None:
         raise DataError(f"{columns.file}: no label column; {_found(columns)}: name one with label_column")
@@ -74,7 +74,7 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
         cell = {role: columns.cells[name][i] for role, name in found.items() if name}
         try:
             record = Record(
-                input=as_text(content) if modality == "text" else as_image(content, folder),
+                input=as_text(content) if input_kind == "text" else as_image(content, folder),
                 label=as_label(cell.get("label"), label_names) if labelled else "",
                 id=as_id(cell["id"]) if "id" in cell else "",
                 file=columns.file,
@@ -86,7 +86,7 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
             bad.add(place(columns.file, row), *problem.args)
         else:
             records.append(record)
-    return Table(columns.file, modality, records, tuple(label_names), bad)
+    return Table(columns.file, input_kind, records, tuple(label_names), bad)
 
 
 def _input_column(columns: Columns, wanted: ColumnNames) -> tuple[str, str]:
@@ -174,7 +174,7 @@ def read_inputs(
         wanted = ColumnNames(text=text_column, image=image_column)
         table = to_table(read_columns(path, bad), wanted, bad, labelled=False)
     records = with_ids(table.records, bad)
-    if table.modality == "image":
+    if table.input == "image":
         records = only_decodable(records, bad)
     return [record.input for record in records], [record.id for record in records]
 

@@ -35,9 +35,9 @@ class Record:
 
     input: str | bytes | Path
     label: str
-    id: str
-    file: str
-    row: int | None
+    id: str = ""
+    file: str = ""
+    row: int | None = None
     split: str | None = None
     domain: str | None = None
 
@@ -80,14 +80,14 @@ class Table:
 
     Args:
         source: what the user named, for messages.
-        modality: text or image.
+        input: text or image.
         class_names: the classes in the data set's own order, where it declares one.
         bad: what was refused so far.
         notes: what a reader of results on this data must know.
     """
 
     source: str
-    modality: str
+    input: str
     records: list[Record]
     class_names: tuple[str, ...] = ()
     bad: BadRows = field(default_factory=lambda: BadRows(skip=False))
@@ -105,9 +105,9 @@ class Table:
         """The records of all tables, in order; they must hold the same kind of input."""
         first = tables[0]
         for other in tables[1:]:
-            if other.modality != first.modality:
+            if other.input != first.input:
                 raise DataError(
-                    f"{other.source}: holds {other.modality} and {first.source} holds {first.modality}; "
+                    f"{other.source}: holds {other.input} and {first.source} holds {first.input}; "
                     "give files of one kind"
                 )
         names = dict.fromkeys(name for table in tables for name in table.class_names)

@@ -165,7 +165,7 @@ def make_retrieval_tasks(
             "test": _tests(by_part[domain, "test"]),
         }
         searched = Corpus(list(corpus), list(corpus.values()))
-        tasks.append(Task(index, domain, (), (), "pairs", examples=examples, corpus=searched))
+        tasks.append(Task(index, domain, (), (), goal="ranking", examples=examples, corpus=searched))
     return tasks, notes
 
 

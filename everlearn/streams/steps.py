@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from everlearn.errors import DataError
+from everlearn.streams.inputs import kind
 from everlearn.streams.records import Record
 from everlearn.streams.stream import Examples, Task
 
@@ -26,7 +28,7 @@ def classes_of(records: list[Record]) -> list[str]:
 
 
 def make_tasks(
-    steps: list[Step], modality: str, source: str, batch_size: int | None = None, augment: bool = False
+    steps: list[Step], input: str, source: str, batch_size: int | None = None, augment: bool = False
 ) -> tuple[list[Task], list[str]]:
     """Tasks, with class k the k-th in the order of the steps; and notes on what was left out.
 
@@ -51,7 +53,7 @@ def make_tasks(
             name=step.name,
             classes=tuple(sorted(numbers[name] for name in step.classes)),
             class_names=tuple(numbers),
-            modality=modality,
+            input=input,
             batch_size=batch_size,
             augment=augment,
             examples={split: _examples(records, numbers) for split, records in parts.items()},
@@ -63,3 +65,32 @@ def make_tasks(
 def _examples(records: list[Record], numbers: dict[str, int]) -> Examples:
     labels = torch.tensor([numbers[record.label] for record in records], dtype=torch.long)
     return Examples([record.input for record in records], labels, [record.id for record in records])
+
+
+def task_from(records: Sequence[Record], known: Sequence[str] = (), *, index: int = 0, name: str = "update") -> Task:
+    """A task of new records, for a model that has already learned the classes `known`.
+
+    Labels may be old or new ones. A record whose label was wrong before simply comes with the right one.
+
+    Args:
+        records: what is to be learned; a record without an id is called by its position.
+        known: the names of the classes that the model knows, in the order of its scores.
+        index: how many tasks the model has learned before.
+        name: what to call the task.
+
+    Raises:
+        DataError: there are no records, or texts and images are mixed.
+
+    >>> task = task_from([Record("tea please", "drink"), Record("a sofa", "furniture")], known=["furniture"])
+    >>> task.class_names, task.train.labels.tolist()
+    (('furniture', 'drink'), [1, 0])
+    """
+    if not records:
+        raise DataError("there are no records to learn from: give at least one")
+    kinds = {kind(record.input) for record in records}
+    if len(kinds) > 1:
+        raise DataError(f"the records mix {' and '.join(sorted(kinds))}: give one kind of input per task")
+    numbers = {label: k for k, label in enumerate(dict.fromkeys([*known, *classes_of(list(records))]))}
+    train = _examples([replace(r, id=r.id or str(row)) for row, r in enumerate(records)], numbers)
+    classes = tuple(sorted(set(train.labels.tolist())))
+    return Task(index, name, classes, tuple(numbers), input=kinds.pop(), examples={"train": train})

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from everlearn.errors import ContractError
-from everlearn.streams.views import View
-
-Input = str | bytes | Path | View
-"""One example's content: a text, an encoded image (PNG, JPEG, …), the path of an image file, or a view of one."""
-
-
-def content(item: Input) -> bytes:
-    """The bytes of one example, whatever holds them: text is UTF-8, a path is read."""
-    if isinstance(item, str):
-        return item.encode()
-    if isinstance(item, View):
-        return item.content()
-    return item.read_bytes() if isinstance(item, Path) else item
+from everlearn.streams.inputs import Input, content
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents that a retrieval task searches: n ids and n texts."""
+    """The documents that a ranking task searches: n ids and n texts."""
 
     ids: list[str]
     texts: list[str]
@@ -43,12 +30,13 @@ class Examples:
     """n examples in columns; a batch is a few of them.
 
     Args:
-        inputs: n texts, encoded images or image paths; queries where the task is retrieval.
+        inputs: n texts, encoded images or image paths; queries where the goal is ranking.
         labels: (n,) int64. Label k is the k-th class in the order in which the stream shows
-            classes, so a head grows by appending rows. Empty for retrieval.
+            classes, so a head grows by appending rows. Empty where the goal is ranking.
         ids: n names of the records, unique within a data set, as users know them.
-        positives: retrieval, training: the n texts of a relevant document for each query.
-        relevant: retrieval, test: for each query the relevant document ids and their grades.
+        positives: ranking, training: the n texts of a relevant document for each query.
+        relevant: ranking, test: for each query the relevant document ids and their grades.
+        columns: further tensors by name, whose row i belongs to example i: logits, embeddings, …
     """
 
     inputs: Sequence[Input]
@@ -56,6 +44,7 @@ class Examples:
     ids: Sequence[str]
     positives: Sequence[str] | None = None
     relevant: Sequence[dict[str, int]] | None = None
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -67,11 +56,12 @@ class Examples:
             return None if column is None else [column[row] for row in rows]
 
         labels = self.labels[rows] if len(self.labels) else self.labels
-        return Examples(pick(self.inputs), labels, pick(self.ids), pick(self.positives), pick(self.relevant))
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Examples(pick(self.inputs), labels, pick(self.ids), pick(self.positives), pick(self.relevant), columns)
 
     @staticmethod
     def concatenate(parts: Sequence[Examples]) -> Examples:
-        """The examples of all parts, in order."""
+        """The examples of all parts, in order, with the columns that all parts have."""
         parts = [part for part in parts if len(part)]
 
         def join(name: str) -> Any:
@@ -79,7 +69,9 @@ class Examples:
             return None if any(column is None for column in columns) else [x for c in columns for x in c]
 
         labels = torch.cat([part.labels for part in parts]) if parts else torch.empty(0, dtype=torch.long)
-        return Examples(join("inputs"), labels, join("ids"), join("positives"), join("relevant"))
+        shared = [name for name in (parts[0].columns if parts else ()) if all(name in part.columns for part in parts)]
+        columns = {name: torch.cat([part.columns[name] for part in parts]) for name in shared}
+        return Examples(join("inputs"), labels, join("ids"), join("positives"), join("relevant"), columns)
 
     def digest(self) -> bytes:
         """A hash of the content, the labels and the order."""
@@ -93,6 +85,15 @@ class Examples:
 
 NO_EXAMPLES = Examples([], torch.empty(0, dtype=torch.long), [])
 
+PARTS = ("train", "validation", "test")
+
+HIDDEN = {
+    PARTS: "begin_task may change structure only (resume replays it without data): move what needs data to loss, "
+    "step or end_task",
+    ("test",): "a method sees test examples only as the inputs of predict, embed and search: learn from train",
+}
+"""Why a task hides these parts of its data."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -104,20 +105,24 @@ class Task:
         classes: the labels that occur in this task.
         class_names: names of *all* classes seen up to and including this task, in label order;
             its length is the number of scores that `predict` returns after this task.
+        input: what an example is: text, image or image-text.
+        goal: what is asked of it: "classes" (which one?) or "ranking" (which documents answer it?).
         batch_size: set where the stream is online: one pass over the data in batches of this size.
-        augment: every step of training sees random views of the images, a new one in each epoch.
+        augment: every training step sees random views of the images, new ones in each epoch.
+        hidden: the parts of the data that whoever holds this task may not read.
     """
 
     index: int
     name: str
     classes: tuple[int, ...]
     class_names: tuple[str, ...]
-    modality: str
+    input: str = "text"
+    goal: str = "classes"
     batch_size: int | None = None
+    augment: bool = False
     examples: dict[str, Examples] = field(default_factory=dict, repr=False)
     corpus: Corpus | None = field(default=None, repr=False)
-    is_sealed: bool = False
-    augment: bool = False
+    hidden: tuple[str, ...] = ()
 
     @property
     def train(self) -> Examples:
@@ -132,29 +137,31 @@ class Task:
         return self._part("test")
 
     def _part(self, name: str) -> Examples:
-        if self.is_sealed:
-            raise ContractError(
-                f"begin_task read the {name} data of task {self.index}; begin_task may change structure "
-                "only (resume replays it without data): move what needs data to loss, step or end_task"
-            )
+        if name in self.hidden:
+            raise ContractError(f"the method read the {name} data of task {self.index}; {HIDDEN[self.hidden]}")
         return self.examples.get(name, NO_EXAMPLES)
 
     def sealed(self) -> Task:
         """The task without its data: what `begin_task` may look at, and what resume replays."""
-        return replace(self, examples={}, corpus=None, is_sealed=True)
+        return replace(self, examples={}, corpus=None, hidden=PARTS)
+
+    def for_learning(self) -> Task:
+        """The task without its test examples: what `batches` and `end_task` are given."""
+        seen = {name: examples for name, examples in self.examples.items() if name != "test"}
+        return replace(self, examples=seen, hidden=("test",))
 
     def metadata(self) -> dict[str, Any]:
         """What JSON can keep of the sealed task; `Task.from_metadata` reads it back."""
         return {
             "index": self.index, "name": self.name, "classes": list(self.classes),
-            "class_names": list(self.class_names), "modality": self.modality, "batch_size": self.batch_size,
-            "augment": self.augment,
+            "class_names": list(self.class_names), "input": self.input, "goal": self.goal,
+            "batch_size": self.batch_size, "augment": self.augment,
         }  # fmt: skip
 
     @staticmethod
     def from_metadata(data: dict[str, Any]) -> Task:
         sequences = {"classes": tuple(data["classes"]), "class_names": tuple(data["class_names"])}
-        return Task(**{**data, **sequences}, is_sealed=True)
+        return Task(**{**data, **sequences}).sealed()
 
 
 @dataclass(frozen=True)
@@ -164,16 +171,15 @@ class Stream:
     Args:
         name: as given on the command line.
         kind: class-incremental, domain-incremental, task-incremental, online or old-then-new.
-        modality: text, image or pairs (text queries and documents).
+        tasks: all of the same input and goal.
         config: the arguments of `streams.load` that build this stream again.
         notes: what a reader of the results must know, printed in the report.
     """
 
     name: str
     kind: str
-    modality: str
     tasks: tuple[Task, ...]
-    config: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -186,16 +192,29 @@ class Stream:
         return self.tasks[index]
 
     @property
+    def input(self) -> str:
+        return self.tasks[0].input
+
+    @property
+    def goal(self) -> str:
+        return self.tasks[0].goal
+
+    @property
+    def tells_task(self) -> bool:
+        """Whether it says at test which task an example belongs to."""
+        return self.kind == "task-incremental"
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         return self.tasks[-1].class_names
 
     def fingerprint(self) -> str:
         """A hash of every example of every task and their order: two runs compare only if it is equal."""
-        hasher = hashlib.sha256(repr((self.kind, self.modality, self.class_names)).encode())
+        hasher = hashlib.sha256(repr((self.kind, self.input, self.goal, self.class_names)).encode())
         if any(task.augment for task in self.tasks):
             hasher.update(b"augmented")
         for task in self.tasks:
-            for part in ("train", "validation", "test"):
+            for part in PARTS:
                 hasher.update(getattr(task, part).digest())
             if task.corpus is not None:
                 hasher.update(repr((task.corpus.ids, task.corpus.texts)).encode())

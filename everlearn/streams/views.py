@@ -8,9 +8,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from everlearn.errors import EverlearnError
+from everlearn.streams.inputs import original
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class View:
 
     original: bytes | Path
     seed: int
+    kind: ClassVar[str] = "image"
 
     def content(self) -> bytes:
         """The view as an encoded image (PPM: nothing is lost, and nothing spent on compression).
@@ -47,11 +49,6 @@ class View:
         encoded = io.BytesIO()
         view.save(encoded, "PPM")
         return encoded.getvalue()
-
-
-def original(item: Any) -> Any:
-    """What a view was made of; anything else as it is."""
-    return item.original if isinstance(item, View) else item
 
 
 def views(inputs: Sequence[Any], seeds: Sequence[int]) -> list[View]:

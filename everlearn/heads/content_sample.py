@@ -13,9 +13,9 @@ from everlearn.state import Stateful
 class ContentSample(Stateful):
     """The `capacity` feature rows with the smallest keys, with their labels.
 
-    A row's key looks random and depends on the row's direction alone, so the sample is a uniform one
-    of the distinct rows seen, and is the same for any order, split into tasks or merge. (`Reservoir`
-    keeps raw examples and draws; its content depends on the order.) Equal rows have equal keys: all
+    The key of a row looks random and depends on the row's direction alone. The sample is therefore a
+    uniform one of the distinct rows seen, and the same for any order, split into tasks or merge. (A
+    `Memory` keeps raw examples, and its draws depend on their order.) Equal rows have equal keys: all
     of them are in the sample, or none is.
 
     Args:
@@ -65,11 +65,17 @@ class ContentSample(Stateful):
         """Offer (n, width) rows with their (n,) labels."""
         self._add(features, labels, self.keys_of(features))
 
-    def merge(self, other: ContentSample) -> None:
-        """Offer all that `other` was offered; both have the same seed."""
+    def merge(self, other: ContentSample, places: Tensor) -> None:
+        """Offer all that `other` was offered, its label k as label `places[k]`; both have the same seed."""
         self.limit = torch.minimum(self.limit, other.limit.to(self.limit))
         self._keep(self.keys < self.limit)
-        self._add(other.features, other.labels, other.keys)
+        self._add(other.features, places.to(other.labels)[other.labels], other.keys)
+
+    def smallest(self, n: int) -> tuple[Tensor, Tensor]:
+        """Features and labels of the n rows with the smallest keys. Rows that leave by `remove` make room for
+        the next ones, so while n rows are left the answer is as if the removed rows had never been offered."""
+        rows = self.keys < self.keys[n] if len(self) > n else slice(None)
+        return self.features[rows], self.labels[rows]
 
     def remove(self, features: Tensor, labels: Tensor) -> None:
         """Forget those of the rows that are kept, up to the encoder's rounding.

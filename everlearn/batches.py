@@ -1,0 +1,69 @@
+"""Batches: shuffled examples over several epochs, in an order that a seed decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from everlearn.seeds import derived_seed
+from everlearn.streams.stream import Examples
+from everlearn.streams.views import views
+
+
+class Batches(Sequence[Examples]):
+    """Shuffled batches over several epochs. Batch k depends on the seed and on k alone, so a resumed run
+    continues at k without drawing the batches before it.
+
+    Where the lengths of the examples are given, each run of `WINDOW` batches is sorted by length before it
+    is cut into batches, and these are shuffled. Short texts are then not padded to the length of long
+    ones, which halves the number of tokens.
+
+    >>> data = Examples(["a", "b", "c"], torch.tensor([0, 1, 0]), ["1", "2", "3"])
+    >>> [len(batch) for batch in Batches(data, epochs=2, size=2, seed=0)]
+    [2, 1, 2, 1]
+    """
+
+    WINDOW = 8
+
+    def __init__(
+        self, examples: Examples, epochs: int, size: int, seed: int, lengths: Sequence[int] | None = None,
+        augment: bool = False,
+    ) -> None:  # fmt: skip
+        self.examples, self.size, self.seed, self.lengths, self.augment = examples, size, seed, lengths, augment
+        self.per_epoch = -(-len(examples) // size)
+        self.length = epochs * self.per_epoch
+        self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        epoch, position = divmod(index, self.per_epoch)
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+            order = torch.randperm(len(self.examples), generator=generator)
+            self._order = (epoch, order if self.lengths is None else self._by_length(order, generator))
+        batch = self.examples[self._order[1][position * self.size : (position + 1) * self.size]]
+        return augmented(batch, self.seed, index) if self.augment else batch
+
+    def _by_length(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        lengths = torch.tensor(self.lengths)
+        batches: list[torch.Tensor] = []
+        for window in order.split(self.WINDOW * self.size):
+            window = window[lengths[window].argsort(stable=True)]
+            cut = list(window.split(self.size))
+            full = [batch for batch in cut if len(batch) == self.size]
+            shuffled = torch.randperm(len(full), generator=generator).tolist()
+            batches += [full[i] for i in shuffled] + cut[len(full) :]  # a smaller batch stays the last one
+        return torch.cat(batches)
+
+
+def augmented(batch: Examples, *seed: int) -> Examples:
+    """The batch with a random view of each image in place of the image."""
+    seeds = [derived_seed(*seed, row) for row in range(len(batch))]
+    return replace(batch, inputs=views(batch.inputs, seeds))

@@ -1,0 +1,154 @@
+"""The engine: learn one task with a method, and tell listeners how it goes.
+
+A run, a check of the contract and the update of a loaded model are three users of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from everlearn.checkpoint import load_optimizer_state, optimizer_state
+from everlearn.method import Method
+from everlearn.optimizer_step import OptimizerStep
+from everlearn.seeds import seeded
+from everlearn.streams.stream import Examples, Task
+
+BEGIN, FIT, END = range(3)  # what a seed is derived for
+
+Training = tuple[dict[str, torch.Tensor], dict[str, Any]]
+"""What is needed to continue inside a task: tensors, and the rest as JSON."""
+
+
+@dataclass
+class Learning:
+    """One task while it is being learned.
+
+    Args:
+        method: who learns. task: what.
+        step: steps done so far. steps: steps in all.
+        loss: of the last step.
+        trainable: how many parameters receive gradient.
+    """
+
+    method: Method
+    task: Task
+    step: int = 0
+    steps: int = 0
+    loss: torch.Tensor = field(default_factory=lambda: torch.tensor(float("nan")))
+    trainable: int = 0
+    optimizer_step: OptimizerStep | None = None
+
+    def training(self) -> Training:
+        """Optimizer, schedule and random state, for a checkpoint between two steps."""
+        assert self.optimizer_step is not None
+        tensors, optimizer = optimizer_state(self.optimizer_step.optimizer)
+        schedule = {k: v for k, v in self.optimizer_step.schedule.state_dict().items() if _is_plain(v)}
+        tensors["random"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random_cuda"] = torch.cuda.get_rng_state()
+        return tensors, {"optimizer": optimizer, "schedule": schedule}
+
+    def _resume(self, training: Training) -> None:
+        assert self.optimizer_step is not None
+        tensors, plain = training
+        load_optimizer_state(self.optimizer_step.optimizer, tensors, plain["optimizer"])
+        self.optimizer_step.schedule.load_state_dict(plain["schedule"])
+        torch.set_rng_state(tensors["random"])
+        if "random_cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random_cuda"])
+
+    def fit(self, training: Training | None, listeners: Sequence[Listener]) -> None:
+        """Train on the batches of the task, from `step` on."""
+        method = self.method
+        groups = method.param_groups()
+        if not groups:
+            return
+        self.trainable = sum(p.numel() for group in groups for p in group["params"])
+        batches = method.batches(self.task)
+        self.steps = len(batches)
+        self.optimizer_step = OptimizerStep(method.Optimizer, groups, method.lr, method.clip)
+        self.optimizer_step.schedule = method.schedule(self.optimizer_step.optimizer, self.steps)
+        if training is not None:
+            self._resume(training)
+        method.train()
+        for number in range(self.step, self.steps):
+            batch: Examples = batches[number]
+            self.optimizer_step.batch = batch
+            self.loss = method.step(batch, self.optimizer_step)
+            self.step = number + 1
+            for listener in listeners:
+                listener.stepped(self)
+
+
+class Listener:
+    """Is told how the learning of a task goes. Subclasses override what they want to hear."""
+
+    def begun(self, learning: Learning) -> None:
+        """The structure is there; nothing has been learned yet."""
+
+    def stepped(self, learning: Learning) -> None:
+        """One step of training is done."""
+
+    def fitted(self, learning: Learning) -> None:
+        """Training is over; `end_task` comes next."""
+
+    def ended(self, learning: Learning) -> None:
+        """The task is learned."""
+
+
+def learn(
+    method: Method, task: Task, *listeners: Listener, step: int = 0, training: Training | None = None
+) -> Learning:
+    """Learn one more task: begin, fit, end. The same method, task and seed give the same bits.
+
+    Args:
+        method: who learns; it may have learned tasks before.
+        task: what; `everlearn.streams.task_from` makes one of new records.
+        listeners: told of every step.
+        step, training: where to continue inside the task, as a checkpoint kept it.
+
+    Raises:
+        EverlearnError: a loss is not finite.
+        ContractError: the method reads data that it may not see.
+
+    >>> from everlearn import backbones, methods, streams
+    >>> method = methods.get("simplecil")(backbones.load("tiny"))
+    >>> task = streams.task_from([streams.Record("tea please", "drink"), streams.Record("a sofa", "furniture")])
+    >>> _ = learn(method, task)
+    >>> method.predict(["a tea"]).shape
+    torch.Size([1, 2])
+    """
+    learning = Learning(method, task.for_learning(), step)
+
+    def tell(event: str) -> None:
+        for listener in listeners:
+            getattr(listener, event)(learning)
+
+    if step == 0:
+        with seeded(method.seed, task.index, BEGIN):
+            method.begin_task(task.sealed())
+        tell("begun")
+    with seeded(method.seed, task.index, FIT):
+        learning.fit(training, listeners)
+    method.eval()
+    tell("fitted")
+    with seeded(method.seed, task.index, END):
+        method.end_task(learning.task)
+    method.eval()
+    tell("ended")
+    return learning
+
+
+def replay(method: Method, tasks: Sequence[Task]) -> None:
+    """Build the structure that these tasks gave the method, without their data."""
+    for task in tasks:
+        with seeded(method.seed, task.index, BEGIN):
+            method.begin_task(task.sealed())
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | bool | str | list) or value is None

@@ -1,0 +1,134 @@
+"""Statistics: heads that keep sums over examples, so that they add, remove and merge exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from everlearn.errors import ContractError, EverlearnError
+from everlearn.state import Stateful
+
+
+def names_of(classes: int | Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes; where only their number is given, they are called 0, 1, 2, …"""
+    return tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+
+
+class Statistics(Stateful):
+    """Sums over examples, of which each class has its part, and what is solved from them.
+
+    Only sums are kept. The head therefore does not depend on the order or the grouping of what was added
+    (about 1e-12 relative), heads merge by addition, and an example is removed by subtraction. Classes are
+    matched by name: two heads may have met the same classes in different orders.
+
+    A subclass registers its buffers, says below what they are, and defines `_accumulate` and, where scores
+    need one, `solve`.
+
+    Attributes:
+        class_names: the names of the classes, in the order of the scores.
+        counts: (classes,) how many examples of each class were added.
+    """
+
+    by_class: ClassVar[Mapping[str, int]] = {}
+    """Buffers that hold sums of each class, and the dimension along which the classes lie."""
+    over_all: ClassVar[tuple[str, ...]] = ()
+    """Buffers that hold sums over all classes."""
+    solved: ClassVar[Mapping[str, tuple[int, float]]] = {}
+    """Buffers that `solve` sets: the dimension of the classes, and the value of a class until it is solved for."""
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_names: tuple[str, ...] = ()
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.long))
+
+    @property
+    def classes(self) -> int:
+        return len(self.counts)
+
+    def grow(self, classes: int | Sequence[str]) -> None:
+        """Have these classes, given by their names or by their number; old ones keep their places.
+
+        Raises:
+            ContractError: where an old class has another name or place.
+        """
+        names = names_of(classes)
+        if names[: len(self.class_names)] != self.class_names[: len(names)]:
+            raise ContractError(f"the head knows the classes {self.class_names[:5]}… and was given {names[:5]}…")
+        self.class_names = max(self.class_names, names, key=len)
+        sums = {name: (dim, 0.0) for name, dim in {"counts": 0, **self.by_class}.items()}
+        for name, (dim, fill) in {**sums, **self.solved}.items():
+            setattr(self, name, _extended(getattr(self, name), dim, len(names), fill))
+
+    @torch.no_grad()
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Count (n, width) features with their (n,) labels; `solve` makes them felt.
+
+        Raises:
+            ContractError: where a label is outside the classes that the head has grown to.
+            EverlearnError: where a feature is not finite.
+        """
+        if not torch.isfinite(features).all():
+            raise EverlearnError("a feature is not finite: the backbone or its input is broken; nothing was added")
+        self.counts = self._counted(labels, 1)
+        self._accumulate(features, labels.to(self.counts.device), 1)
+
+    @torch.no_grad()
+    def remove(self, features: Tensor, labels: Tensor) -> None:
+        """Undo `add` for these examples; `solve` makes it felt.
+
+        Raises:
+            ContractError: where more examples of a class leave than were added.
+        """
+        self.counts = self._counted(labels, -1)
+        self._accumulate(features, labels.to(self.counts.device), -1)
+
+    @torch.no_grad()
+    def merge(self, other: Statistics) -> None:
+        """Count all that `other` has seen; its classes are found by their names. `solve` makes it felt.
+
+        Raises:
+            EverlearnError: where the two keep different statistics.
+        """
+        self._check_mergeable(other)
+        self.grow([*self.class_names, *(name for name in other.class_names if name not in self.class_names)])
+        places = torch.tensor([self.class_names.index(name) for name in other.class_names], dtype=torch.long)
+        for name, dim in {"counts": 0, **self.by_class}.items():
+            mine = getattr(self, name)
+            mine.index_add_(dim, places.to(mine.device), getattr(other, name).to(mine))
+        for name in self.over_all:
+            getattr(self, name).add_(getattr(other, name).to(self.counts.device))
+
+    def solve(self) -> Tensor | None:
+        """Have the scores follow from the statistics; nothing to do where they are read off the sums."""
+        return None
+
+    def _accumulate(self, features: Tensor, labels: Tensor, sign: int) -> None:
+        raise NotImplementedError(f"{type(self).__name__} must define _accumulate(features, labels, sign)")
+
+    def _check_mergeable(self, other: Statistics) -> None:
+        shapes = [[dict(s.named_buffers())[name].shape for name in s.over_all] for s in (self, other)]
+        checksums = [s._buffers.get("checksum", torch.empty(0)) for s in (self, other)]
+        if type(self) is not type(other) or shapes[0] != shapes[1] or not torch.equal(*(c.cpu() for c in checksums)):
+            raise EverlearnError(f"cannot merge {type(self).__name__.lower()} heads of different kinds, widths, "
+                                 "random features or seeds: build both with the same settings")  # fmt: skip
+
+    def _counted(self, labels: Tensor, sign: int) -> Tensor:
+        counted = torch.bincount(labels.to(self.counts.device), minlength=self.classes)
+        if len(counted) > self.classes:
+            raise ContractError(f"label {len(counted) - 1} in a head of {self.classes} classes: call grow in "
+                                "begin_task first")  # fmt: skip
+        counts = self.counts + sign * counted
+        if (counts < 0).any():
+            raise ContractError("remove: a class would be left with fewer than 0 examples")
+        return counts
+
+
+def _extended(tensor: Tensor, dim: int, size: int, fill: float) -> Tensor:
+    """The tensor with at least `size` entries along `dim`, new ones of the value `fill`."""
+    shape = list(tensor.shape)
+    shape[dim] = size - shape[dim]
+    return torch.cat([tensor, tensor.new_full(shape, fill)], dim=dim) if shape[dim] > 0 else tensor

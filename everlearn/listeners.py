@@ -1,0 +1,84 @@
+"""Listeners of the engine: progress bars, the log of losses, seconds per phase."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from everlearn.console import Progress
+from everlearn.engine import Learning, Listener
+from everlearn.files import append_lines
+
+BATCH = 50  # steps whose losses are written together: asking an accelerator for each would make it wait
+
+
+class Bar(Listener):
+    """A progress bar over the steps of a task."""
+
+    def __init__(self, label: str, enabled: bool) -> None:
+        self.label, self.enabled = label, enabled
+        self.bar: Progress | None = None
+
+    def stepped(self, learning: Learning) -> None:
+        if self.bar is None:
+            self.bar = Progress(learning.steps, self.label, self.enabled)
+            self.bar.__enter__()
+        if learning.step % 10 == 0 or learning.step == learning.steps:
+            self.bar.text = f"loss {learning.loss.item():.3f}"
+            self.bar.show(learning.step)
+
+    def fitted(self, learning: Learning) -> None:
+        self.close(None)
+
+    def close(self, kind: type[BaseException] | None) -> None:
+        """Take the bar away, also where learning was stopped by an error of this kind."""
+        if self.bar is not None:
+            self.bar.__exit__(kind, None, None)
+            self.bar = None
+
+
+class Log(Listener):
+    """Writes the loss of every step to a JSON Lines file: {"task", "step", "loss"}."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.waiting: list[tuple[int, int, torch.Tensor]] = []
+
+    def stepped(self, learning: Learning) -> None:
+        self.waiting.append((learning.task.index, learning.step, learning.loss))
+        if len(self.waiting) >= BATCH:
+            self.flush()
+
+    def fitted(self, learning: Learning) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        waiting, self.waiting = self.waiting, []
+        losses = torch.stack([loss for _, _, loss in waiting]).tolist() if waiting else []
+        append_lines(self.file, ({"task": task, "step": step, "loss": loss}
+                                 for (task, step, _), loss in zip(waiting, losses, strict=True)))  # fmt: skip
+
+
+class Clock(Listener):
+    """Adds the seconds of each phase up: begin, train, end, and what `stop` is told."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds, self.since = seconds, time.perf_counter()
+
+    def stop(self, phase: str) -> None:
+        """Count the seconds since the last call for this phase."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.since
+        self.since = now
+
+    def begun(self, learning: Learning) -> None:
+        self.stop("begin")
+
+    def fitted(self, learning: Learning) -> None:
+        self.stop("train")
+
+    def ended(self, learning: Learning) -> None:
+        self.stop("end")

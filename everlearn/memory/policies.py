@@ -1,0 +1,50 @@
+"""Policies: which examples a memory keeps when it cannot keep all.
+
+A policy is asked with every candidate, the examples in memory and the new ones, and answers their rows in
+the order in which it would keep them. Each candidate has a column "draw": a random number in [0, 1) that
+it was given when it was first offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from everlearn.streams.stream import Examples
+
+Policy = Callable[[Examples], Tensor]
+
+
+class Reservoir:
+    """Each example seen so far is equally likely to be kept (reservoir sampling, in the form that keeps the
+    smallest of random numbers: Efraimidis & Spirakis, 2006, https://doi.org/10.1016/j.ipl.2005.11.003).
+
+    >>> examples = Examples(["a", "b"], torch.tensor([0, 0]), ["1", "2"], columns={"draw": torch.tensor([0.9, 0.1])})
+    >>> Reservoir()(examples).tolist()
+    [1, 0]
+    """
+
+    def __call__(self, candidates: Examples) -> Tensor:
+        return candidates.columns["draw"].argsort(stable=True)
+
+
+class Balanced:
+    """Every class keeps equally many examples, each example of a class equally likely (Chaudhry et al., 2019,
+    https://arxiv.org/abs/1902.10486, compare it with the reservoir).
+
+    >>> draws = torch.tensor([0.1, 0.2, 0.3])
+    >>> examples = Examples(["a", "b", "c"], torch.tensor([0, 0, 1]), ["1", "2", "3"], columns={"draw": draws})
+    >>> Balanced()(examples).tolist()
+    [0, 2, 1]
+    """
+
+    def __call__(self, candidates: Examples) -> Tensor:
+        order = candidates.columns["draw"].argsort(stable=True)
+        labels = candidates.labels[order]
+        by_class, counts = labels.argsort(stable=True), labels.bincount()
+        # The place of each example among those of its own class decides first, its draw second.
+        places = torch.empty_like(labels)
+        places[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+        return order[places.argsort(stable=True)]

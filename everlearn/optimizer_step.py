@@ -1,0 +1,61 @@
+"""OptimizerStep: from a loss to changed weights, with the checks that every method wants."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from everlearn.errors import EverlearnError
+from everlearn.streams.stream import Examples
+
+
+class OptimizerStep:
+    """One step of the optimizer. Call it with the loss; or, to change gradients in between, call
+    `backward(loss)` and then `apply()`.
+
+    Args:
+        optimizer: a class of optimizers. groups: the parameters. lr: the learning rate of groups without one.
+        clip: the largest norm of the gradient, or None.
+
+    Raises:
+        EverlearnError: the loss is NaN or infinite. Nothing is updated then.
+    """
+
+    def __init__(
+        self, optimizer: type[torch.optim.Optimizer], groups: list[dict[str, Any]], lr: float, clip: float | None
+    ) -> None:
+        # Fused, where the optimizer can: one pass over the weights per step instead of ten.
+        fused: dict[str, Any] = {"fused": True} if "fused" in inspect.signature(optimizer).parameters else {}
+        self.optimizer = optimizer(groups, lr=lr, **fused)  # type: ignore[call-arg]
+        self.clip = clip
+        self.schedule: Any = None
+        self.batch: Examples | None = None
+
+    def __call__(self, loss: torch.Tensor) -> None:
+        self.backward(loss)
+        self.apply()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Set the gradients."""
+        if not torch.isfinite(loss):
+            ids = list(self.batch.ids[:5]) if self.batch is not None else []
+            raise EverlearnError(
+                f"the loss is {loss.item()} at a batch with the records {', '.join(map(str, ids))}…: the last "
+                "checkpoint is untouched; lower the learning rate (--method.lr) or look at these records"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+
+    def apply(self) -> None:
+        """Change the weights by the gradients, and the learning rate as the schedule says."""
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(trained, self.clip)
+        self.optimizer.step()
+        # Fused optimizers write without telling: features would be served of weights long gone.
+        torch.autograd.graph.increment_version(trained)
+        if self.schedule is not None:
+            self.schedule.step()

@@ -1,0 +1,25 @@
+"""Schedules: how the learning rate changes while one task is learned.
+
+A schedule is a function of the optimizer and of the number of steps that returns a scheduler of torch.
+The schedule of a single paper stands in the file of its method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR
+
+Schedule = Callable[[Optimizer, int], Any]
+
+
+def constant(optimizer: Optimizer, steps: int) -> ConstantLR:
+    """The learning rate stays as it is."""
+    return ConstantLR(optimizer, factor=1.0)
+
+
+def cosine(optimizer: Optimizer, steps: int) -> CosineAnnealingLR:
+    """The learning rate falls to zero along half a cosine, a little with every step."""
+    return CosineAnnealingLR(optimizer, T_max=max(1, steps))

@@ -1,0 +1,58 @@
+"""Input: what one example consists of, whether it is a text, an image or something of your own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class CustomInput(Protocol):
+    """What an input needs that is neither a text nor an image.
+
+    Attributes:
+        kind: which encoders can read it: "text", "image" or a name of your own.
+        original: what it was made from; queries, stored features and memories use that. Itself, if nothing.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def original(self) -> Any: ...
+
+    def content(self) -> bytes:
+        """Its bytes, which decide what an encoder says about it."""
+        ...
+
+
+Input = str | bytes | Path | CustomInput
+"""A text, an encoded image (PNG, JPEG, …), the path of an image file, or a `CustomInput`."""
+
+
+def kind(item: Input) -> str:
+    """Which encoders can read it.
+
+    >>> kind("a text"), kind(Path("cat.png"))
+    ('text', 'image')
+    """
+    if isinstance(item, str):
+        return "text"
+    return "image" if isinstance(item, bytes | Path) else item.kind
+
+
+def content(item: Input) -> bytes:
+    """The bytes of one example: a text in UTF-8, an image as it is encoded (a path is read).
+
+    >>> content("é")
+    b'\\xc3\\xa9'
+    """
+    if isinstance(item, str):
+        return item.encode()
+    if isinstance(item, Path):
+        return item.read_bytes()
+    return item if isinstance(item, bytes) else item.content()
+
+
+def original(item: Input) -> Input:
+    """What an augmented input was made from; any other input is returned as it is."""
+    return item if isinstance(item, str | bytes | Path) else item.original
