@@ -4,9 +4,9 @@
 
 * LoRA gives the same states in PEFT and in everlearn. PEFT supports whole linear layers only, so LoRA on parts of
   a fused query-key-value projection is written as one LoRA whose rank is the sum of theirs, and is read as such.
-* A prefix gives the same keys and values in PEFT and in everlearn. But with a BERT-like encoder, PEFT also shifts
+* A prefix gives the same keys and values in PEFT and in everlearn. But with a BERT-like backbone, PEFT also shifts
   the positions of the text by the length of the prefix, and everlearn does not. PEFT supports no prefix for other
-  encoders (DistilBERT, ViTs).
+  backbones (DistilBERT, ViTs).
 """
 
 from __future__ import annotations

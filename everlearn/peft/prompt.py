@@ -1,6 +1,6 @@
 """Prompt tokens: vectors that are added to the embedded sequence (Lester et al., 2021; Jia et al., 2022).
 
-Prompts are appended at the end. In an encoder without relative positions, their place makes no difference, and
+Prompts are appended at the end. In a backbone without relative positions, their place makes no difference, and
 the position embeddings, the padding and the CLS token of the example do not move.
 """
 
