@@ -1,12 +1,12 @@
-"""The feature store: what a frozen encoder says about an example, computed once.
+"""The feature store: the features that a frozen backbone gives for the examples, each computed only once.
 
-A feature is addressed by what decides it: the backbone's identity (weights with attached deltas,
-preprocessing, pooling, precision) and the example's content. Methods, epochs, evaluations, runs and
-processes share it.
+A feature is addressed by everything that determines it: the identity of the backbone (weights with attached
+deltas, preprocessing, pooling, precision) and the content of the example. Methods, epochs, evaluations, runs
+and processes share the store.
 
-On disk, one folder an identity, in it segments of up to 2,048 features: `NAME.keys` (16 bytes an
-example) and `NAME.f32` (float32 rows, memory-mapped). A segment appears by renaming, its keys last,
-so a crash leaves nothing half written and no lock is needed to read or to add.
+On disk there is one folder per identity. It holds segments of up to 2,048 features: `NAME.keys` (16 bytes per
+example) and `NAME.f32` (float32 rows, memory-mapped). Each file is written under a temporary name and then
+renamed, the keys last. So a crash leaves no half-written segment, and reading and adding need no lock.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KEY_BYTES = 16
 
 
 def cache_root() -> Path:
-    """Where features are kept: the folder EVERLEARN_CACHE, else ~/.cache/everlearn."""
+    """The folder of the feature store. It is in EVERLEARN_CACHE if that is set, else in ~/.cache/everlearn."""
     return Path(os.environ.get("EVERLEARN_CACHE") or Path.home() / ".cache" / "everlearn") / "features"
 
 
@@ -57,15 +57,16 @@ class Encoder(Protocol):
 
 
 class FeatureStore:
-    """Features by identity and content.
+    """Features, stored by the identity of the backbone and the content of the example.
 
     Args:
-        root: the folder; made when the first feature is written.
-        limit: bytes; the least recently used segments make room. EVERLEARN_CACHE_BYTES by default.
+        root: the folder, which is created when the first feature is written.
+        limit: the largest size in bytes, EVERLEARN_CACHE_BYTES by default. If the store is larger, the least
+            recently used segments are deleted.
 
     Attributes:
-        encoded: how many examples this process has encoded through the store.
-        served: how many it found there.
+        encoded: number of examples that this process has encoded through the store.
+        served: number of examples whose features were already in the store.
         on_progress: called with (done, total) while examples are encoded.
     """
 
@@ -78,17 +79,19 @@ class FeatureStore:
         self._shelves: dict[str, _Shelf] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureStore:
-        return self  # one store a process, whoever is copied
+        return self  # copies of a method share the one store of the process
 
     def encode(self, backbone: Encoder, inputs: Sequence[Input]) -> torch.Tensor:
-        """Features (n, width), float32. Encodes what is missing and keeps it. Of a view it says what it says
-        of the original: no view comes twice, and a query is asked once an image.
+        """Return the features (n, width) in float32. Missing features are computed and stored.
 
-        The examples are taken in chunks of the request, and a chunk is kept whole or not at all:
-        after a crash the same request meets the same batches, so features do not depend on it.
+        A view gets the features of its original image: the same view never occurs again, so its own features
+        would not be worth storing, and the query features of an image are computed only once.
+
+        The request is processed in chunks, and a chunk is stored completely or not at all. After a crash, the
+        same request therefore forms the same batches, so the crash does not change any feature.
 
         Raises:
-            EverlearnError: a feature is not finite, or the store's folder cannot be written.
+            EverlearnError: a feature is not finite, or the folder of the store cannot be written.
         """
         import torch
 
@@ -127,20 +130,20 @@ class FeatureStore:
         return self._shelves[identity]
 
     def _evict(self) -> None:
-        """Remove the least recently used segments until the store fits its limit."""
+        """Remove the least recently used segments until the store is within its limit."""
         segments = _existing(self.root.glob("*/*.f32"))
         total = sum(stat.st_size for stat, _ in segments)
         for stat, file in sorted(segments, key=lambda pair: pair[0].st_mtime):
             if total <= self.limit:
                 break
-            # Keys first: whoever reads the folder meanwhile never finds keys without features.
+            # The keys first, so that another process never finds keys without features.
             file.with_suffix(".keys").unlink(missing_ok=True)
             file.unlink(missing_ok=True)
             total -= stat.st_size
 
 
 class _Shelf:
-    """The features of one identity."""
+    """The stored features of one backbone identity."""
 
     def __init__(self, folder: Path, width: int, about: dict[str, Any]) -> None:
         self.folder, self.width, self.about = folder, width, about
@@ -162,15 +165,15 @@ class _Shelf:
         except FileNotFoundError:
             return  # evicted by another process between listing and opening
         except ValueError:
-            return  # cut off; not ours to repair: the examples are encoded again
+            return  # the file is truncated: leave it, and encode its examples again
         if len(packed) != KEY_BYTES * len(rows):
-            return  # the same
+            return  # truncated as well
         self._known.add(file.stem)
         for row in range(len(rows)):
             self.index.setdefault(packed[row * KEY_BYTES : (row + 1) * KEY_BYTES], (rows, row))
 
     def add(self, keys: Sequence[bytes], features: np.ndarray) -> None:
-        """Keep one chunk, whole or not at all."""
+        """Store one chunk completely or not at all."""
         name = uuid.uuid4().hex
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -184,14 +187,14 @@ class _Shelf:
                 (self.folder / f"{name}.f32").unlink(missing_ok=True)
             raise EverlearnError(
                 f"the feature store at {self.folder.parent} cannot be written ({error.strerror or error}): "
-                "make room or point EVERLEARN_CACHE at another folder"
+                "free disk space, or set EVERLEARN_CACHE to another folder"
             ) from error
         self._open(self.folder / f"{name}.keys")
         for row, key in enumerate(keys):
-            self.index.setdefault(key, (features, row))  # where another process made room at once
+            self.index.setdefault(key, (features, row))  # if another process has already deleted the segment
 
     def read(self, keys: Sequence[bytes]) -> np.ndarray:
-        """The rows of `keys`, gathered segment by segment."""
+        """The feature rows of `keys`, gathered segment by segment."""
         out = np.empty((len(keys), self.width), np.float32)
         places: dict[int, tuple[np.ndarray, list[int], list[int]]] = {}
         for position, key in enumerate(keys):
@@ -202,7 +205,7 @@ class _Shelf:
         for rows, at, taken in places.values():
             out[at] = rows[taken]
             if isinstance(rows, np.memmap) and rows.filename:
-                with contextlib.suppress(OSError):  # a read-only store serves as well, only its age is not kept
+                with contextlib.suppress(OSError):  # a read-only store works too, but keeps no time of last use
                     os.utime(rows.filename)
         return out
 
@@ -212,7 +215,7 @@ _override: FeatureStore | None = None
 
 
 def default_store() -> FeatureStore:
-    """The store of this process; a new one when EVERLEARN_CACHE has changed."""
+    """The store of this process. A new one is made when EVERLEARN_CACHE has changed."""
     global _default
     if _override is not None:
         return _override
@@ -223,7 +226,7 @@ def default_store() -> FeatureStore:
 
 @contextlib.contextmanager
 def using_store(store: FeatureStore) -> Iterator[FeatureStore]:
-    """Inside the block `store` is this process's store, wherever EVERLEARN_CACHE points."""
+    """Inside the `with` statement, `store` is the store of this process, whatever EVERLEARN_CACHE says."""
     global _override
     before, _override = _override, store
     try:
@@ -233,7 +236,7 @@ def using_store(store: FeatureStore) -> Iterator[FeatureStore]:
 
 
 def cache_info() -> list[dict[str, Any]]:
-    """What the store holds, one entry an identity: description, examples, bytes, when last used."""
+    """The contents of the store, one entry per identity: description, examples, bytes, time of last use."""
     entries = []
     for made, folder in sorted(_existing(cache_root().glob("*")), key=lambda pair: pair[1]):
         files = _existing(folder.glob("*.f32"))
@@ -252,7 +255,7 @@ def cache_info() -> list[dict[str, Any]]:
 
 
 def clear_cache(identity: str | None = None) -> int:
-    """Remove everything, or one identity; returns the bytes freed."""
+    """Remove all features, or those of one identity. Returns the number of bytes freed."""
     freed = 0
     for entry in cache_info():
         if identity in (None, entry["identity"]):
@@ -264,7 +267,7 @@ def clear_cache(identity: str | None = None) -> int:
 
 
 def _key(item: Input) -> bytes:
-    """16 bytes that address an example's content; a text never collides with an image of its bytes."""
+    """16 bytes that identify the content of an example. A text and an image of the same bytes get different keys."""
     return hashlib.blake2b(content(item), digest_size=KEY_BYTES, person=kind(item).encode()).digest()
 
 
@@ -273,8 +276,8 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def _existing(found: Iterable[Path]) -> list[tuple[os.stat_result, Path]]:
-    """The files of a glob that are still there, each with its stat: asked once, for another process
-    may evict a file between two questions."""
+    """The files of a glob that still exist, each with its stat. Each stat is read only once, because another
+    process may delete the file before a second read."""
     files = []
     for file in found:
         with contextlib.suppress(FileNotFoundError):

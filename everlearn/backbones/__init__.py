@@ -1,4 +1,4 @@
-"""Pre-trained encoders with named sites. `load(name)` reads one; `names()` lists the short names."""
+"""Backbones: pre-trained encoders with named sites. `load(name)` loads one; `names()` lists the short names."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ if TYPE_CHECKING:
 _NAMES = {
     "minilm": "all-MiniLM-L6-v2 sentence encoder, 22.7 M parameters, width 384 (extra: offline)",
     "vit-tiny": "ViT-Ti/16 of timm, 5.5 M parameters, width 192; vit-tiny@112 reads 112-pixel images (extra: vision)",
-    "tiny": "two random transformer blocks of width 32 for texts and images: for tests",
+    "tiny": "two transformer blocks with random weights, width 32, for tests with texts or images",
 }
 
 
 def names() -> dict[str, str]:
-    """The short names and what they stand for. Besides them: any transformers encoder or plain timm
-    ViT by hub or timm name, a local folder, or a safetensors file named after its timm model."""
+    """The short names and what they stand for. `load` also accepts any transformers encoder or plain timm ViT by
+    its hub name or timm name, a local folder, or a safetensors file named after its timm model."""
     return dict(_NAMES)
 
 
 def default_for(input: str) -> str:
-    """The short name of the backbone for inputs of this kind."""
+    """The short name of the default backbone for inputs of this kind."""
     return "vit-tiny" if input == "image" else "minilm"
 
 
 def load(name: str) -> Backbone:
-    """The backbone called `name`, frozen, in evaluation mode.
+    """Load the backbone called `name`, frozen and in evaluation mode.
 
     Args:
         name: a short name, a hub name (``owner/model``), a timm name (``vit_small_patch16_224``),
-            a folder in transformers' format, or a ``.safetensors`` file whose name begins with its
-            timm model's. ``@SIZE`` behind a timm ViT sets the image size in pixels.
+            a folder in transformers' format, or a ``.safetensors`` file whose name begins with the name of
+            its timm model. ``@SIZE`` after a timm ViT sets the image size in pixels.
 
     Raises:
-        EverlearnError: it does not exist or cannot be read; the message says what would serve.
+        EverlearnError: it does not exist or cannot be read; the message says what to give instead.
 
     >>> load("tiny").width
     32
@@ -53,9 +53,9 @@ def load(name: str) -> Backbone:
         return vision.load_timm(name)
     if Path(name).is_dir() or "/" in name:
         return vision.load_transformers(name) if vision.reads_images(name) else text.load_text(name)
-    if "_" in bare and vision.is_timm_name(bare):  # as in every ViT's name; timm takes seconds to import
+    if "_" in bare and vision.is_timm_name(bare):  # every ViT has "_" in its name; importing timm takes seconds
         return vision.load_timm(name)
     raise EverlearnError(
-        f"unknown backbone '{name}': give one of {', '.join(_NAMES)}, a timm ViT's name (needs the extra "
-        "'vision'), a hub name as owner/model, or the path of a folder or safetensors file"
+        f"unknown backbone '{name}': give one of {', '.join(_NAMES)}, the name of a timm ViT (needs the extra "
+        "'vision'), a hub name such as owner/model, or the path of a folder or safetensors file"
     )

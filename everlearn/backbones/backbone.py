@@ -1,4 +1,4 @@
-"""What every backbone offers: features, named sites, and an identity that says what computed them."""
+"""The base class of all backbones: features, named sites, and an identity that says what computed the features."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from everlearn.streams.inputs import Input
 
 
 class Hidden(NamedTuple):
-    """The last layer: `states` (n, tokens, width) and `mask` (n, tokens), 1 where a token counts.
+    """The output of the last layer: `states` (n, tokens, width) and `mask` (n, tokens), 1 for tokens, 0 for padding.
 
-    Prompt tokens, where any were appended, are the last `prompts` columns.
+    If prompt tokens were appended, they are the last `prompts` columns.
     """
 
     states: torch.Tensor
@@ -35,8 +35,8 @@ class Hidden(NamedTuple):
 class Block:
     """The sites of one transformer block.
 
-    `attention` reads what enters the block's attention and leaves behind its output projection;
-    `heads` is where queries meet keys and values; `operations` are all linear and normalisation layers.
+    `attention` goes from the input of the attention layer to the output of its output projection. `heads` is the
+    place where queries attend to keys and values. `operations` are all linear and normalisation layers.
     """
 
     query: Site
@@ -50,17 +50,16 @@ class Block:
 
 
 class Backbone(nn.Module):
-    """A pre-trained encoder. Frozen unless a method says otherwise.
+    """A pre-trained encoder. It is frozen unless a method trains it.
 
-    Subclasses give `prepare`, `mask`, `hidden`, `pool`, `tokens` and `block`, and set
+    Subclasses define `prepare`, `mask`, `hidden`, `pool`, `tokens` and `block`, and set
 
     * `name`, as the user wrote it;
-    * `reads`: the kinds of input it reads, e.g. ``("text",)``;
-    * `width`: size of a feature;
-    * `precision`: of matrix products in passes without gradient, ``float32`` or ``bfloat16``;
-    * `training_precision`: the same in passes with gradient. Weights, gradients and updates are
-      float32 either way;
-    * `settings`: what else decides the features (preprocessing, pooling), as plain JSON.
+    * `reads`: the kinds of input that it reads, e.g. ``("text",)``;
+    * `width`: the size of a feature;
+    * `precision`: the precision of matrix products without gradients, ``float32`` or ``bfloat16``;
+    * `training_precision`: the same with gradients. Weights, gradients and updates are always float32;
+    * `settings`: everything else that determines the features (preprocessing, pooling), as plain JSON.
     """
 
     name: str
@@ -74,57 +73,57 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.attached: list[Delta] = []
-        self.origin: dict[str, str] = {}  # digests of the pre-trained tensors, once a method has them
-        self._exact: dict[int, torch.Tensor] = {}  # while cast for inference: the weights as they are
+        self.origin: dict[str, str] = {}  # digests of the pre-trained tensors; empty until a method is built on it
+        self._exact: dict[int, torch.Tensor] = {}  # inside `inference`: the float32 weights, by the id of their parameter
         self._digests: dict[str, tuple[weakref.ref[torch.Tensor], int, str]] = {}
 
-    # -- what subclasses give ------------------------------------------------------------------
+    # -- defined by subclasses -----------------------------------------------------------------
     def prepare(self, inputs: Sequence[Input]) -> Any:
-        """Raw inputs to what `hidden` takes: token ids, pixels. Part of the backbone's identity."""
+        """Convert raw inputs to the input of `hidden`: token ids or pixels. This is part of the backbone's identity."""
         raise NotImplementedError
 
     def mask(self, prepared: Any) -> torch.Tensor:
-        """Which of the embedded tokens count, (n, tokens), prompts not among them."""
+        """The mask of the embedded tokens without prompts, (n, tokens): 1 for tokens, 0 for padding."""
         raise NotImplementedError
 
     def hidden(self, prepared: Any) -> Hidden:
-        """The last layer's states."""
+        """The output of the last layer."""
         raise NotImplementedError
 
     def pool(self, hidden: Hidden) -> torch.Tensor:
-        """One feature an example, of shape (n, width)."""
+        """One feature per example, of shape (n, width)."""
         raise NotImplementedError
 
     @property
     def tokens(self) -> Site:
-        """The embedded sequence before the first block."""
+        """The site of the embedded sequence, before the first block."""
         raise NotImplementedError
 
     def block(self, index: int) -> Block:
-        """The sites of block `index`, from 0."""
+        """The sites of block `index`, counted from 0."""
         raise NotImplementedError
 
     def lengths(self, inputs: Sequence[Input]) -> list[int]:
-        """A cost for each input, to sort batches by; equal where inputs are of one size."""
+        """The length of each input, by which batches are sorted; all equal if all inputs have the same size."""
         return [0] * len(inputs)
 
-    # -- what methods use ----------------------------------------------------------------------
+    # -- used by methods -----------------------------------------------------------------------
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
     def forward(self, inputs: Sequence[Input]) -> torch.Tensor:
-        """Features (n, width) as the model stands now, with gradient where something is trained."""
+        """Features (n, width) of the model in its current state, with gradients if anything is trained."""
         return self.pool(self.hidden(self.prepare(inputs)))
 
     def infer(
         self, inputs: Sequence[Input],
         compute: Callable[[list[Input], list[int]], torch.Tensor] | None = None, batch_size: int = 64,
     ) -> torch.Tensor:  # fmt: skip
-        """Features (n, width) without gradient, in length-sorted batches; nothing is stored.
+        """Features (n, width) without gradients, computed in batches of similar length. Nothing is stored.
 
         Args:
-            compute: features of some inputs, given with their rows; `forward` by default.
+            compute: a function from some inputs and their row numbers to features; `forward` by default.
         """
         features = torch.empty(len(inputs), self.width, device=self.device)
         lengths = self.lengths(inputs)
@@ -138,7 +137,7 @@ class Backbone(nn.Module):
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Evaluation mode, no gradient, `precision`; everything as before afterwards."""
+        """Inside the `with` statement: evaluation mode, no gradients, `precision`. Afterwards all is restored."""
         was_training = self.training
         self.eval()
         weights = [m.weight for m in self.modules() if isinstance(m, nn.Linear)] if self.precision != "float32" else []
@@ -146,7 +145,7 @@ class Backbone(nn.Module):
         self._exact = {**{id(weight): data for weight, data in zip(weights, exact, strict=True)}, **outer}
         try:
             with torch.no_grad(), self.mixed_precision():
-                for weight in weights:  # once here, or autocast does it for every batch
+                for weight in weights:  # cast once here; autocast would cast again for every batch
                     weight.data = weight.data.bfloat16()
                 yield
         finally:
@@ -157,22 +156,22 @@ class Backbone(nn.Module):
 
     @contextmanager
     def mixed_precision(self) -> Iterator[None]:
-        """Inside the block matrix products run in `precision`, or `training_precision` with gradient."""
+        """Inside the `with` statement, matrix products run in `precision`; with gradients in `training_precision`."""
         training = torch.is_grad_enabled()
         if (self.training_precision if training else self.precision) == "float32":
             yield
             return
-        # On a CPU the fused attention takes three times as long backward in bfloat16 as the plain one.
+        # On a CPU, the bfloat16 backward pass of fused attention takes three times as long as that of plain attention.
         plain = sdpa_kernel(SDPBackend.MATH) if training and self.device.type == "cpu" else nullcontext()
         with torch.autocast(self.device.type, torch.bfloat16), plain:
             yield
 
     def encode(self, inputs: Sequence[Input]) -> torch.Tensor:
-        """Features (n, width) of the frozen backbone, from the feature store where it has them."""
+        """Features (n, width) of the frozen backbone, read from the feature store or computed and stored there."""
         return default_store().encode(self, inputs).to(self.device)
 
     def attach(self, delta: Delta, site: Site) -> Delta:
-        """Put `delta` on `site`. The method owns the delta's parameters; the backbone knows of it."""
+        """Put `delta` on `site`. The method owns the parameters of the delta; the backbone only refers to it."""
         delta.attach(site)
         self.attached.append(delta)
         return delta
@@ -182,7 +181,7 @@ class Backbone(nn.Module):
         self.attached = [other for other in self.attached if other is not delta]
 
     def pretrained(self) -> Any:
-        """Inside the block no delta acts: the pre-trained model as it came."""
+        """Inside the `with` statement no delta is active, so the backbone computes without any of them."""
         return only(self.attached, active=False)
 
     @property
@@ -191,7 +190,7 @@ class Backbone(nn.Module):
 
     @property
     def is_frozen(self) -> bool:
-        """Whether neither the backbone nor an active delta is being trained."""
+        """Whether neither the backbone nor an active delta has trainable parameters."""
         modules: list[nn.Module] = [self, *self.active]
         return not any(p.requires_grad for module in modules for p in module.parameters())
 
@@ -201,7 +200,7 @@ class Backbone(nn.Module):
 
     # -- identity ------------------------------------------------------------------------------
     def digests(self, module: nn.Module | None = None, prefix: str = "") -> dict[str, str]:
-        """SHA-256 of every tensor by name; a tensor is hashed again only after it was written to."""
+        """SHA-256 of every tensor, by name. A tensor is hashed again only if it was written to."""
         found = {}
         module = self if module is None else module
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -213,7 +212,7 @@ class Backbone(nn.Module):
         return found
 
     def identity(self) -> str:
-        """What decides a feature: weights, active deltas, preprocessing, pooling, precision."""
+        """A hash of all that determines a feature: weights, active deltas, preprocessing, pooling, precision."""
         deltas = [
             (delta.site_name, type(delta).__name__, self.digests(delta, f"delta {number} "), _plain_state(delta))
             for number, delta in enumerate(self.attached)
@@ -223,7 +222,7 @@ class Backbone(nn.Module):
         return hashlib.sha256(what.encode()).hexdigest()[:32]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
-        # Digests belong to the tensors of this copy; the other one hashes its own.
+        # The cached digests refer to the tensors of this object; the clone hashes its own tensors.
         clone = self.__class__.__new__(self.__class__)
         memo[id(self)] = clone
         clone.__dict__.update({k: {} if k == "_digests" else copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
@@ -231,7 +230,7 @@ class Backbone(nn.Module):
 
 
 def _plain_state(delta: Delta) -> dict[str, Any]:
-    """What decides a delta's output besides its parameters: a scale, the tokens it was given."""
+    """What determines the output of a delta besides its parameters, such as a scale or the tokens given to it."""
     return {
         f"{path}.{name}": digest(value) if isinstance(value, torch.Tensor) else value
         for path, module in delta.named_modules()
@@ -241,7 +240,7 @@ def _plain_state(delta: Delta) -> dict[str, Any]:
 
 
 def config_hash(config: Any) -> str:
-    """A hash of a transformers configuration: equal weights with other heads or activations compute otherwise."""
+    """A hash of a transformers configuration: with other heads or activations, equal weights give other features."""
     leave_out = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
     told = {key: value for key, value in config.to_dict().items() if key not in leave_out}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -254,7 +253,7 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def has_bfloat16(device: torch.device | str = "cpu") -> bool:
-    """Whether the hardware multiplies bfloat16 matrices natively."""
+    """Whether the hardware supports bfloat16 matrix products natively."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported()
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)

@@ -1,4 +1,4 @@
-"""Finds the named sites of a transformer by what its layers are called, whatever its architecture."""
+"""Finds the named sites of a transformer of any architecture by the names of its layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from everlearn.backbones.backbone import Block
 from everlearn.errors import EverlearnError
 from everlearn.peft.delta import Site
 
-# The names that encoders of transformers and timm give to the same part.
+# The names that the models of transformers and timm use for the same part.
 QUERY = ("query", "q_proj", "q_lin", "q")
 KEY = ("key", "k_proj", "k_lin", "k")
 VALUE = ("value", "v_proj", "v_lin", "v")
@@ -21,7 +21,7 @@ MLP_OUT = ("output.dense",)
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks: the list of equal modules that holds an attention each."""
+    """The transformer blocks of a model: a list of modules of one type that contain an attention layer."""
     for module in model.modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential):
             continue
@@ -30,7 +30,7 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
             return children
     raise EverlearnError(
         f"{type(model).__name__} has no list of transformer blocks that everlearn recognises: "
-        "use a BERT-like text encoder or a plain ViT"
+        "use a backbone that is a BERT-like text encoder or a plain ViT"
     )
 
 
@@ -78,7 +78,7 @@ def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 
 
 def _descendant(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    """The first module anywhere below whose own name is one of `names`."""
+    """The first module, at any depth, whose own name is one of `names`."""
     below = [(path.rsplit(".", 1)[-1], child) for path, child in module.named_modules()]
     return next((child for name in names for own, child in below if own == name), None)
 
@@ -86,5 +86,5 @@ def _descendant(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 def _need(module: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
     found = _child(module, names) or _descendant(module, names)
     if found is None:
-        raise EverlearnError(f"{type(module).__name__}: no {what} layer called {' or '.join(names)}")
+        raise EverlearnError(f"{type(module).__name__} has no {what} layer called {' or '.join(names)}")
     return found

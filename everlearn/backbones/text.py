@@ -1,4 +1,4 @@
-"""Text encoders: any BERT-like model of transformers, by hub name or local folder."""
+"""Text backbones: any BERT-like model of transformers, by its hub name or from a local folder."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 class TextBackbone(Backbone):
     """A transformers encoder with its tokenizer and pooling.
 
-    Pooling, normalisation and the longest input are read from the files that sentence-transformers
-    keeps beside a model; without them, the mean of the tokens, not normalised, 512 tokens at most.
+    Pooling, normalisation and the maximum length are read from the files that sentence-transformers stores
+    with a model. Without these files, the feature is the mean of at most 512 tokens and is not normalised.
 
     Args:
-        source: hub name, or a folder with config.json, tokenizer and safetensors weights.
-        name: what to call it; the source by default.
+        source: a hub name, or a folder with config.json, tokenizer and safetensors weights.
+        name: the name of the backbone; the source by default.
     """
 
     reads = ("text",)
@@ -44,7 +44,7 @@ class TextBackbone(Backbone):
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.model = read_model(source)
         if getattr(self.model, "pooler", None) is not None:
-            self.model.pooler = None  # never used: pooling is ours, and unused weights must not count
+            self.model.pooler = None  # not used, and unused weights must not change the identity
         self.width = self.model.config.hidden_size
         self._blocks = find_blocks(self.model)
         self.depth = len(self._blocks)
@@ -64,7 +64,7 @@ class TextBackbone(Backbone):
         return {name: tensor.to(self.device) for name, tensor in encoded.items()}
 
     def lengths(self, inputs: Sequence[Input]) -> list[int]:
-        # Characters: near enough to tokens for sorting, and no second pass of the tokenizer.
+        # The number of characters is good enough for sorting and does not need the tokenizer.
         return [len(text) for text in inputs]  # type: ignore[arg-type]
 
     def mask(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -92,8 +92,8 @@ class TextBackbone(Backbone):
     def tokens(self) -> Site:
         if getattr(self.model.config, "rope_parameters", None):
             raise EverlearnError(
-                f"backbone '{self.name}' has rotary positions, and no token can be added behind its embeddings: "
-                "use a method without prompts, or an encoder with absolute positions"
+                f"backbone '{self.name}' has rotary positions, so no token can be added after its embeddings: "
+                "use a method without prompts, or a backbone with absolute positions"
             )
         embeddings = self.model.embeddings
         return Site("tokens", embeddings, embeddings, self.width, self.width)
@@ -103,14 +103,14 @@ class TextBackbone(Backbone):
 
 
 def minilm() -> TextBackbone:
-    """all-MiniLM-L6-v2 from the package that the `offline` extra installs, else from the hub.
+    """Load all-MiniLM-L6-v2 from the package that the `offline` extra installs, or else from the hub.
 
     Raises:
         EverlearnError: the package's weights are not the published ones.
     """
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        return load_text(MINILM, name="minilm", remedy="install everlearn[offline]")
+        return load_text(MINILM, name="minilm", remedy="install everlearn[offline], or give a folder")
     folder = Path(spec.submodule_search_locations[0]) / "model"
     try:
         with open(folder / "model.safetensors", "rb") as file:
@@ -128,31 +128,31 @@ def minilm() -> TextBackbone:
     return load_text(str(folder), name="minilm")
 
 
-def load_text(source: str, *, name: str | None = None, remedy: str = "give a local folder") -> TextBackbone:
-    """A TextBackbone, or one clear line on why it could not be read."""
+def load_text(source: str, *, name: str | None = None, remedy: str = "give a folder") -> TextBackbone:
+    """Load a TextBackbone, or raise an error that says in one line why it could not be read."""
     try:
         return TextBackbone(source, name=name)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EverlearnError(
-            f"backbone '{name or source}' could not be read ({reason}); no network? {remedy}, "
-            "or a folder with config.json, tokenizer and model.safetensors"
+            f"backbone '{name or source}' could not be read ({reason}); no network? {remedy} "
+            "with config.json, tokenizer and model.safetensors"
         ) from error
 
 
 def read_model(source: str) -> Any:
-    """A model of transformers with all its weights from safetensors: nothing is ever unpickled, and
-    nothing left at random.
+    """Load a model of transformers with all its weights from safetensors. Nothing is ever unpickled, and no weight
+    keeps a random value.
 
     Raises:
         EverlearnError: the weights are damaged or incomplete.
-        OSError, ValueError: there is no such model, as transformers words it.
+        OSError, ValueError: there is no such model; the message is that of transformers.
     """
     from safetensors import SafetensorError
     from transformers import AutoModel
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # its bar for a tenth of a second of reading hides ours
+    logging.disable_progress_bar()  # loading takes a tenth of a second, and its bar would hide ours
     try:
         model, report = AutoModel.from_pretrained(
             source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
@@ -171,7 +171,7 @@ def read_model(source: str) -> Any:
 
 
 def _sentence_settings(source: str) -> dict[str, Any]:
-    """Pooling, normalisation and longest input, from sentence-transformers' files where there are any."""
+    """Pooling, normalisation and maximum length, from the files of sentence-transformers if there are any."""
     pooling = _read_json(source, "1_Pooling/config.json")
     modules = _read_json(source, "modules.json") or []
     length = (_read_json(source, "sentence_bert_config.json") or {}).get("max_seq_length") or 512

@@ -1,7 +1,7 @@
-"""A very small transformer with seeded random weights: for tests, and for images when there are no weights.
+"""A very small transformer with seeded random weights, for tests and for images when there are no weights.
 
-It reads texts (words are hashed into a vocabulary) and images (4x4 patches of a 16x16 grey picture),
-needs no download and no other library, and has every site that large backbones have.
+It reads texts (words are hashed into a vocabulary) and images (4x4 patches of a 16x16 grey image). It needs
+no download and no other library, and it has every site that large backbones have.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class TinyBackbone(Backbone):
 
 
 def _pixels(item: Input) -> torch.Tensor:
-    """An encoded image as (patches, pixels of a patch), grey, in [-1, 1]."""
+    """An encoded image as an array (patches, pixels per patch) of grey values in [-1, 1]."""
     from PIL import Image
 
     with Image.open(io.BytesIO(content(item))) as image:

@@ -1,4 +1,4 @@
-"""Image encoders: plain ViTs of timm, and ViT, DeiT and DINOv2 of transformers."""
+"""Image backbones: plain ViTs of timm, and the ViT, DeiT and DINOv2 models of transformers."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ VIT_TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 
 class VisionBackbone(Backbone):
-    """A ViT with its preprocessing: shorter side to size / crop, centre crop, mean and std.
+    """A ViT with its preprocessing: resize the shorter side to size / crop, crop the centre, normalise the pixels.
 
     Args:
-        model: a timm VisionTransformer without head, or a ViT-like model of transformers.
-        name: what to call it.
-        size: pixels of the square input.
-        mean, std: per-channel normalisation of pixels in [0, 1]. Getting it wrong costs ten points.
-        crop: share of the resized image that the centre crop keeps.
+        model: a timm VisionTransformer without a head, or a ViT-like model of transformers.
+        name: the name of the backbone.
+        size: height and width of the input in pixels.
+        mean, std: mean and standard deviation of each channel, for pixels in [0, 1]. Wrong values lower the accuracy.
+        crop: the share of the resized image that the centre crop keeps.
 
-    Frozen passes stay in float32: in bfloat16 the features of ViT-Ti turn by up to a cosine of
-    0.9998, beyond the 0.9999 that the feature store promises.
+    Passes without gradients stay in float32. In bfloat16, the cosine between a feature of ViT-Ti and its float32
+    value can fall to 0.9998, and the feature store promises 0.9999.
     """
 
     reads = ("image",)
@@ -99,15 +99,15 @@ class VisionBackbone(Backbone):
 
 
 def _prefix_tokens(embeddings: Any) -> int:
-    """CLS, and DeiT's distillation token."""
+    """The number of tokens before the patches: CLS, and the distillation token of DeiT."""
     return 1 + (getattr(embeddings, "distillation_token", None) is not None)
 
 
 def decode(item: Input) -> Any:
-    """An encoded image or a path as an RGB Pillow image.
+    """Decode an image, given as bytes or a path, to an RGB Pillow image.
 
     Raises:
-        DataError: it does not decode.
+        DataError: it cannot be decoded.
         EverlearnError: Pillow is not installed.
     """
     try:
@@ -119,32 +119,32 @@ def decode(item: Input) -> Any:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         where = f"image {item}" if isinstance(item, Path) else f"an image of {len(content(item))} bytes"
-        raise DataError(f"{where} does not decode ({error}): replace or remove it") from error
+        raise DataError(f"{where} cannot be decoded ({error}): replace or remove it") from error
 
 
 def load_timm(name: str) -> VisionBackbone:
-    """A plain ViT of timm by name, from the hub or from a local safetensors file.
+    """Load a plain ViT of timm by name, from the hub or from a local safetensors file.
 
-    A file is found by its path, or for a timm name in the folder that EVERLEARN_WEIGHTS names.
+    The file is given by its path, or it is looked up by the timm name in the folder EVERLEARN_WEIGHTS.
     """
     bare, _, size = name.partition("@")
     timm = _timm()
     if size and not size.isdigit():
-        raise EverlearnError(f"backbone '{name}': behind @ stands the image size in pixels, e.g. {bare}@112")
+        raise EverlearnError(f"backbone '{name}': give the image size in pixels after @, e.g. {bare}@112")
     file = Path(bare) if bare.endswith(".safetensors") else _weights_file(bare)
     model_name = file.name.split(".")[0] if file else VIT_TINY if bare == "vit-tiny" else bare
     while file and model_name not in timm.list_models() and "_" in model_name:
-        model_name = model_name.rsplit("_", 1)[0]  # weights files carry tags behind the model's name
+        model_name = model_name.rsplit("_", 1)[0]  # the names of weights files have tags after the model name
     if file and not file.is_file():
         raise EverlearnError(f"backbone '{name}': no such file")
     try:
         options = {"img_size": int(size)} if size else {}
         model = timm.create_model(model_name, pretrained=file is None, num_classes=0, **options)
-    except Exception as error:  # timm and the hub raise many kinds; each means that the model cannot be had
+    except Exception as error:  # timm and the hub raise many kinds of error; each means that there is no model
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EverlearnError(
             f"backbone '{name}' could not be read ({reason}); no network? set EVERLEARN_WEIGHTS to a folder "
-            "that holds its safetensors file, or give the file's path"
+            "that holds its safetensors file, or give the path of the file"
         ) from error
     if not hasattr(model, "blocks") or not hasattr(model, "norm_pre"):
         raise EverlearnError(f"backbone '{name}': {model_name} is not a plain ViT")
@@ -159,7 +159,7 @@ def load_timm(name: str) -> VisionBackbone:
 
 
 def load_transformers(source: str) -> VisionBackbone:
-    """ViT, DeiT or DINOv2 of transformers, by hub name or local folder."""
+    """Load a ViT, DeiT or DINOv2 model of transformers, by its hub name or from a local folder."""
     from transformers.utils import cached_file
 
     try:
@@ -181,18 +181,18 @@ def load_transformers(source: str) -> VisionBackbone:
 
 
 def reads_images(source: str) -> bool:
-    """Whether the configuration at `source` is of an image encoder."""
+    """Whether the configuration at `source` belongs to an image encoder."""
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError):
-        return False  # the loader that follows says what is wrong
+        return False  # the loader that is called next says what is wrong
     return hasattr(config, "patch_size") and hasattr(config, "image_size")
 
 
 def is_timm_name(name: str) -> bool:
-    """Whether timm knows a model of this name."""
+    """Whether timm has a model of this name."""
     if importlib.util.find_spec("timm") is None:
         return False
     return name.split(".")[0] in _timm().list_models()
@@ -226,7 +226,7 @@ def _load_weights(model: Any, file: Path) -> None:
     except (SafetensorError, OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise EverlearnError(
-            f"weights file {file} cannot be used ({reason}): it is damaged, incomplete or of another model; "
+            f"weights file {file} cannot be used ({reason}): it is damaged, incomplete or for another model; "
             "download or copy it again"
         ) from error
 

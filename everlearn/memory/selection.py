@@ -1,4 +1,4 @@
-"""Which prompts each task's examples were given: what tells a working pool from a collapsed one."""
+"""Counts which prompts the examples of each task select. The counts show whether a prompt pool has collapsed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from everlearn.errors import EverlearnWarning
 from everlearn.state import Stateful
 
-SHOWN = 12  # prompts in the report's histogram of a task
+SHOWN = 12  # the report's histogram of a task shows at most this many prompts
 
 
 class Selection(Stateful):
-    """Counts of chosen prompts, one row a task, and how far the keys moved while it was learned.
+    """Counts of selected prompts, one row per task, and how far the prompt keys moved while the task was learned.
 
     >>> chosen = Selection()
     >>> chosen.record(torch.tensor([[0, 1], [0, 1], [0, 2]]), torch.eye(4))
@@ -34,13 +34,14 @@ class Selection(Stateful):
         self.register_buffer("drift", torch.zeros(0))
 
     def record(self, chosen: Tensor, keys: Tensor) -> None:
-        """Count what a task's training examples are given once it is learned.
+        """Count the prompts that the training examples of a task select after it is learned.
 
         Args:
-            chosen: (n, prompts an example) indices. keys: (prompts, width) as they are now.
+            chosen: (n, prompts per example) indices of prompts.
+            keys: (prompts, width) the current keys of all prompts.
 
         Warns:
-            EverlearnWarning: the choices have collapsed to few of many prompts.
+            EverlearnWarning: the selection has collapsed to a few of many prompts.
         """
         counted = torch.bincount(chosen.flatten().cpu(), minlength=len(keys))
         self.counts = torch.nn.functional.pad(self.counts, (0, len(keys) - self.counts.shape[1]))
@@ -53,18 +54,18 @@ class Selection(Stateful):
         effective, tasks = self.effective(self.counts.sum(0)), len(self.counts)
         if tasks > 1 and effective < 1.5 * chosen.shape[1] and len(keys) >= 2 * chosen.shape[1]:
             warnings.warn(
-                f"prompt selection has collapsed: after {tasks} tasks {effective:.1f} of {len(keys)} prompts are in "
-                "use (the exponential of the choices' entropy)", EverlearnWarning, stacklevel=2,
+                f"prompt selection has collapsed: after {tasks} tasks, only {effective:.1f} of {len(keys)} prompts are "
+                "in use (the exponential of the entropy of the selection)", EverlearnWarning, stacklevel=2,
             )  # fmt: skip
 
     def frequencies(self) -> Tensor:
-        """The share of all choices so far that each prompt had, (prompts,)."""
+        """The share of all selections so far that went to each prompt, of shape (prompts,)."""
         total = self.counts.sum(0)
         return total / total.sum().clamp(min=1)
 
     def own(self, chosen: Tensor, task: int) -> float:
-        """The share of choices (n, prompts an example) that are the task's own: prompts which, of all tasks, its
-        training examples chose most often.
+        """The share of the selections `chosen` (n, prompts per example) that went to the task's own prompts. These are
+        the prompts that its training examples selected with a higher frequency than those of any other task.
 
         >>> chosen = Selection()
         >>> for index in (0, 1):
@@ -77,17 +78,17 @@ class Selection(Stateful):
 
     @staticmethod
     def effective(counts: Tensor) -> float:
-        """How many prompts are in use: the exponential of the entropy of `counts`."""
+        """The effective number of prompts in use: the exponential of the entropy of `counts`."""
         share = counts[counts > 0] / counts.sum()
         return float((-(share * share.log()).sum()).exp())
 
     @staticmethod
     def _largest(counts: Tensor) -> list[int]:
-        """The prompts chosen most, as many as a table can show."""
+        """The most frequently selected prompts, as many as the report shows."""
         return [i for i in counts.topk(min(SHOWN, len(counts))).indices.tolist() if counts[i]]
 
     def diagnostics(self) -> dict[str, Any]:
-        """For the report: a histogram, entropy and drift for each task."""
+        """For the report: the histogram and entropy of the selections and the drift of the keys, per task."""
         told: dict[str, Any] = {}
         for t, counts in enumerate(self.counts):
             told[f"task {t + 1}"] = {

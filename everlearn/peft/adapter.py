@@ -1,8 +1,8 @@
-"""Adapters: a small bottleneck network beside a layer or behind it.
+"""Adapters: small bottleneck networks, in parallel with a layer or after it.
 
-Houlsby et al. (2019, https://arxiv.org/abs/1902.00751) put one behind attention and behind the
-feed-forward layer; He et al. (2022, https://arxiv.org/abs/2110.04366) and AdaptFormer (Chen et al.,
-2022, https://arxiv.org/abs/2205.13535) put one beside it, which APER and RanPAC train.
+Houlsby et al. (2019, https://arxiv.org/abs/1902.00751) put one after the attention layer and one after the
+feed-forward layer. He et al. (2022, https://arxiv.org/abs/2110.04366) and AdaptFormer (Chen et al., 2022,
+https://arxiv.org/abs/2205.13535) put one in parallel with the feed-forward layer; APER and RanPAC train this kind.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ FUNCTIONS = {"relu": torch.relu, "gelu": nn.functional.gelu, "tanh": torch.tanh}
 class Adapter(Delta):
     """y + scale · Up(f(Down(x))) in parallel form, y + scale · Up(f(Down(y))) in sequential form.
 
-    Up is zero at first, so a new adapter changes nothing.
+    Up is initialised with zeros, so a new adapter changes nothing.
 
     Args:
-        width: size of the site's input; `out_width` of its output.
+        width: size of the input of the site.
+        out_width: size of the output of the site.
         bottleneck: size of the hidden layer.
-        scale: fixed factor of the branch.
-        form: "parallel" reads what enters the site, "sequential" what leaves it (Houlsby).
-        function: f: relu, gelu or tanh.
+        scale: fixed factor by which the adapter's output is multiplied.
+        form: "parallel" reads the input of the site, "sequential" reads its output (Houlsby).
+        function: the function f: relu, gelu or tanh.
 
     >>> import torch
     >>> delta, x, y = Adapter(8, 8, bottleneck=2), torch.ones(1, 8), torch.ones(1, 8)

@@ -1,7 +1,7 @@
-"""Where new parameters go: a Delta sits on a named site of an unmodified backbone.
+"""Deltas: modules of new parameters. Each delta sits on one named site of an unmodified backbone.
 
-A site is where a tensor enters and where the result leaves. A delta sees both and returns what
-leaves instead. It is attached by forward hooks, so no backbone is ever copied or forked.
+A site has an input and an output. A delta gets both and returns a new output. It is attached by forward hooks,
+so the code of a backbone is never copied or changed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ class Site:
     """A place in a backbone.
 
     Args:
-        name: for people and for hashes, e.g. ``block 3 query``.
-        enter: the module whose first input is the site's input.
-        leave: the module whose output is the site's output; often the same as `enter`.
-        columns: the slice of the output's last dimension that belongs to the site, where a layer
-            computes several at once (a fused query-key-value projection).
-        width: size of the input's last dimension; `out_width` of the output's.
+        name: a readable name, which is also part of hashes, e.g. ``block 3 query``.
+        enter: the module whose first input is the input of the site.
+        leave: the module whose output is the output of the site; often the same module as `enter`.
+        width: size of the last dimension of the input.
+        out_width: size of the last dimension of the output.
+        columns: the slice of the output's last dimension that belongs to the site, if a layer computes
+            several projections at once (a fused query-key-value projection).
     """
 
     name: str
@@ -43,15 +44,16 @@ class Site:
 
 
 class Delta(nn.Module):
-    """New parameters on a site. Subclasses define ``forward(x, y)``: the site's input and output
-    in, the new output out. While it is attached, `site.weight` is the weight of the layer that it changes.
+    """New parameters on one site. Subclasses define ``forward(x, y)``, which takes the input x and the output y of
+    the site and returns the new output. While the delta is attached, `site.weight` is the weight of the layer that
+    it changes.
 
     Hooks are bound methods, never closures, so that `copy.deepcopy` of a model with deltas gives
     an independent model.
     """
 
     added_tokens = 0
-    """How many tokens the delta appends to the sequence; only prompts do."""
+    """The number of tokens that the delta appends to the sequence. Only prompts append tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +67,7 @@ class Delta(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define forward(x, y)")
 
     def attach(self, site: Site) -> Delta:
-        """Attach to `site`; a delta sits on one site at a time."""
+        """Attach to `site`. A delta sits on one site at a time."""
         self._sit_on(site)
         self._handles = [
             site.enter.register_forward_pre_hook(self._on_enter),
@@ -79,7 +81,7 @@ class Delta(nn.Module):
         self.site_name, self.site = site.name, site
 
     def detach(self) -> None:
-        """Take the delta off its site: the backbone answers as before."""
+        """Take the delta off its site, so that the backbone computes as it did before."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -103,7 +105,7 @@ class Delta(nn.Module):
 
 @contextmanager
 def only(deltas: Iterable[Delta], active: bool = True) -> Iterator[None]:
-    """Switch `deltas` on (or off) inside the block, and back as they were afterwards."""
+    """Switch `deltas` on (or off) inside the `with` statement, and restore their previous state afterwards."""
     before = [(delta, delta.is_active) for delta in deltas]
     try:
         for delta, _ in before:

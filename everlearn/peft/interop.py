@@ -1,12 +1,12 @@
 """LoRA and prefixes in the folder format of Hugging Face PEFT: adapter_config.json and adapter_model.safetensors.
 
-What is saved here, `peft.PeftModel.from_pretrained` loads onto the transformers model, and the other way round.
+`peft.PeftModel.from_pretrained` loads what `save` writes onto the transformers model, and `load` reads what PEFT saves.
 
-* LoRA gives the same states on both sides. PEFT knows whole linear layers only: LoRA on parts of a fused
-  query-key-value projection is written as one of the summed rank, and comes back as that.
-* A prefix is the same keys and values on both sides. But where PEFT joins them to a BERT-like encoder, it
-  also moves the positions of the text up by the length of the prefix; here the text stays where it was.
-  Other encoders (DistilBERT, ViTs) take no prefix in PEFT.
+* LoRA gives the same states in PEFT and in everlearn. PEFT supports whole linear layers only, so LoRA on parts of
+  a fused query-key-value projection is written as one LoRA whose rank is the sum of theirs, and is read as such.
+* A prefix gives the same keys and values in PEFT and in everlearn. But with a BERT-like backbone, PEFT also shifts
+  the positions of the text by the length of the prefix, and everlearn does not. PEFT supports no prefix for other
+  backbones (DistilBERT, ViTs).
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<half>[AB])\.weight"
 
 
 def save(deltas: DeltaSet, backbone: Backbone, folder: str | Path) -> None:
-    """Write LoRA or prefixes as PEFT does: the folder whole or not at all. An adapter there is replaced.
+    """Write LoRA or prefixes in PEFT's format, completely or not at all. An adapter in the folder is replaced.
 
     Args:
-        deltas: LoRA on linear layers, or one prefix on every block; a re-parametrised prefix is folded.
-        backbone: the encoder that they were made for.
-        folder: new, empty, or with an adapter and nothing else.
+        deltas: LoRA on linear layers, or one prefix on every block. A re-parametrised prefix is written as the
+            keys and values that it gives.
+        backbone: the backbone that the deltas were made for.
+        folder: a new or empty folder, or one that holds an adapter and nothing else.
 
     Raises:
-        EverlearnError: PEFT's format has no place for these deltas, or the folder holds something else.
+        EverlearnError: PEFT's format cannot hold these deltas, or the folder holds other files.
 
     >>> import os, tempfile
     >>> from everlearn import backbones
@@ -61,8 +62,8 @@ def save(deltas: DeltaSet, backbone: Backbone, folder: str | Path) -> None:
         config, tensors = _prefix_written(deltas, backbone)
     else:
         names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
-        raise EverlearnError(f"an adapter in PEFT's format holds LoRA alone or prefixes alone, not {names}: "
-                             "save each of the two by itself; the rest stays in everlearn's checkpoints")  # fmt: skip
+        raise EverlearnError(f"an adapter in PEFT's format holds LoRA alone or prefixes alone, not {names}: save LoRA "
+                             "and prefixes separately; keep other deltas in everlearn's checkpoints")  # fmt: skip
     model = _model(backbone)
     config |= {
         "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
@@ -76,11 +77,11 @@ def save(deltas: DeltaSet, backbone: Backbone, folder: str | Path) -> None:
 
 
 def load(backbone: Backbone, folder: str | Path) -> DeltaSet:
-    """LoRA or prefixes from a folder in PEFT's format, attached to `backbone`. Nothing is unpickled.
+    """Read LoRA or prefixes from a folder in PEFT's format and attach them to `backbone`. Nothing is unpickled.
 
     Raises:
-        EverlearnError: the folder is incomplete or damaged, is of another encoder, or uses what everlearn
-            has not.
+        EverlearnError: the folder is incomplete or damaged, was made for another backbone, or has a setting
+            that everlearn does not support.
 
     >>> import tempfile
     >>> from everlearn import backbones
@@ -108,14 +109,15 @@ def _lora_written(deltas: DeltaSet, backbone: Backbone) -> tuple[dict[str, Any],
     for delta in deltas:
         site = named.get(delta.site_name)
         if site is None or site.enter is not site.leave or not isinstance(site.leave, nn.Linear):
-            raise EverlearnError(f"PEFT has LoRA on single linear layers only, and '{delta.site_name}' is none of "
-                                 f"backbone '{backbone.name}': insert LoRA on query, key, value or an operation "
-                                 "to save it")  # fmt: skip
+            raise EverlearnError(f"PEFT supports LoRA on single linear layers only, and '{delta.site_name}' is not "
+                                 f"one in backbone '{backbone.name}': to save LoRA, insert it on query, key, value or "
+                                 "an operation")  # fmt: skip
         layers.setdefault(paths[site.leave], []).append((delta, site))  # type: ignore[arg-type]
     tensors, ranks, alphas = {}, {}, {}
     for path, parts in layers.items():
         scale = parts[0][0].scale or 1.0
-        # Several on one layer add up, and their sum is one LoRA: A below A, B beside B, each B in its own rows.
+        # Several LoRAs on one layer add up to one: stack their A along the rows and their B along the columns, where
+        # each B has zeros outside the rows of its own site.
         name = f"base_model.model.{path}.lora_"
         tensors[f"{name}A.weight"] = torch.cat([delta.a for delta, _ in parts])
         tensors[f"{name}B.weight"] = torch.cat([_rows(d.b * (d.scale / scale), site) for d, site in parts], dim=1)
@@ -131,7 +133,7 @@ def _lora_written(deltas: DeltaSet, backbone: Backbone) -> tuple[dict[str, Any],
 
 
 def _rows(b: torch.Tensor, site: Site) -> torch.Tensor:
-    """B for the whole layer, zero outside the columns of the output that belong to the site."""
+    """B for the whole layer, with zeros for the outputs that do not belong to the site."""
     whole = b.new_zeros(site.leave.out_features, b.shape[1])  # type: ignore[call-overload]
     whole[site.columns or slice(None)] = b
     return whole
@@ -144,16 +146,16 @@ def _lora_read(
     layers: dict[str, Site] = {}
     for site in sites(backbone).values():
         if site.enter is site.leave and isinstance(site.leave, nn.Linear) and site.columns is None:
-            layers.setdefault(paths[site.leave], site)  # `block 0 query` stands before the same layer's operation
+            layers.setdefault(paths[site.leave], site)  # `block 0 query` comes before the same layer's operation
     halves: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         found = KEY.fullmatch(key)
         if found is None:
-            raise EverlearnError(f"{file}: '{key}' is not a LoRA of a linear layer: everlearn reads lora_A and lora_B "
-                                 "only; train or export the adapter without it")  # fmt: skip
+            raise EverlearnError(f"{file}: '{key}' is not a LoRA weight of a linear layer: everlearn reads only lora_A "
+                                 "and lora_B; train or export the adapter without it")  # fmt: skip
         if found["path"] not in layers:
             raise EverlearnError(f"{file}: no block of backbone '{backbone.name}' has a linear layer "
-                                 f"'{found['path']}': load the encoder that the adapter was made for")  # fmt: skip
+                                 f"'{found['path']}': load the backbone that the adapter was made for")  # fmt: skip
         halves.setdefault(found["path"], {})[found["half"]] = tensor
     placed: list[tuple[Delta, Site]] = []
     for path, site in layers.items():
@@ -171,7 +173,7 @@ def _lora_read(
 
 
 def _of_layer(pattern: dict[str, Any] | None, path: str, default: Any) -> Any:
-    """The value of the first pattern that is the end of a layer's path, as PEFT finds it."""
+    """The value of the first pattern that matches the end of the layer's path; PEFT chooses it in the same way."""
     return next((value for end, value in (pattern or {}).items() if re.match(rf"(.*\.)?({end})$", path)), default)
 
 
@@ -179,13 +181,13 @@ def _of_layer(pattern: dict[str, Any] | None, path: str, default: Any) -> Any:
 def _prefix_written(deltas: DeltaSet, backbone: Backbone) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     heads = getattr(getattr(_model(backbone), "config", None), "num_attention_heads", None)
     if heads is None:
-        raise EverlearnError(f"backbone '{backbone.name}' is not a model of transformers, and PEFT has prefixes for "
-                             "no other: save LoRA, or keep the prefixes in everlearn's checkpoints")  # fmt: skip
+        raise EverlearnError(f"backbone '{backbone.name}' is not a model of transformers, and PEFT has prefixes only "
+                             "for those: save LoRA, or keep the prefixes in everlearn's checkpoints")  # fmt: skip
     by_site = {delta.site_name: torch.cat(delta.keys_values(), dim=-1)[0] for delta in deltas}  # type: ignore[operator]
     names = [backbone.block(index).heads.name for index in range(backbone.depth)]
     lengths = {len(vectors) for vectors in by_site.values()}
     if len(deltas) != len(names) or set(by_site) != set(names) or len(lengths) > 1:
-        raise EverlearnError(f"PEFT has one prefix of one length on every block: {len(deltas)} with lengths "
+        raise EverlearnError(f"PEFT needs one prefix of one length on every block: {len(deltas)} prefixes with lengths "
                              f"{sorted(lengths)} on the {len(names)} blocks of backbone '{backbone.name}' cannot be "
                              "saved; insert them with insert(backbone, 'prefix')")  # fmt: skip
     _tell_positions(length := lengths.pop())
@@ -203,7 +205,7 @@ def _prefix_read(
     same_shapes(tensors, {PROMPT: (length, backbone.depth * 2 * width)}, file, "the prefix")
     _tell_positions(length)
     placed: list[tuple[Delta, Site]] = []
-    # Block by block the keys and then the values, as `Prefix` holds them.
+    # For each block the keys and then the values, in the order in which `Prefix` holds them.
     for index, vectors in enumerate(tensors[PROMPT].float().split(2 * width, dim=1)):
         delta = Prefix(width, length=len(vectors))
         delta.vectors = nn.Parameter(vectors.clone())
@@ -213,15 +215,15 @@ def _prefix_read(
 
 def _tell_positions(length: Any) -> None:
     warnings.warn(
-        f"PEFT moves the positions of the text up by the {length} of the prefix, everlearn leaves them: the keys "
-        "and values are the same, features are not; train the prefix where it is used",
+        f"PEFT shifts the positions of the text by the length of the prefix ({length}), and everlearn does not: keys "
+        "and values are equal, but features differ; train a prefix with the library that will use it",
         EverlearnWarning, stacklevel=4,
     )  # fmt: skip
 
 
 # -- the model ----------------------------------------------------------------------------------------
 def _model(backbone: Backbone) -> nn.Module:
-    """The model that PEFT would wrap; a backbone that wraps none is one itself."""
+    """The model that PEFT would wrap: the one that the backbone wraps, or else the backbone itself."""
     return getattr(backbone, "model", backbone)
 
 

@@ -10,13 +10,13 @@ from everlearn.peft.delta import Delta, Site
 
 
 class LoRA(Delta):
-    """y + (alpha / rank) · x Aᵀ Bᵀ, with A random and B zero: the output is unchanged at first.
+    """y + (alpha / rank) · x Aᵀ Bᵀ. A is initialised at random and B with zeros, so a new LoRA changes nothing.
 
     Args:
-        width: size of the site's input.
-        out_width: size of the site's output.
-        rank: r of the paper.
-        alpha: the scale is alpha / rank.
+        width: size of the input of the site.
+        out_width: size of the output of the site.
+        rank: the rank, r in the paper.
+        alpha: the update is scaled by alpha / rank.
 
     >>> import torch
     >>> delta, x, y = LoRA(8, 8, rank=2), torch.ones(1, 8), torch.ones(1, 8)
@@ -35,12 +35,12 @@ class LoRA(Delta):
         return y + self.scale * (x @ self.a.T) @ self.b.T
 
     def merge(self, site: Site) -> None:
-        """Add the update to the weight of `site` and switch the delta off: no cost when predicting."""
+        """Add the update to the weight of `site` and switch the delta off, so that it costs nothing in prediction."""
         self._add_to_weight(site, self.scale)
         self.is_active = False
 
     def unmerge(self, site: Site) -> None:
-        """Undo `merge`, to within rounding."""
+        """Undo `merge`, up to rounding errors."""
         self._add_to_weight(site, -self.scale)
         self.is_active = True
 

@@ -1,4 +1,4 @@
-"""Prefixes: extra keys and values in attention (Li & Liang, 2021, https://arxiv.org/abs/2101.00190)."""
+"""Prefixes: additional keys and values in attention (Li & Liang, 2021, https://arxiv.org/abs/2101.00190)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from everlearn.peft.delta import Delta, Site
 
 
 class KeysValues(Delta):
-    """Given keys and values join those of one attention, on a block's `heads` site.
+    """Adds given keys and values to those of one attention layer, at the `heads` site of a block.
 
-    They are not parameters here: who owns them (a pool, a task) hands them in for one pass. The
-    sequence keeps its length. Queries attend to them by their heads, as to the example's own keys.
+    They are not parameters of this delta: their owner (a pool, a task) passes them in for each pass. The length
+    of the sequence does not change. In each head, queries attend to them as they do to the example's own keys.
 
     >>> from everlearn import backbones
     >>> tiny = backbones.load("tiny")
@@ -37,7 +37,7 @@ class KeysValues(Delta):
 
     @contextmanager
     def given(self, keys: torch.Tensor, values: torch.Tensor) -> Iterator[None]:
-        """Inside the block every pass gets `keys` and `values`, each (n or 1, p, width)."""
+        """Inside the `with` statement every pass gets `keys` and `values`, each of shape (n or 1, p, width)."""
         self._given, self.is_active = (keys, values), True
         try:
             yield
@@ -52,7 +52,7 @@ class KeysValues(Delta):
         self._sit_on(site)
         self._handles = [
             site.enter.register_forward_pre_hook(self._on_enter),
-            # Also after an error inside: a mode left behind would change every attention that follows.
+            # Also called after an error; otherwise the mode would stay and change every later attention layer.
             site.leave.register_forward_hook(self._on_leave, always_call=True),
         ]
         return self
@@ -69,19 +69,19 @@ class KeysValues(Delta):
         mode.__exit__(None, None, None)
         if not mode.met and output is not None:
             raise EverlearnError(
-                f"{self.site_name}: no key or value can join here, for the attention of {type(module).__name__} "
-                "is not torch's scaled_dot_product_attention: use a method without prefixes, or another encoder"
+                f"{self.site_name}: no keys or values can be added, because {type(module).__name__} does not use "
+                "torch's scaled_dot_product_attention: use a method without prefixes, or another backbone"
             )
 
 
 class Prefix(KeysValues):
-    """Trained keys and values of one attention: prefix-tuning.
+    """Trained additional keys and values of one attention layer: prefix-tuning.
 
     Args:
-        width: size of a key and of a value, all heads together.
-        length: how many of each.
-        hidden: size of the hidden layer of the re-parametrisation: keys and values are then
-            Linear(tanh(Linear(e))) of trained vectors e, which trains more evenly; 0 for none.
+        width: size of a key and of a value, over all heads.
+        length: number of keys and of values.
+        hidden: size of the hidden layer of the re-parametrisation, 0 for none. With it, keys and values are
+            Linear(tanh(Linear(e))) of trained vectors e, which makes training more stable.
 
     >>> prefix = Prefix(8, length=3)
     >>> [tuple(part.shape) for part in prefix.keys_values()]
@@ -100,13 +100,13 @@ class Prefix(KeysValues):
         return keys, values
 
     def fold(self) -> None:
-        """Keep the keys and values that the re-parametrisation gives, and drop it: for use after training."""
+        """Replace the re-parametrisation by the keys and values that it gives. For use after training."""
         self.vectors = nn.Parameter(torch.cat(self.keys_values(), dim=-1)[0].detach())
         self.mlp = None
 
 
 class _Joined(TorchFunctionMode):
-    """Inside it every scaled dot-product attention meets more keys and values."""
+    """A mode in which every scaled dot-product attention gets the additional keys and values."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
@@ -127,6 +127,6 @@ class _Joined(TorchFunctionMode):
 
 
 def _heads(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(n or 1, p, width) as (n, heads, p, width of a head), in the dtype of `like`."""
+    """Reshape (n or 1, p, width) to (n, heads, p, width per head), in the dtype of `like`."""
     n, heads, _, size = like.shape
     return rows.reshape(rows.shape[0], -1, heads, size).transpose(1, 2).expand(n, -1, -1, -1).to(like.dtype)

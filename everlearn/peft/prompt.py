@@ -1,7 +1,7 @@
-"""Prompt tokens: vectors that join the embedded sequence (Lester et al., 2021; Jia et al., 2022).
+"""Prompt tokens: vectors that are added to the embedded sequence (Lester et al., 2021; Jia et al., 2022).
 
-Prompts are appended at the end. For an encoder without relative positions the place makes no
-difference, and position embeddings, padding and the CLS token of the example stay where they were.
+Prompts are appended at the end. In a backbone without relative positions, their place makes no difference, and
+the position embeddings, the padding and the CLS token of the example do not move.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from everlearn.peft.delta import Delta
 
 
 class PromptTokens(Delta):
-    """Appends given tokens, one set an example, to the sequence at a backbone's `tokens` site.
+    """Appends given tokens, one set per example, to the sequence at the `tokens` site of a backbone.
 
-    The tokens are not parameters here: who owns them (a pool, a task) hands them in for one pass.
-    With `replaces`, on a later block, they take the place of the last tokens instead.
+    The tokens are not parameters of this delta: their owner (a pool, a task) passes them in for each pass.
+    With `replaces`, on a later block, they replace the last tokens instead.
 
     >>> import torch
     >>> delta, y = PromptTokens(), torch.zeros(1, 3, 8)
@@ -36,7 +36,7 @@ class PromptTokens(Delta):
 
     @contextmanager
     def given(self, tokens: torch.Tensor) -> Iterator[None]:
-        """Inside the block every pass gets `tokens`, of shape (n, p, width)."""
+        """Inside the `with` statement every pass gets `tokens`, of shape (n, p, width)."""
         self._tokens, self.is_active = tokens, True
         self.added_tokens = 0 if self.replaces else tokens.shape[1]
         try:
@@ -51,13 +51,13 @@ class PromptTokens(Delta):
 
 
 class Prompt(Delta):
-    """Trained tokens, the same for every example: at `tokens` they join the sequence (shallow), at the
-    `output` of a block, with `replaces`, they take the place of the last ones (deep, VPT).
+    """Trained tokens, the same for every example. At the `tokens` site they are appended to the sequence (shallow
+    prompts). At the `output` of a block, with `replaces`, they replace its last tokens (deep prompts, VPT).
 
     Args:
         width: size of a token.
-        length: how many.
-        replaces: whether as many tokens at the end of the sequence make room.
+        length: number of tokens.
+        replaces: whether they replace as many tokens at the end of the sequence.
 
     >>> import torch
     >>> y = torch.zeros(2, 5, 8)

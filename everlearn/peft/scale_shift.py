@@ -9,13 +9,13 @@ from everlearn.peft.delta import Delta
 
 
 class ScaleShift(Delta):
-    """gamma · y + beta, channel by channel, behind a linear or normalisation layer.
+    """gamma · y + beta for each channel, after a linear or normalisation layer.
 
-    The paper draws gamma near 1 and beta near 0 with a deviation of 0.02. Here they start at exactly
-    1 and 0, so that a new block changes nothing.
+    The paper draws gamma near 1 and beta near 0, with a standard deviation of 0.02. Here they start at exactly
+    1 and 0, so that a new delta changes nothing.
 
     Args:
-        out_width: size of the site's output.
+        out_width: size of the output of the site.
 
     >>> delta, y = ScaleShift(4), torch.ones(2, 4)
     >>> torch.equal(delta(y, y), y)

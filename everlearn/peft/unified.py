@@ -1,16 +1,16 @@
 """One view of adapters, LoRA and prefixes: He, Zhou, Ma, Berg-Kirkpatrick & Neubig, "Towards a Unified
 View of Parameter-Efficient Transfer Learning", ICLR 2022, https://arxiv.org/abs/2110.04366
 
-Each of them changes some representation h by a small network of its own, and differs in four choices:
+Each of them is a small network that changes a representation h. They differ in four choices:
 
 | choice | values |
 |---|---|
 | functional form | Up(f(Down(x))): f linear (LoRA), relu, gelu or tanh (adapters), softmax (prefixes) |
-| insertion form | parallel: reads what enters the site; sequential: reads what leaves it |
+| insertion form | parallel: reads the input of the site; sequential: reads its output |
 | modified representation | query, key, value, heads, attention, mlp, or every operation of a block |
 | composition | add: h + s·Δh; gate: (1 − λ)·h + λ·Δh, as attention weighs a prefix; scale: γ·h + β |
 
-`POINTS` holds the named ones. A new one is a line::
+Each combination of choices is a point. `POINTS` holds the named points, and a new point takes one line::
 
     insert(backbone, Point(function="gelu", form="parallel", sites=("attention",), size=16, scale=2.0))
 """
@@ -41,19 +41,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of the unified view.
+    """A point of the unified view: one combination of choices.
 
     Args:
         function: linear, relu, gelu, tanh or softmax.
         form: parallel or sequential.
-        sites: which representations of each block are modified.
-        size: rank, bottleneck or number of keys.
-        scale: factor of the change, s.
-        hidden: for softmax: hidden size of the re-parametrisation, 0 for none.
-        blocks: which blocks; all by default.
+        sites: the representations of each block that are modified.
+        size: rank (LoRA), bottleneck (adapters) or number of keys (prefixes).
+        scale: factor s of the change.
+        hidden: for softmax, the hidden size of the re-parametrisation; 0 for none.
+        blocks: the indices of the blocks; all by default.
 
     Raises:
-        EverlearnError: the choices do not go together.
+        EverlearnError: the choices do not fit together.
     """
 
     function: str
@@ -68,18 +68,18 @@ class Point:
         if self.function not in ("linear", "softmax", *FUNCTIONS):
             raise unknown("function", self.function, ["linear", "softmax", *FUNCTIONS])
         if (self.function == "softmax") != (self.sites == ("heads",)):
-            raise EverlearnError("softmax is the function of the site 'heads', and of no other: there keys and "
-                                 "values join")  # fmt: skip
+            raise EverlearnError("the function softmax goes with the site 'heads' and no other, because only there "
+                                 "keys and values are added")  # fmt: skip
         if self.function == "linear" and self.form == "sequential":
-            raise EverlearnError("a linear function in sequential form is not offered: take form='parallel'")
+            raise EverlearnError("a linear function in sequential form is not supported: use form='parallel'")
 
     @property
     def composition(self) -> str:
-        """How the change meets the representation: add or gate."""
+        """How the change is combined with the representation: add or gate."""
         return "gate" if self.function == "softmax" else "add"
 
     def delta(self, site: Site) -> Delta:
-        """New parameters for one site."""
+        """A new delta for one site."""
         if self.function == "softmax":
             return Prefix(site.width, length=self.size, hidden=self.hidden)
         if self.function == "linear":
@@ -101,41 +101,41 @@ POINTS: dict[str, tuple[Point, ...]] = {
     "prefix_mlp": (Point("softmax", ("heads",), size=10, hidden=512),),
     "mam": (Point("softmax", ("heads",), size=30), Point("relu", ("mlp",), size=512, scale=4.0)),
 }
-"""Named points. `ssf`, `prompt` and `deep_prompt` stand outside the view (He et al. treat prompts as the
-first block's prefix) and are inserted by the same `insert`."""
+"""The insertions that are points of the view. The insertions `ssf`, `prompt` and `deep_prompt` are not (He et al.
+treat prompts as a prefix of the first block), but `insert` accepts them too."""
 
 INSERTIONS = (*POINTS, "ssf", "prompt", "deep_prompt")
 
 
 class DeltaSet(nn.ModuleList):
-    """The deltas of one insertion, which are attached, detached and switched together."""
+    """Deltas that belong together: those of one insertion. They are attached, detached and switched together."""
 
     def __iter__(self) -> Iterator[Delta]:  # type: ignore[override]
         return super().__iter__()  # type: ignore[return-value]
 
     def switch(self, active: bool) -> None:
-        """On or off."""
+        """Switch all deltas on or off."""
         for delta in self:
             delta.is_active = active
 
     def only(self, active: bool = True) -> AbstractContextManager[None]:
-        """On (or off) inside the block, and as before afterwards."""
+        """Switch all deltas on (or off) inside the `with` statement, and restore their previous state afterwards."""
         return only(self, active)
 
     def detach(self, backbone: Backbone) -> None:
-        """Take all off the backbone; `attach` puts them back on the sites they were made for."""
+        """Take all deltas off the backbone. `attach` puts them back on the sites that they were made for."""
         for delta in self:
             backbone.detach(delta)
 
     def attach(self, backbone: Backbone) -> None:
-        """Put all on the sites of `backbone` that bear the names they were made for."""
+        """Put each delta on the site of `backbone` that has the same name as the site that it was made for."""
         named = sites(backbone)
         for delta in self:
             backbone.attach(delta, named[delta.site_name])
 
 
 def insert(backbone: Backbone, what: str | Point | Sequence[Point], *, length: int = 5) -> DeltaSet:
-    """New parameters on every block of a frozen backbone, attached.
+    """Put an insertion into a backbone: make its deltas and attach them.
 
     Args:
         backbone: an encoder; its own weights are not touched.

@@ -1,4 +1,4 @@
-"""Streams: data in the order in which it is learned."""
+"""Streams: data divided into tasks, in the order in which they are learned."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Corpus", "Examples", "Record", "Stream", "Task", "load", "names", "r
 
 
 def __getattr__(name: str) -> Any:
-    """The data types, imported when asked for: they need torch, and the names of streams do not."""
+    """Import the data types only when they are used, because they need torch and `names` does not."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def names() -> dict[str, str]:
-    """The data sets that need no file and no network, with a line on each.
+    """The data sets that need no file and no network, each with a description in one line.
 
     >>> sorted(names())
     ['banking77', 'clinc150', 'digits']
@@ -65,50 +65,53 @@ def load(
 ) -> Stream:
     """Build a stream from a packaged data set, a file, a folder of images, or a data set of the hub.
 
-    An option that means nothing to the kind of stream is refused.
+    An option that does not apply to the kind of stream is refused.
 
     Args:
         name: one of `names()`; a CSV, TSV, JSON Lines or Parquet file; the stem of `<stem>_train.csv` and
             `<stem>_test.csv`; a folder `[train|test/]class/image.png`; the stem of `<stem>_corpus.parquet` and
             `<stem>_queries.parquet` (retrieval); or `owner/name` on the Hugging Face hub (`hub:owner/name`
-            where a folder has that name).
-        kind: class-incremental, task-incremental, online, domain-incremental or old-then-new. By default
-            what the other options ask for: old-then-new with `new`, domain-incremental with `domains` and
-            for retrieval, else class-incremental.
-        tasks: the number of tasks, of equally many classes. By default 10, or tasks of two classes where
-            there are fewer than twenty.
-        base: the number of classes of the first task, with `increment` (B-m Inc-n of the literature).
-        increment: the number of classes of every (later) task, instead of `tasks`.
-        class_order: shuffled, or given: as the data set lists its classes.
+            if a folder has the same name).
+        kind: class-incremental, task-incremental, online, domain-incremental or old-then-new. The default
+            depends on the other options: old-then-new with `new`, domain-incremental with `domains` and
+            for retrieval, otherwise class-incremental.
+        tasks: the number of tasks, which all have equally many classes. By default 10; with fewer than twenty
+            classes, as many as give two classes per task.
+        base: the number of classes of the first task, with `increment` (B-m Inc-n in the literature).
+        increment: the number of classes of each task (after the first, if `base` is given), instead of `tasks`.
+        class_order: shuffled, or given (the order in which the data set lists its classes).
         class_seed: the seed of the shuffled order.
-        domains: the domains in order, as a list or separated by commas; by default all, as they appear.
-        old: old-then-new, the share of classes that are old.
-        new: old-then-new, the file with the new data, which may hold old and new classes.
-        batch_size: online, the number of examples that arrive together.
-        test: where the data has no test split, the share to take out of training, or the file to test on.
-        validation: the same for validation; by default there is none.
+        domains: the domains in the order of the tasks, as a list or separated by commas. By default all domains,
+            in the order in which they appear.
+        old: for old-then-new, the share of the classes that are old.
+        new: for old-then-new, the file with the new data, which may hold old and new classes.
+        batch_size: for online, the number of examples that arrive together.
+        test: if the data has no test split, the share of the training examples to use for testing, or the file
+            with the test examples.
+        validation: the same for validation. By default there are no validation examples.
         split_seed: the seed of such splits, of the limits below, and of the order of an online stream.
-        max_train_per_class: at most so many training examples of a class (of each domain, where domains
+        max_train_per_class: the maximum number of training examples per class (per class and domain, if domains
             are tasks).
         max_test_per_class: the same for test examples.
-        titles: retrieval, put the title before the text of a document. It often names what is asked for.
-        augment: images, train on random crops and mirror images, new ones in every epoch. Queries, stored
-            features, memories and tests keep the images as they are.
-        skip_bad_rows: leave rows out that cannot be used, and count them in the notes of the stream.
-        text_column: the column of texts, where it is not called text, utterance, sentence, query, question
+        titles: for retrieval, put the title of a document before its text. A title often names what a query
+            asks for.
+        augment: for images, train on random crops and mirror images, new ones in every epoch. Queries, stored
+            features, memories and tests use the original images.
+        skip_bad_rows: leave out rows that cannot be used, and count them in the notes of the stream.
+        text_column: the column of texts, if it is not called text, utterance, sentence, query, question
             or content.
-        label_column: the column of classes, where it is not called label, intent, category, class or target.
-        image_column: the column of images (bytes or paths), where it is not called image or img.
-        domain_column: the column of domains, where it is not called domain.
-        split_column: the column of splits, where it is not called split.
-        id_column: the column of ids, where it is not called id; without one, ids are file and line.
+        label_column: the column of classes, if it is not called label, intent, category, class or target.
+        image_column: the column of images (bytes or paths), if it is not called image or img.
+        domain_column: the column of domains, if it is not called domain.
+        split_column: the column of splits, if it is not called split.
+        id_column: the column of ids, if it is not called id. Without ids, the file and line of a row are its id.
 
     Returns:
-        The tasks in order; `config` builds the same stream again, as `load(**stream.config)`.
+        The stream. `load(**stream.config)` builds the same stream again.
 
     Raises:
-        EverlearnError: an unknown name or kind, or options that do not fit together.
-        DataError: bad data, with its file, row, cause and remedy.
+        EverlearnError: a name or kind is unknown, or options do not fit together.
+        DataError: the data is bad; the message names the file, the row, the cause and the remedy.
 
     >>> stream = load("clinc150", tasks=10)
     >>> len(stream), len(stream[0].train), len(stream[0].test), len(stream.class_names)

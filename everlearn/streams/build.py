@@ -1,4 +1,4 @@
-"""From the arguments of `load` to a Stream: read, split, order, number."""
+"""Builds a Stream from the arguments of `load`: reads the data, splits it, and orders and numbers the classes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = {
     "domain-incremental": SHUFFLING | EXAMPLES | {"domains"},
     "old-then-new": SHUFFLING | EXAMPLES | {"old", "new"},
 }
-"""The options that mean something to each kind, beside those that every kind has."""
+"""The options that apply to each kind, in addition to those that apply to every kind."""
 PAIRS = frozenset({"domains", "titles"})
 COMMON = frozenset({"kind", "test", "validation", "split_seed", "skip_bad_rows", "augment"})
 
@@ -80,7 +80,7 @@ class Options:
 
 
 def build(options: Options, given: dict[str, Any]) -> Stream:
-    """The stream; `given` are the arguments that differ from their defaults."""
+    """Build the stream. `given` holds the arguments that differ from their defaults."""
     bad = BadRows(options.skip_bad_rows)
     if options.domain_list is not None:
         given = {**given, "domains": options.domain_list}
@@ -104,13 +104,13 @@ def build(options: Options, given: dict[str, Any]) -> Stream:
         _refuse_other_options(given, KINDS[kind], f"a stream of kind {kind}")
         tasks, notes = _labelled_tasks(options, kind, bad)
     if options.augment and tasks[0].input != "image":
-        raise EverlearnError(f"augment makes views of images, and {options.name} has texts: drop it")
+        raise EverlearnError(f"augment makes views of images, but {options.name} has texts: drop augment")
     config = {"name": options.name, **given}
     return Stream(options.name, kind, tuple(tasks), config, (*notes, *bad.notes()))
 
 
 def _kind(options: Options) -> str:
-    """The asked kind, or the natural one."""
+    """The requested kind, or else the kind that follows from the other options."""
     if options.kind is None:
         natural = "domain-incremental" if options.domains is not None else "class-incremental"
         return "old-then-new" if options.new else natural
@@ -123,12 +123,12 @@ def _refuse_other_options(given: dict[str, Any], allowed: frozenset[str], what: 
     for key in given:
         if key not in allowed | COMMON:
             homes = [name for name, options in KINDS.items() if key in options] or ["retrieval files"]
-            raise EverlearnError(f"{key} means nothing to {what}; it belongs to {', '.join(homes)}: drop it")
+            raise EverlearnError(f"{key} does not apply to {what}; it applies to {', '.join(homes)}: drop it")
 
 
 def _share(name: str, value: float | str) -> float:
     if isinstance(value, str):
-        raise EverlearnError(f"{name}={value} is not a share; give a number from 0 up to 1")
+        raise EverlearnError(f"{name}={value} is not a share; give a number of at least 0 and below 1")
     return value
 
 
@@ -176,7 +176,7 @@ def _steps(options: Options, kind: str, parts: splits.Parts, classes: list[str],
         return class_incremental.steps(parts, classes, sizes, ["old", "new"])
     if kind == "online":
         if options.batch_size < 1:
-            raise EverlearnError(f"batch_size={options.batch_size} brings no examples; give 1 or more")
+            raise EverlearnError(f"batch_size={options.batch_size} gives batches without examples; give 1 or more")
         parts = online.shuffled(parts, options.split_seed)
     sizes = class_incremental.task_sizes(len(classes), options.tasks, options.base, options.increment)
     return class_incremental.steps(parts, classes, sizes)
@@ -198,7 +198,7 @@ def _read(name: str, options: Options, by_domain: bool, bad: BadRows) -> Table:
 
 
 def _with_part_files(table: Table, options: Options, by_domain: bool, bad: BadRows) -> Table:
-    """The table with its test and validation parts from files of their own, where these are given."""
+    """The table, with its test and validation examples read from separate files if these are given."""
     for split, share in _shares(options).items():
         default = 0.2 if split == "test" else 0.0
         has_own = bool(of_split(table.records, split))

@@ -10,7 +10,7 @@ from everlearn.streams.steps import Step
 
 
 def steps(parts: Parts, classes: list[str], sizes: list[int], names: list[str] | None = None) -> list[Step]:
-    """One step for each group of classes, in order; they are called task 1, task 2, … unless named."""
+    """One step per group of classes, in order. They are called task 1, task 2, … unless `names` is given."""
     ends = np.cumsum(sizes).tolist()
     groups = [classes[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     names = names or [f"task {i}" for i in range(1, len(groups) + 1)]
@@ -18,20 +18,21 @@ def steps(parts: Parts, classes: list[str], sizes: list[int], names: list[str] |
 
 
 def of_classes(parts: Parts, classes: list[str]) -> Parts:
-    """The records of these classes."""
+    """The records that belong to these classes."""
     wanted = set(classes)
     return {split: [r for r in records if r.label in wanted] for split, records in parts.items()}
 
 
 def task_sizes(classes: int, tasks: int | None, base: int | None, increment: int | None) -> list[int]:
-    """How many classes each task brings.
+    """The number of classes of each task.
 
-    With `increment`, the first task has `base` classes (`increment` where not given) and every later one
-    `increment`; the last takes what is left. Otherwise `tasks` equal parts, the first ones larger by one
-    where it does not divide; None means ten, or tasks of two where there are fewer than twenty classes.
+    With `increment`, the first task has `base` classes (`increment` if `base` is not given) and every later task
+    has `increment`; the last task has the rest. Without it, there are `tasks` tasks of equal size. If the classes
+    do not divide equally, the first tasks have one class more. If `tasks` is None, there are ten tasks; with fewer
+    than twenty classes, as many as give two classes per task.
 
     Raises:
-        EverlearnError: sizes that the classes cannot fill.
+        EverlearnError: the classes cannot fill tasks of these sizes.
 
     >>> task_sizes(100, None, 50, 10)
     [50, 10, 10, 10, 10, 10]
@@ -43,7 +44,7 @@ def task_sizes(classes: int, tasks: int | None, base: int | None, increment: int
     if increment is not None:
         return _increments(classes, tasks, base, increment)
     if base is not None:
-        raise EverlearnError(f"base={base} needs increment: the number of classes of every later task")
+        raise EverlearnError(f"base={base} needs increment, the number of classes of every later task")
     count = min(10, max(classes // 2, 1)) if tasks is None else tasks
     if not 1 <= count <= classes:
         raise EverlearnError(f"{classes} classes cannot fill tasks={count}; give tasks from 1 to {classes}")
@@ -68,14 +69,14 @@ def _increments(classes: int, tasks: int | None, base: int | None, increment: in
 def order_classes(
     appearing: list[str], present: set[str], declared: tuple[str, ...], class_order: str, seed: int
 ) -> list[str]:
-    """The classes that are present in training, in the order in which a stream shows them.
+    """The classes that occur in training, in the order in which a stream shows them.
 
-    "shuffled" is `RandomState(seed).permutation` of the data set's own class list, or of the sorted names
-    where it declares none: the order that published class-incremental results use. "given" is the set's own
-    list, or the order of first appearance.
+    "shuffled" is `RandomState(seed).permutation` of the class list that the data set declares, or of the sorted
+    names if it declares none. Published class-incremental results use this order. "given" is the declared list,
+    or the order of first appearance.
 
     Raises:
-        EverlearnError: an unknown order.
+        EverlearnError: the order is unknown.
     """
     if class_order == "given":
         ordered = [*declared, *appearing]

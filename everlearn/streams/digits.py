@@ -1,4 +1,4 @@
-"""The 8×8 handwritten digits of scikit-learn: 1,797 images and ten classes that need no file."""
+"""The 8×8 handwritten digits of scikit-learn: 1,797 images of ten classes, for which no file is needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from everlearn.streams.records import Record, Table
 
 
 def read_digits() -> Table:
-    """All digits as grey PNG images; the data set has no splits of its own.
+    """All digits as grey PNG images. The data set has no splits of its own.
 
     >>> len(read_digits())
     1797
@@ -27,13 +27,13 @@ def read_digits() -> Table:
 
 
 def as_png(image: np.ndarray) -> bytes:
-    """A grey (height, width) uint8 image as PNG, stored without compression.
+    """Encode a grey uint8 image of shape (height, width) as PNG without compression.
 
-    Image libraries write other bytes from version to version; these are the same everywhere, so the
-    fingerprint of the stream is too.
+    The bytes that image libraries write depend on their version. The bytes written here are always the same, and
+    so is the fingerprint of the stream.
     """
     height, width = image.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in image)  # each row begins with its filter: none
+    rows = b"".join(b"\0" + row.tobytes() for row in image)  # each row starts with its filter type, 0 for none
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

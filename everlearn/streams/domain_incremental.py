@@ -1,4 +1,4 @@
-"""Domain-incremental steps: every task is the same kind of data from another source."""
+"""Domain-incremental steps: every task has data of the same kind from another domain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from everlearn.streams.steps import Step, classes_of
 
 
 def steps(parts: Parts, classes: list[str], domains: list[str]) -> list[Step]:
-    """One step for each domain, in order, with the classes that occur in its training examples."""
+    """One step per domain, in order, with the classes that occur in its training examples."""
     made = []
     for domain in domains:
         own = {split: [r for r in records if r.domain == domain] for split, records in parts.items()}
@@ -19,30 +19,30 @@ def steps(parts: Parts, classes: list[str], domains: list[str]) -> list[Step]:
 
 
 def of_domains(parts: Parts, domains: list[str]) -> Parts:
-    """The records of these domains."""
+    """The records that belong to these domains."""
     wanted = set(domains)
     return {split: [r for r in records if r.domain in wanted] for split, records in parts.items()}
 
 
 def choose_domains(records: list[Record], domains: list[str] | None, source: str, bad: BadRows) -> list[str]:
-    """The asked domains, or all in the order of their first record.
+    """The requested domains, or all domains in the order of their first record.
 
     Raises:
-        DataError: a record without a domain, unless bad rows are skipped.
-        EverlearnError: an unknown domain, or one given twice.
+        DataError: a record has no domain, and bad rows are not skipped.
+        EverlearnError: a domain is unknown or is given twice.
     """
     for record in records:
         if record.domain is None:
             bad.add(
                 record.place,
-                "no domain, which every row of a domain-incremental stream needs",
+                "no domain, but every row of a domain-incremental stream needs one",
                 "fill it in, or name the column with domain_column",
             )
     return select([record.domain for record in records if record.domain is not None], domains, source)
 
 
 def select(found: list[str], domains: list[str] | None, source: str) -> list[str]:
-    """The asked domains, checked against those that are found; all of them where none are asked for."""
+    """The requested domains, after a check that the data has them; all domains if none are requested."""
     known = list(dict.fromkeys(found))
     if not domains:
         return known
@@ -50,5 +50,5 @@ def select(found: list[str], domains: list[str] | None, source: str) -> list[str
         if domain not in known:
             raise unknown(f"domain of {source}", domain, known)
         if domains.count(domain) > 1:
-            raise EverlearnError(f"the domain '{domain}' is given twice; a domain is one task")
+            raise EverlearnError(f"the domain '{domain}' is given twice, but each domain is one task; give it once")
     return domains

@@ -1,4 +1,4 @@
-"""Files as columns: CSV, TSV, JSON Lines, Parquet and plain text, with the true place of every row."""
+"""Reads files as columns: CSV, TSV, JSON Lines, Parquet and plain text, with the line or row number of every row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Columns:
         file: the file as the user named it.
         rows: n line numbers (text files) or row numbers (Parquet), from 1.
         cells: n values for each column name.
-        names: what the integers of a column stand for, where the file declares it.
+        names: the names that the integers of a column stand for, if the file declares them.
     """
 
     file: str
@@ -35,10 +35,10 @@ class Columns:
 
 
 def read_columns(path: Path, bad: BadRows) -> Columns:
-    """Read a file by its ending.
+    """Read a file. The ending of its name determines the format.
 
     Raises:
-        DataError: unknown ending, no such file, an empty file, or a broken row.
+        DataError: the ending is unknown, or the file does not exist, is empty or has a broken row.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -71,14 +71,14 @@ def _read_delimited(path: Path, bad: BadRows, delimiter: str) -> Columns:
     header: list[str] | None = None
     rows, lines = [], []
     while True:
-        line = reader.line_num + 1  # where the record starts: a quoted cell may run over several lines
+        line = reader.line_num + 1  # the first line of the row: a quoted cell may span several lines
         try:
             row = next(reader)
         except StopIteration:
             break
         except csv.Error as error:
             where = place(str(path), line)
-            raise DataError(f"{where}: {error}; close the quotes of this row and double those inside") from None
+            raise DataError(f"{where}: {error}; close the quotes of this row and double every inner quote") from None
         if not row:
             continue
         if header is None:
@@ -86,8 +86,8 @@ def _read_delimited(path: Path, bad: BadRows, delimiter: str) -> Columns:
         elif len(row) != len(header):
             bad.add(
                 place(str(path), line),
-                f"{len(row)} cells where the header has {len(header)}",
-                'put "quotes" around a cell that holds the delimiter',
+                f"{len(row)} cells, but the header has {len(header)}",
+                'put "quotes" around a cell that contains the delimiter',
             )
         else:
             rows.append(row)
@@ -120,10 +120,10 @@ def _read_jsonl(path: Path, bad: BadRows) -> Columns:
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
-            bad.add(where, f"broken JSON ({error.msg} at column {error.colno})", "write one JSON object a line")
+            bad.add(where, f"broken JSON ({error.msg} at column {error.colno})", "write one JSON object per line")
             continue
         if not isinstance(value, dict):
-            bad.add(where, f"a JSON {type(value).__name__}, not an object", "write one JSON object a line")
+            bad.add(where, f"a JSON {type(value).__name__}, not an object", "write one JSON object per line")
             continue
         objects.append(value)
         lines.append(line)
@@ -145,7 +145,7 @@ def _read_parquet(path: Path, bad: BadRows) -> Columns:
 
 
 def _declared_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """Class names from the schema: `class_names` and `domain_names`, or what `datasets` writes."""
+    """The names that the schema declares: `class_names` and `domain_names`, or what `datasets` writes."""
     found = {}
     for key, column in ((b"class_names", "class"), (b"domain_names", "domain")):
         if key in metadata:

@@ -15,11 +15,11 @@ from everlearn.streams.records import SPLIT_NAMES, BadRows, Table
 
 
 def read_hub(name: str, wanted: ColumnNames, bad: BadRows) -> Table:
-    """Records of a data set by its name: `owner/name`, `owner/name:configuration`, or a local folder.
+    """Read the records of a data set by its name: `owner/name`, `owner/name:configuration`, or a local folder.
 
     Raises:
-        EverlearnError: the `hub` extra is not installed, or the data set cannot be had.
-        DataError: what `everlearn.streams.readers.to_table` refuses.
+        EverlearnError: the `hub` extra is not installed, or the data set cannot be loaded.
+        DataError: the data set has no known split, or `everlearn.streams.readers.to_table` refuses its columns or rows.
     """
     try:
         import datasets
@@ -31,7 +31,7 @@ def read_hub(name: str, wanted: ColumnNames, bad: BadRows) -> Table:
     try:
         with _without_retry_warnings():
             parts = datasets.load_dataset(repository, configuration or None)
-    except Exception as error:  # the library and the network below it raise many kinds
+    except Exception as error:  # the library and the network raise many kinds of error
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise EverlearnError(
             f"{name}: cannot load this data set from the hub ({type(error).__name__}: {reason}); check the "
@@ -51,7 +51,7 @@ def read_hub(name: str, wanted: ColumnNames, bad: BadRows) -> Table:
 
 @contextmanager
 def _without_retry_warnings() -> Iterator[None]:
-    """Without a network the hub client warns many times; here that is one error at the end."""
+    """Silence the hub client, which warns at every retry without a network. One error follows at the end."""
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -70,6 +70,6 @@ def _columns(part: Any, file: str, id_column: str | None) -> Columns:
             names[column] = feature.names
         elif isinstance(feature, datasets.Image):
             part = part.cast_column(column, datasets.Image(decode=False))  # the bytes as stored
-    # An id that nobody asked for often starts again in every split.
+    # The ids often start again in every split, so they are read only on request.
     cells = {column: part[column][:] for column in part.column_names if column != "id" or id_column}
     return Columns(file, range(1, len(part) + 1), cells, names)

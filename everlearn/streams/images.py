@@ -1,4 +1,4 @@
-"""Images as inputs: folders of class folders, and the check that an image decodes."""
+"""Images as inputs: folders with one folder per class, and the check that an image can be decoded."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tif
 
 
 def reason_not_decodable(item: str | bytes | Path) -> str | None:
-    """Why an image cannot be used, or None where it decodes.
+    """Why an image cannot be used, or None if it can be decoded.
 
-    The whole image is decoded, because a header says nothing of a file that was cut off; JPEG is decoded
-    at an eighth of its size, which takes a fraction of the time.
+    The whole image is decoded, because the header does not show that a file is truncated. JPEG is decoded at an
+    eighth of its size, which takes a fraction of the time.
 
     Raises:
         EverlearnError: Pillow is not installed.
@@ -32,12 +32,12 @@ def reason_not_decodable(item: str | bytes | Path) -> str | None:
     except FileNotFoundError:
         return "there is no such image file"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"the image does not decode ({str(error).split(' <')[0]})"
+        return f"the image cannot be decoded ({str(error).split(' <')[0]})"
     return None
 
 
 def only_decodable(records: list[Record], bad: BadRows) -> list[Record]:
-    """The records whose image decodes; another one is a bad row."""
+    """The records whose image can be decoded. Every other record is a bad row."""
     good = []
     for record in records:
         reason = reason_not_decodable(record.input)
@@ -49,18 +49,17 @@ def only_decodable(records: list[Record], bad: BadRows) -> list[Record]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files directly in a folder, by name."""
+    """The image files directly in a folder, sorted by name."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and _is_visible(p))
 
 
 def read_image_folder(root: Path, bad: BadRows, *, by_domain: bool = False) -> Table:
     """Records from `root/class/*.png`, or `root/{train,validation,test}/class/*.png`.
 
-    With `by_domain` a level of domain folders stands above the classes. The id of an image is its path
-    below the root.
+    With `by_domain`, the class folders are in domain folders. The id of an image is its path relative to the root.
 
     Raises:
-        DataError: a class folder without images, or no folders at all.
+        DataError: a class folder has no images, or there are no class folders.
     """
     records = []
     for split, folder in _split_folders(root):
@@ -90,7 +89,7 @@ def _images_of_class(folder: Path) -> list[Path]:
     images = images_in(folder)
     if not images:
         below = _folders(folder)
-        hint = "if it is a domain, ask for kind=domain-incremental" if below else "put images into it or remove it"
+        hint = "if it is a domain, set kind=domain-incremental" if below else "put images into it or remove it"
         raise DataError(f"{folder}: no images directly in this class folder; {hint}")
     return images
 

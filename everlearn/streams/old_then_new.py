@@ -1,4 +1,4 @@
-"""Old-then-new: two tasks, what a model knew and what it is to learn now."""
+"""Old-then-new: two tasks, the first with what a model already knows and the second with what it is to learn."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from everlearn.streams.records import Record, Table
 
 
 def sizes(classes: int, old: float) -> list[int]:
-    """How many classes are old and how many are new.
+    """The number of old classes and the number of new classes.
 
     Raises:
-        EverlearnError: a share that leaves one side without classes.
+        EverlearnError: the share leaves one of the two tasks without classes.
 
     >>> sizes(10, 0.8)
     [8, 2]
     """
     count = round(old * classes)
     if not 0 < count < classes:
-        raise EverlearnError(f"old={old} leaves one side of {classes} classes empty; give a share between 0 and 1")
+        raise EverlearnError(f"old={old} puts all {classes} classes into one task; give a share between 0 and 1")
     return [count, classes - count]
 
 
 def join(old: Table, new: Table) -> Table:
-    """The data of two files; the file stands as the domain, and the new one may hold old classes too."""
+    """Join the data of two files. The domain of a record says which file it is from; the new file may also hold
+    old classes."""
     sides = [
         replace(table, records=[replace(record, domain=name) for record in table.records])
         for name, table in (("old", old), ("new", new))
@@ -33,5 +34,5 @@ def join(old: Table, new: Table) -> Table:
 
 
 def sides(records: list[Record]) -> list[list[Record]]:
-    """The records of each file, which are split each by its own."""
+    """The records of each file, because each file is split on its own."""
     return [[record for record in records if record.domain == name] for name in ("old", "new")]

@@ -1,4 +1,4 @@
-"""Online streams: class-incremental steps whose training examples pass by once, in small batches."""
+"""Online streams: class-incremental steps whose training examples are seen only once, in small batches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from everlearn.streams.splits import Parts
 
 
 def shuffled(parts: Parts, seed: int) -> Parts:
-    """The training examples in a seeded order: files often stand class by class, which no traffic does."""
+    """Shuffle the training examples with a seed: files are often sorted by class, and real streams are not."""
     order = np.random.RandomState(seed).permutation(len(parts["train"]))
     return {**parts, "train": [parts["train"][row] for row in order]}

@@ -1,4 +1,4 @@
-"""Readers: from files, folders and columns to the records of a data set."""
+"""Readers: turn files, folders and columns into the records of a data set."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ COMMON_NAMES = {
     "split": ("split",),
     "id": ("id",),
 }
-"""What each column is usually called, the likeliest name first; case does not matter."""
+"""The usual names of each column, the likeliest name first. Upper and lower case are not distinguished."""
 
 ROLES = ("label", "domain", "split", "id")
 
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """The columns that the user named; None is looked for under the common names."""
+    """The names of columns that the user gave. A column that is None is looked up by its usual names."""
 
     text: str | None = None
     label: str | None = None
@@ -37,7 +37,7 @@ class ColumnNames:
     id: str | None = None
 
     def find(self, role: str, columns: Columns) -> str | None:
-        """The column that plays a role, or None where there is none.
+        """The column for a role, or None if there is none.
 
         Raises:
             DataError: the user named a column that the file does not have.
@@ -55,10 +55,10 @@ def _found(columns: Columns) -> str:
 
 
 def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: bool = True) -> Table:
-    """Records from columns. Without `labelled` every label is the empty string.
+    """Convert columns to records. Without `labelled`, every label is the empty string.
 
     Raises:
-        DataError: a missing column, or a bad row where these are not skipped.
+        DataError: a column is missing, or a row is bad and bad rows are not skipped.
     """
     input_column, input_kind = _input_column(columns, wanted)
     found = {role: wanted.find(role, columns) for role in (ROLES if labelled else ("id",))}
@@ -109,10 +109,10 @@ def _input_column(columns: Columns, wanted: ColumnNames) -> tuple[str, str]:
 
 
 def find_parts(stem: Path) -> dict[str, Path]:
-    """The files `<stem>_train.csv`, `<stem>_test.csv` …, or `train.csv` … where the stem is a folder.
+    """The files `<stem>_train.csv`, `<stem>_test.csv` …, or `train.csv` … in the folder if the stem is a folder.
 
     Raises:
-        DataError: two files for the same split.
+        DataError: there are two files for the same split.
     """
     parts: dict[str, Path] = {}
     for short, split in SPLIT_NAMES.items():
@@ -126,7 +126,7 @@ def find_parts(stem: Path) -> dict[str, Path]:
 
 
 def read_table(name: str, wanted: ColumnNames, bad: BadRows, *, by_domain: bool = False) -> Table | None:
-    """The records of a file, of `<name>_train` and its siblings, or of a folder; None where there is none."""
+    """The records of a file, of `<name>_train` and the files that belong to it, or of a folder; None if none exists."""
     path = Path(name)
     if path.is_file() or (path.suffix.lower() in READERS and not path.is_dir()):
         return to_table(read_columns(path, bad), wanted, bad)
@@ -140,20 +140,20 @@ def read_table(name: str, wanted: ColumnNames, bad: BadRows, *, by_domain: bool 
 def read_inputs(
     path: str | Path, *, text_column: str | None = None, image_column: str | None = None
 ) -> tuple[list[str | bytes | Path], list[str]]:
-    """Inputs and their ids, from a CSV, TSV, JSON Lines, Parquet or text file (one text a line), or images.
+    """Read inputs and their ids from a CSV, TSV, JSON Lines, Parquet or text file (one text per line), or from images.
 
     Labels are not needed and not read. Images may be one file, a folder, or a folder of folders.
 
     Args:
         path: the file or folder.
-        text_column: the column of texts, where it has no common name.
-        image_column: the column of images (bytes or paths), where it has no common name.
+        text_column: the column of texts, if it does not have a usual name.
+        image_column: the column of images (bytes or paths), if it does not have a usual name.
 
     Returns:
-        n inputs and n ids; without an `id` column an id is the file's name and the line.
+        n inputs and n ids. Without an `id` column, an id is the name of the file and the number of the line.
 
     Raises:
-        DataError: what cannot be read, with its file and line.
+        DataError: something cannot be read; the message names the file and the line.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Records: what a data set says, row by row, before a stream puts it in order."""
+"""Records: the rows of a data set, before they are arranged into a stream."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SPLIT_NAMES = {
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""How data sets call their parts, and what this package calls them."""
+"""The names that data sets use for their splits, and the names that this package uses."""
 
 SPLITS = ("train", "validation", "test")
 LINE_FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
 
 
 def place(file: str, row: int | None) -> str:
-    """Where a row stands, in the words of its file format.
+    """The position of a row, in the words of its file format.
 
     >>> place("shop.csv", 3), place("shop.parquet", 3), place("cats/1.png", None)
     ('shop.csv, line 3', 'shop.parquet, row 3', 'cats/1.png')
@@ -31,7 +31,7 @@ def place(file: str, row: int | None) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One row: an input, what is known of it, and where it stands. An empty id is given later."""
+    """One row: an input, what is known about it, and its position in a file. An empty id is filled in later."""
 
     input: str | bytes | Path
     label: str
@@ -48,7 +48,7 @@ class Record:
 
 @dataclass
 class BadRows:
-    """Refuses a bad row, or counts it where the user asked to go on without such rows.
+    """Refuses bad rows, or counts them if the user asked to leave them out.
 
     >>> bad = BadRows(skip=True)
     >>> bad.add("shop.csv, line 3", "the text is empty", "fill it in")
@@ -61,7 +61,7 @@ class BadRows:
     first: str = ""
 
     def add(self, where: str, cause: str, remedy: str) -> None:
-        """Count a row that is left out. Raises DataError where bad rows are not to be skipped."""
+        """Count a row that is left out. Raises DataError if bad rows are not to be skipped."""
         if not self.skip:
             raise DataError(f"{where}: {cause}; {remedy}, or leave bad rows out with skip_bad_rows=true")
         self.count += 1
@@ -102,12 +102,12 @@ class Table:
 
     @staticmethod
     def join(tables: list[Table]) -> Table:
-        """The records of all tables, in order; they must hold the same kind of input."""
+        """The records of all tables, in order. All tables must hold the same kind of input."""
         first = tables[0]
         for other in tables[1:]:
             if other.input != first.input:
                 raise DataError(
-                    f"{other.source}: holds {other.input} and {first.source} holds {first.input}; "
+                    f"{other.source} holds {other.input} data, but {first.source} holds {first.input} data; "
                     "give files of one kind"
                 )
         names = dict.fromkeys(name for table in tables for name in table.class_names)
@@ -120,14 +120,14 @@ class Table:
 
 
 def of_split(records: list[Record], split: str) -> list[Record]:
-    """The records of one split; a record that names none is a training record."""
+    """The records of one split. A record without a split is a training record."""
     return [record for record in records if (record.split or "train") == split]
 
 
 def with_ids(records: list[Record], bad: BadRows) -> list[Record]:
-    """The records, each with an id of its own; a repeated one is a bad row.
+    """The records, each with its own id. A record with a repeated id is a bad row.
 
-    A record that came without an id is called by its file and row, and by the whole path where two files
+    A record without an id gets the name of its file and its row as id, or the whole path and the row if two files
     have the same name.
     """
     paths_by_name: dict[str, set[str]] = {}
@@ -145,7 +145,7 @@ def with_ids(records: list[Record], bad: BadRows) -> list[Record]:
         if first is not record:
             bad.add(
                 record.place,
-                f"the id '{record.id}' already stands at {first.place}",
+                f"the id '{record.id}' is already used at {first.place}",
                 "give each record its own id, or name another column with id_column",
             )
     return list(seen.values())

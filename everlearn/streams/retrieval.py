@@ -1,4 +1,4 @@
-"""Retrieval streams: queries with their relevant documents, and a corpus to search, one domain a task."""
+"""Retrieval streams: queries with their relevant documents, and a corpus to search. Each task is one domain."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from everlearn.streams.stream import Corpus, Examples, Task
 
 @dataclass(frozen=True)
 class Document:
-    """One text to be found. A split of None stands in every split."""
+    """One document to be found. If its split is None, it belongs to every split."""
 
     id: str
     text: str
@@ -31,7 +31,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Query:
-    """One question, and the grades of the documents that answer it, the first named first."""
+    """One query, and the grades of its relevant documents in the order in which the file lists them."""
 
     id: str
     text: str
@@ -41,7 +41,7 @@ class Query:
 
 
 def find_retrieval_files(name: str) -> tuple[Path, Path] | None:
-    """`<name>_corpus.parquet` and `<name>_queries.parquet` (or another format), where both exist."""
+    """`<name>_corpus.parquet` and `<name>_queries.parquet` (or another format), if both exist."""
     stem, found = Path(name), []
     for role in ("corpus", "queries"):
         paths = [stem.with_name(f"{stem.name}_{role}{ending}") for ending in READERS] if stem.name else []
@@ -51,10 +51,10 @@ def find_retrieval_files(name: str) -> tuple[Path, Path] | None:
 
 
 def read_documents(path: Path, titles: bool, bad: BadRows) -> dict[str, Document]:
-    """The corpus, by id: `doc_id`, `text`, and where it has them `title`, `domain`, `split`.
+    """Read the documents of the corpus, by id. The columns are `doc_id` and `text`, and optionally `title`, `domain`
+    and `split`.
 
-    Only the text is searched unless `titles`: a title often names what the query asks for. (On the test
-    corpus of MedQuAD, MiniLM without training has an nDCG@10 of .81 without titles and .86 with them.)
+    Without `titles`, only the text is searched, because a title often names what the query asks for.
     """
 
     def document(cell: Callable[[str], Any], stem: str) -> Document:
@@ -68,7 +68,8 @@ def read_documents(path: Path, titles: bool, bad: BadRows) -> dict[str, Document
 
 
 def read_queries(path: Path, documents: dict[str, Document], bad: BadRows) -> list[Query]:
-    """The queries: `query_id`, `text`, `pos` (a list of doc_id), and `grade`, `domain`, `split` if there."""
+    """Read the queries. The columns are `query_id`, `text` and `pos` (a list of document ids), and optionally `grade`,
+    `domain` and `split`."""
 
     def query(cell: Callable[[str], Any], stem: str) -> Query:
         pos, grades = cell("pos"), cell("grade")
@@ -77,7 +78,7 @@ def read_queries(path: Path, documents: dict[str, Document], bad: BadRows) -> li
         if grades is None:
             grades = [1] * len(pos)
         if len(grades) != len(pos):
-            raise BadCell(f"{len(grades)} grades for {len(pos)} documents", "give one grade a document")
+            raise BadCell(f"{len(grades)} grades for {len(pos)} documents", "give one grade per document")
         for id in pos:
             if id not in documents:
                 raise BadCell(f"the relevant document '{id}' is not in the corpus", "add it to the corpus")
@@ -93,7 +94,7 @@ def _domain(cell: Callable[[str], Any], stem: str) -> str:
 
 
 def _read(path: Path, needed: tuple[str, ...], role: str, make: Callable, bad: BadRows) -> Iterator[tuple[str, Any]]:
-    """What `make` builds of each row, with its place; bad rows and repeated ids are left out or refused."""
+    """Yield the position of each row and what `make` builds of it; bad rows and repeated ids are skipped or refused."""
     columns = read_columns(path, bad)
     for name in needed:
         if name not in columns.cells:
@@ -111,7 +112,7 @@ def _read(path: Path, needed: tuple[str, ...], role: str, make: Callable, bad: B
             bad.add(where, *problem.args)
             continue
         if made.id in places:
-            bad.add(where, f"the id '{made.id}' already stands at {places[made.id]}", "give each its own id")
+            bad.add(where, f"the id '{made.id}' is already used at {places[made.id]}", "give each row its own id")
             continue
         places[made.id] = where
         yield where, made
@@ -127,14 +128,14 @@ def make_retrieval_tasks(
     seed: int,
     bad: BadRows,
 ) -> tuple[list[Task], list[str]]:
-    """One task for each domain, and notes.
+    """Make one task per domain, and notes.
 
-    Training is one row for each pair of a query and a relevant document. The corpus of a task holds the
-    documents of the domain's test split (all of the domain, where the set has no test split), and whatever
-    else its test queries need.
+    The training examples are all pairs of a query and a relevant document. The corpus of a task holds the
+    documents of the domain's test split (all documents of the domain, if the data set has no test split), and any
+    other relevant documents of its test queries.
 
     Raises:
-        DataError: a bad row, or an asked domain without training or test queries.
+        DataError: a row is bad, or a requested domain has no training or no test queries.
     """
     documents = read_documents(files[0], titles, bad)
     queries = read_queries(files[1], documents, bad)
@@ -148,8 +149,8 @@ def make_retrieval_tasks(
     incomplete = {d: s for d in chosen for s in ("test", "train") if not by_part[d, s]}
     if incomplete and (domains is not None or len(incomplete) == len(chosen)):
         domain, split = next(iter(incomplete.items()))
-        raise DataError(f"{files[1]}: no {split} queries in the domain '{domain}'; choose others with domains")
-    notes = [f"left out {len(incomplete)} domains without train and test queries"] if incomplete else []
+        raise DataError(f"{files[1]}: no {split} queries in the domain '{domain}'; choose other domains")
+    notes = [f"left out {len(incomplete)} domains that lack train or test queries"] if incomplete else []
 
     found: dict[str, list[Document]] = defaultdict(list)
     for document in documents.values():
@@ -170,12 +171,12 @@ def make_retrieval_tasks(
 
 
 def _with_splits(queries: list[Query], test: float, validation: float, seed: int) -> list[Query]:
-    """The set's own splits; where it has no test (or validation) queries, a seeded share of each domain."""
+    """The data set's own splits. If it has no test (or validation) queries, a seeded share of each domain is taken."""
     splits = [query.split or "train" for query in queries]
     random = np.random.RandomState(seed)
     for name, share in (("test", test), ("validation", validation)):
         if not 0 <= share < 1:
-            raise EverlearnError(f"{name}={share} is not a share; give a number from 0 up to 1")
+            raise EverlearnError(f"{name}={share} is not a share; give a number of at least 0 and below 1")
         if name in splits:
             continue
         rows_by_domain: dict[str, list[int]] = defaultdict(list)
@@ -189,7 +190,7 @@ def _with_splits(queries: list[Query], test: float, validation: float, seed: int
 
 
 def _pairs(queries: list[Query], documents: dict[str, Document]) -> Examples:
-    """A row for each relevant document; where a query has several, the id names the document too."""
+    """One row per relevant document. If a query has several, the id also names the document."""
     rows = [(query, id) for query in queries for id in query.relevant]
     return Examples(
         inputs=[query.text for query, _ in rows],

@@ -1,4 +1,4 @@
-"""Splits: the data set's own, seeded stratified ones where it has none, and fewer examples a class."""
+"""Splits: the data set's own, or seeded stratified splits if it has none; and limits on the examples per class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Parts = dict[str, list[Record]]
 
 
 def merge(several: Iterable[Parts]) -> Parts:
-    """The parts of all, one after the other."""
+    """Concatenate several sets of parts, split by split."""
     several = list(several)
     return {split: [record for parts in several for record in parts[split]] for split in SPLITS}
 
@@ -24,20 +24,20 @@ def merge(several: Iterable[Parts]) -> Parts:
 def make_splits(
     records: list[Record], source: str, *, test: float, validation: float, seed: int, by_domain: bool
 ) -> Parts:
-    """The set's own splits; test and validation examples are taken out of training where it has none.
+    """The data set's own splits. If it has no test or validation split, examples are taken out of training.
 
-    A share is taken of each class (of each class in each domain, where domains are tasks): at least one
-    example, and two always stay.
+    The share is taken from each class (from each class in each domain, if domains are tasks): at least one
+    example, as long as two examples stay in training.
 
     Raises:
-        EverlearnError: a share outside 0…1.
-        DataError: no training examples.
+        EverlearnError: a share is negative, or 1 or more.
+        DataError: there are no training examples.
     """
     parts = {split: of_split(records, split) for split in SPLITS}
     shares = {"test": test, "validation": validation}
     for name, share in shares.items():
         if not 0 <= share < 1:
-            raise EverlearnError(f"{name}={share} is not a share; give a number from 0 up to 1, or a file")
+            raise EverlearnError(f"{name}={share} is not a share; give a number of at least 0 and below 1, or a file")
     if not parts["train"]:
         raise DataError(f"{source}: no training examples; give some with split 'train'")
     random = np.random.RandomState(seed)
@@ -59,7 +59,7 @@ def _take(
 
 
 def _groups(records: list[Record], by_domain: bool) -> list[list[int]]:
-    """The rows of each class, or of each class in each domain, in an order that row order does not change."""
+    """The rows of each class, or of each class in each domain. The groups are sorted by name."""
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for row, record in enumerate(records):
         groups[record.label, (record.domain or "") if by_domain else ""].append(row)
@@ -67,7 +67,7 @@ def _groups(records: list[Record], by_domain: bool) -> list[list[int]]:
 
 
 def unlearnable(parts: Parts, bad: BadRows) -> set[str]:
-    """The classes with fewer than two training examples; each of their rows is a bad row.
+    """The classes with fewer than two training examples. Each of their rows is a bad row.
 
     Raises:
         DataError: there is such a class, and bad rows are not skipped.
@@ -79,7 +79,7 @@ def unlearnable(parts: Parts, bad: BadRows) -> set[str]:
         for record in records:
             if counts[record.label] < 2:
                 found = "has a single training example" if counts[record.label] else "has no training example"
-                bad.add(record.place, f"the class '{record.label}' {found}", "give it more, or remove it")
+                bad.add(record.place, f"the class '{record.label}' {found}", "give it more examples, or remove it")
     return {label for label, count in counts.items() if count < 2}
 
 
@@ -89,15 +89,15 @@ def without_classes(parts: Parts, labels: set[str]) -> Parts:
 
 
 def limit(parts: Parts, *, train: int | None, test: int | None, seed: int, by_domain: bool) -> Parts:
-    """At most so many examples of a class (of each domain, where domains are tasks), chosen with a seed.
+    """At most `train` and `test` examples per class (per class and domain, if domains are tasks), chosen with a seed.
 
     Raises:
-        EverlearnError: a limit below one.
+        EverlearnError: a limit is below one.
     """
     limits = {"train": train, "test": test}
     for name, most in limits.items():
         if most is not None and most < 1:
-            raise EverlearnError(f"max_{name}_per_class={most} leaves nothing; give 1 or more")
+            raise EverlearnError(f"max_{name}_per_class={most} leaves no examples; give 1 or more")
     return {name: _fewer(records, limits.get(name), seed, by_domain) for name, records in parts.items()}
 
 
@@ -110,7 +110,7 @@ def _fewer(records: list[Record], most: int | None, seed: int, by_domain: bool) 
 
 
 def repeated_inputs(parts: Parts) -> tuple[str, ...]:
-    """A note on test inputs that also stand in training, where there are any (image files are not read)."""
+    """A note on test inputs that also occur in training, if there are any. Image files are not compared."""
     known = {record.input for record in parts["train"]}
     count = sum(record.input in known for record in parts["test"] if not isinstance(record.input, Path))
-    return (f"{count} of {len(parts['test'])} test inputs also stand in train",) if count else ()
+    return (f"{count} of {len(parts['test'])} test inputs also occur in train",) if count else ()

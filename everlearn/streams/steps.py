@@ -1,4 +1,4 @@
-"""Steps: what each task of a stream holds, in names; and the tasks made of them, in numbers."""
+"""Steps: the tasks of a stream while their classes are still names; and the tasks made from them, with numbers."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def classes_of(records: list[Record]) -> list[str]:
 def make_tasks(
     steps: list[Step], input: str, source: str, batch_size: int | None = None, augment: bool = False
 ) -> tuple[list[Task], list[str]]:
-    """Tasks, with class k the k-th in the order of the steps; and notes on what was left out.
+    """Make the tasks, in which class k is the k-th class in the order of the steps, and notes on what was left out.
 
     Raises:
-        DataError: a step without training or test examples.
+        DataError: a step has no training or no test examples.
     """
     numbers: dict[str, int] = {}
     tasks, notes = [], []
     for index, step in enumerate(steps):
         for name in step.classes:
             numbers.setdefault(name, len(numbers))
-        # What no task has shown yet cannot be predicted, so it says nothing about this task.
+        # A class that no task has shown yet cannot be predicted, so its examples say nothing about this task.
         parts = {split: [r for r in rs if r.label in numbers] for split, rs in step.parts.items()}
         hidden = sum(len(records) for records in step.parts.values()) - sum(map(len, parts.values()))
         if hidden:
-            notes.append(f"left out {hidden} examples of {step.name} whose class no task has shown by then")
+            notes.append(f"left out {hidden} examples of {step.name}, because no task up to then has their class")
         for split in ("train", "test"):
             if not parts[split]:
                 raise DataError(f"{source}: no {split} examples in {step.name}; add some, or leave this task out")

@@ -206,7 +206,7 @@ def test_a_damaged_timm_file_is_refused(tmp_path, timm_file, damage):
         os.truncate(file, file.stat().st_size - 1)
     else:
         file = file.rename(tmp_path / "vit_tiny_patch16_224.safetensors")
-    assert "damaged, incomplete or of another model" in refused(f"{file}@32")
+    assert "damaged, incomplete or for another model" in refused(f"{file}@32")
 
 
 def test_pickled_weights_are_never_read(tmp_path, model_folder):
@@ -243,9 +243,9 @@ def test_folders_without_a_model_and_of_other_architectures_are_refused(tmp_path
 
 def test_an_image_that_does_not_decode_is_a_data_error(tmp_path, timm_file):
     backbone = backbones.load(f"{timm_file}@32")
-    with pytest.raises(DataError, match="an image of 7 bytes does not decode"):
+    with pytest.raises(DataError, match="an image of 7 bytes cannot be decoded"):
         backbone.prepare([b"nothing"])
     cut = tmp_path / "cut.png"
     cut.write_bytes(png(1)[:500])
-    with pytest.raises(DataError, match=r"cut.png does not decode .*replace or remove it"):
+    with pytest.raises(DataError, match=r"cut.png cannot be decoded .*replace or remove it"):
         backbone.prepare([cut])

@@ -135,7 +135,7 @@ def test_peft_has_our_prefix_and_computes_the_same_but_for_the_positions(
     before = ours(backbone, inputs)
     deltas = randomize(insert(backbone, what))
     expected = ours(backbone, inputs)
-    with pytest.warns(EverlearnWarning, match="positions of the text up by the 10"):
+    with pytest.warns(EverlearnWarning, match=r"positions of the text by the length of the prefix \(10\)"):
         save(deltas, backbone, tmp_path)
     model = peft.PeftModel.from_pretrained(model_of(kind, model_folder), tmp_path).eval()
     cache = model.get_prompt(batch_size=1)
@@ -159,7 +159,7 @@ def test_we_have_the_prefix_of_peft(projection, load_kind, model_folder, tmp_pat
     model = peft.get_peft_model(model_of("bert", model_folder), config).eval()
     randomize(model.prompt_encoder)
     model.save_pretrained(tmp_path)
-    with pytest.warns(EverlearnWarning, match="by the 4"):
+    with pytest.warns(EverlearnWarning, match=r"by the length of the prefix \(4\)"):
         deltas = load(backbone, tmp_path)
     rows = torch.cat([delta.vectors for delta in deltas], dim=1)
     assert torch.allclose(rows, model.prompt_encoder["default"](torch.arange(4)), atol=1e-6)
@@ -207,11 +207,11 @@ def pickled(folder):
 WRONG = {
     "unknown kind": (lambda f: edit(f, peft_type="LOHA"), "unknown peft_type 'LOHA'"),
     "no kind": (lambda f: edit(f, peft_type=["LORA"]), "unknown peft_type"),
-    "dora": (lambda f: edit(f, use_dora=True), "everlearn has no use_dora"),
-    "bias": (lambda f: edit(f, bias="lora_only"), "everlearn has no bias"),
-    "lora bias": (lambda f: edit(f, lora_bias=True), "everlearn has no lora_bias"),
-    "modules to save": (lambda f: edit(f, modules_to_save=["pooler"]), "everlearn has no modules_to_save"),
-    "of a later peft": (lambda f: edit(f, use_news={"a": 1}), "everlearn has no use_news"),
+    "dora": (lambda f: edit(f, use_dora=True), "everlearn does not support use_dora"),
+    "bias": (lambda f: edit(f, bias="lora_only"), "everlearn does not support bias"),
+    "lora bias": (lambda f: edit(f, lora_bias=True), "everlearn does not support lora_bias"),
+    "modules to save": (lambda f: edit(f, modules_to_save=["pooler"]), "everlearn does not support modules_to_save"),
+    "of a later peft": (lambda f: edit(f, use_news={"a": 1}), "everlearn does not support use_news"),
     "pissa": (lambda f: edit(f, init_lora_weights="pissa"), "'pissa' also changed"),
     "rank": (lambda f: edit(f, r=4), "has the shapes"),
     "rank of a layer": (lambda f: edit(f, rank_pattern={"query": 4}), "has the shapes"),
@@ -220,7 +220,7 @@ WRONG = {
     "half": (drop_half, "has the shapes"),
     "other module": (lambda f: rename(f, lambda n: n.replace("query", "q_proj")), "has a linear layer 'encoder"),
     "other tensor": (lambda f: rename(f, lambda n: n.replace("lora_A", "lora_C")), "is not a LoRA"),
-    "pickle": (pickled, "never does"),
+    "pickle": (pickled, "never reads it"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "cannot be read"),
     "no config": (lambda f: (f / CONFIG).unlink(), "cannot be read"),
     "no json": (lambda f: (f / CONFIG).write_text("{"), "is not JSON"),

@@ -32,7 +32,7 @@ CSV_PROBLEMS = {
     "blank text": (GOOD + "  ,a\n", ["line 10", "the text is empty"]),
     "no label": (GOOD + "x,\n", ["line 10", "the label is missing"]),
     "NaN label": (GOOD + "x,NaN\n", ["line 10", "the label is missing"]),
-    "too many cells": (GOOD + "x, y,a\n", ["line 10", "3 cells where the header has 2", "quotes"]),
+    "too many cells": (GOOD + "x, y,a\n", ["line 10", "3 cells, but the header has 2", "quotes"]),
     "after a cell of two lines": ('text,label\n"x\ny",a\n\n,a\n', ["line 5", "the text is empty"]),
     "open quote": (GOOD + '"x,a\ny,b\n', ["line 10", "close the quotes"]),
     "single example": (GOOD + "x,c\n", ["line 10", "'c' has a single training example"]),
@@ -47,7 +47,7 @@ CSV_PROBLEMS = {
     "no training examples": ("text,label,split\nx,a,test\n", ["no training examples"]),
     "same id": (
         "id,text,label\n1,x,a\n2,y,a\n1,z,a\n",
-        ["line 4", "the id '1' already stands at", "line 2", "id_column"],
+        ["line 4", "the id '1' is already used at", "line 2", "id_column"],
     ),
     "no id": ("id,text,label\n1,x,a\n,y,a\n", ["line 3", "the id is missing"]),
 }
@@ -84,7 +84,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
         ('{"label": "a"}', ["the text is empty"]),
         ('{"text": "x", "label": NaN}', ["the label is missing"]),
         ('{"text": "x", "label": null}', ["the label is missing"]),
-        ('{"text": "x", "label": ["a", "b"]}', ["the label is a list", "one class a row"]),
+        ('{"text": "x", "label": ["a", "b"]}', ["the label is a list", "one class per row"]),
     ],
 )
 def test_json_lines_problems(tmp_path, line, parts):
@@ -107,7 +107,7 @@ def test_parquet_problems_name_the_row(tmp_path):
     assert "row 9: the label is missing" in refusal(path)
     table = pa.table({"text": ["a", "b", "c"], "label": [0, 0, 2]})
     pq.write_table(table.replace_schema_metadata({"class_names": '["x", "y"]'}), path)
-    assert "row 3: 2 is not one of the 2 declared names" in refusal(path)
+    assert "row 3: 2 is not the index of one of the 2 declared names" in refusal(path)
 
 
 def test_skipped_rows_are_counted_and_the_good_ones_stay(tmp_path):
@@ -115,7 +115,7 @@ def test_skipped_rows_are_counted_and_the_good_ones_stay(tmp_path):
     path.write_text(GOOD + ",a\nx,\nx,y,z\nlonely,c\n")
     stream = streams.load(str(path), skip_bad_rows=True)
     assert set(stream.class_names) == {"a", "b"}
-    assert stream.notes == (f"left out 4 bad rows: the first is {path}, line 12: 3 cells where the header has 2",)
+    assert stream.notes == (f"left out 4 bad rows: the first is {path}, line 12: 3 cells, but the header has 2",)
 
 
 @pytest.mark.parametrize("damage", ["text", "cut off", "empty"])
@@ -126,7 +126,7 @@ def test_images_that_do_not_decode(tmp_path, png, damage):
             (tmp_path / "set" / name / f"{i}.png").write_bytes(png(i))
     bad = tmp_path / "set" / "dog" / "3.png"
     bad.write_bytes({"text": b"hello", "cut off": png(3)[:45], "empty": b""}[damage])
-    with pytest.raises(DataError, match=r"dog/3\.png: the image does not decode \(.*\); replace the image"):
+    with pytest.raises(DataError, match=r"dog/3\.png: the image cannot be decoded \(.*\); replace the image"):
         streams.load(str(tmp_path / "set"))
     stream = streams.load(str(tmp_path / "set"), skip_bad_rows=True)
     assert "dog/3.png" in stream.notes[-1]
@@ -148,7 +148,7 @@ def test_a_cut_off_jpeg_is_found_in_a_table(tmp_path):
     pq.write_table(pa.table({"image": [whole] * 5 + [whole[:600], None], "label": ["a"] * 7}), path)
     assert "row 7: there is no image" in refusal(path)
     pq.write_table(pa.table({"image": [whole] * 5 + [whole[:600]], "label": ["a"] * 6}), path)
-    assert "row 6: the image does not decode" in refusal(path)
+    assert "row 6: the image cannot be decoded" in refusal(path)
 
 
 def test_missing_image_files_name_the_line(tmp_path):

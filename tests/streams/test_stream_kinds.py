@@ -206,7 +206,7 @@ def test_fingerprint_differs_on_a_change_of_one_cell(write_csv, rows, key, value
 
 def test_test_inputs_that_stand_in_train_are_noted(write_csv, rows):
     given = [{**row, "split": "train"} for row in rows()] + [{**row, "split": "test"} for row in rows(4, 1)]
-    assert streams.load(write_csv(given)).notes == ("4 of 4 test inputs also stand in train",)
+    assert streams.load(write_csv(given)).notes == ("4 of 4 test inputs also occur in train",)
 
 
 @pytest.mark.parametrize(
@@ -219,15 +219,15 @@ def test_test_inputs_that_stand_in_train_are_noted(write_csv, rows):
         ({"base": 2}, "base=2 needs increment"),
         ({"tasks": 2, "increment": 2}, "both given"),
         ({"base": 9, "increment": 2}, "do not fit 4 classes"),
-        ({"kind": "domain-incremental", "tasks": 2}, "tasks means nothing to a stream of kind domain-incremental"),
-        ({"batch_size": 5}, "it belongs to online"),
-        ({"titles": True}, "it belongs to retrieval files"),
+        ({"kind": "domain-incremental", "tasks": 2}, "tasks does not apply to a stream of kind domain-incremental"),
+        ({"batch_size": 5}, "it applies to online"),
+        ({"titles": True}, "it applies to retrieval files"),
         ({"domains": "shop,fone"}, "did you mean 'phone'"),
         ({"domains": "shop,shop"}, "given twice"),
-        ({"kind": "old-then-new", "old": 1.0}, "leaves one side of 4 classes empty"),
+        ({"kind": "old-then-new", "old": 1.0}, "puts all 4 classes into one task"),
         ({"kind": "online", "batch_size": 0}, "give 1 or more"),
         ({"test": 1.5}, "test=1.5 is not a share"),
-        ({"max_train_per_class": 0}, "leaves nothing"),
+        ({"max_train_per_class": 0}, "leaves no examples"),
     ],
     ids=str,
 )

@@ -98,7 +98,7 @@ QUERY = {"query_id": "n", "text": "new", "pos": ["skin0"], "split": "train", "do
         ({"queries": [{**QUERY, "pos": []}]}, "line 9: pos is not a list of document ids"),
         ({"queries": [{**QUERY, "grade": [1, 2]}]}, "line 9: 2 grades for 1 documents"),
         ({"queries": [{**QUERY, "text": " "}]}, "line 9: the text is empty"),
-        ({"queries": [QUERY, QUERY]}, r"line 10: the id 'n' already stands at .*line 9"),
+        ({"queries": [QUERY, QUERY]}, r"line 10: the id 'n' is already used at .*line 9"),
         ({"corpus": [{"doc_id": "d", "text": "", "domain": "skin"}]}, r"med_corpus.jsonl, line 11: the text is empty"),
     ],
 )
@@ -110,7 +110,7 @@ def test_bad_rows_are_refused_or_left_out(medical, rows, message):
 
 
 def test_options_of_labelled_streams_are_refused(medical):
-    with pytest.raises(EverlearnError, match="tasks means nothing to a stream of pairs"):
+    with pytest.raises(EverlearnError, match="tasks does not apply to a stream of pairs"):
         streams.load(medical(), tasks=3)
     with pytest.raises(EverlearnError, match="kind=online needs labelled examples"):
         streams.load(medical(), kind="online")
