@@ -62,7 +62,8 @@ def test_recommendation_does_not_charge_the_first_method_for_the_shared_encoding
 def test_front_leaves_out_what_another_beats_everywhere():
     worse = result("worse", 0.9, retention=0.9, gain=0.92, seconds={"total": 50.0, "encode": 0.0})
     text = recommendation([result("joint"), result("ranpac", 0.95), worse])
-    assert "ranpac and worse pass the gate; on the front of old, new and cost: ranpac. Take ranpac" in text
+    front = "On the Pareto front of retention, gain and time: ranpac. Take ranpac"
+    assert f"ranpac and worse pass the gate. {front}" in text
 
 
 def test_recommendation_says_what_is_not_known_and_what_fails():
@@ -104,7 +105,7 @@ def test_the_table_says_who_encoded_and_who_found_all_in_the_store(capsys, monke
     first, adapted = result("fecam", 0.8, examples_encoded=9000), result("aper", 0.7, examples_encoded=450)
     console.compare_table([first, result("lda", 0.9), adapted, result("finetune", 0.1, examples_served=0)])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "as it came or adapted: fecam 9,000, aper 450; 0 by lda: all in the feature store" in shown
+    assert "pre-trained or adapted: fecam 9,000, aper 450; 0 by lda (all read from the feature store)" in shown
 
 
 def test_progress_off_a_terminal_is_one_line_for_each_bar_that_took_its_time(capsys, monkeypatch):
