@@ -179,7 +179,7 @@ def test_compare_orders_goes_on_says_why_and_repeats_nothing(tmp_path, capsys, m
     assert results[0]["error"] == "RuntimeError: the sky fell down"
     assert "learns text, and stream 'digits' has image" in results[1]["skipped"]
     said = capsys.readouterr().err
-    assert "Broken: failed, RuntimeError" in said and "TextOnly: skipped" in said
+    assert "Broken: failed: RuntimeError" in said and "TextOnly: skipped" in said
     assert "RuntimeError" in (out / "Broken" / "error.txt").read_text() and not (out / "TextOnly").exists()
     kept = json.loads((out / "compare.json").read_text())
     assert kept["results"] == json.loads(json.dumps(results))
@@ -192,7 +192,7 @@ def test_compare_orders_goes_on_says_why_and_repeats_nothing(tmp_path, capsys, m
     before = (out / "simplecil" / "results.json").stat().st_mtime_ns
     again = compare(["simplecil", "joint"], stream, backbone="tiny", out=out, progress=True)
     assert [r["method"] for r in again] == ["simplecil", "joint"] and again[0] == kept["results"][2]
-    assert "finished earlier, not repeated" in capsys.readouterr().err
+    assert "already finished, not repeated" in capsys.readouterr().err
     assert (out / "simplecil" / "results.json").stat().st_mtime_ns == before
     with pytest.raises(EverlearnError, match="with seed 0: give another folder"):
         compare(["simplecil"], stream, backbone="tiny", out=out, seed=1)
@@ -261,7 +261,7 @@ def test_side_by_side_is_as_one_after_another(tmp_path, capsys, from_processes):
     assert [(r["method"], r.get("curve")) for r in beside] == [(r["method"], r.get("curve")) for r in alone]
     assert beside[1]["error"] == alone[1]["error"] == "RuntimeError: the sky fell down"
     assert "Traceback" in (tmp_path / "beside" / "Broken" / "error.txt").read_text()
-    assert "Broken: failed, RuntimeError: the sky fell down" in said and "\nfinetune: " in said
+    assert "Broken: failed: RuntimeError: the sky fell down" in said and "\nfinetune: " in said
     assert json.loads((tmp_path / "beside" / "compare.json").read_text())["results"] == json.loads(json.dumps(beside))
 
 
@@ -274,9 +274,9 @@ def test_a_killed_process_is_told_from_a_failed_one(tmp_path, from_processes):
 def test_side_by_side_needs_a_folder_and_a_named_stream(tmp_path, from_processes):
     from everlearn import streams
 
-    with pytest.raises(EverlearnError, match="need a folder"):
+    with pytest.raises(EverlearnError, match="needs a folder"):
         compare("simplecil", "digits", backbone="tiny", jobs=2)
-    with pytest.raises(EverlearnError, match="not take over a Stream"):
+    with pytest.raises(EverlearnError, match="not a Stream object"):
         compare("simplecil", streams.load("digits"), backbone="tiny", out=tmp_path / "out", jobs=2)
     assert not (tmp_path / "out").exists()
 
@@ -295,7 +295,7 @@ def test_what_is_side_by_side_stops_when_asked_and_goes_on(tmp_path, from_proces
         time.sleep(0.05)
     process.terminate()  # SIGINT, which does the same, is ignored where pytest was started in the background
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "the same command with the same --out goes on" in said
+    assert process.returncode == 130 and "repeat the command with the same --out to continue" in said
     assert all(list((line.parent / "checkpoints").iterdir()) for line in lines)
     results = compare("finetune,lora", stream, backbone="tiny", out=out, recipe="none")  # no more processes
     assert [len(r["curve"]) for r in results] == [5, 5]
