@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("texts", 2000), ("repetitions", 5), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--backbone", default="minilm", help="a text encoder with mean pooling")
+    parser.add_argument("--backbone", default="minilm", help="a text backbone with mean pooling")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     backbone = backbones.load(args.backbone)

@@ -140,7 +140,7 @@ def judge(code: int, folder: Path, reference: dict[str, Any]) -> str:
     if different:
         return "differs: " + ", ".join(different)
     missing = [name for name in ("report.html", "metrics.jsonl", "config.yaml") if not (folder / name).exists()]
-    return f"misses {', '.join(missing)}" if missing else "identical"
+    return f"lacks {', '.join(missing)}" if missing else "identical"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compare several methods on one stream: cheapest first; if one fails the others continue; with a recommendation."""
+"""Compares several methods on one stream, cheapest first. A failed method does not stop the others."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def compare(
             keep(entry.label, known)
         else:
             todo.append(entry)
-    # Methods without such training run in this process: the first of them encodes for all.
+    # Methods that train at most a head run in this process: the first of them encodes for all.
     beside = [entry for entry in todo if jobs > 1 and entry.cost[1] > COST.index("head")]
     for entry in todo:
         if entry not in beside:

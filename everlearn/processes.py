@@ -1,6 +1,6 @@
 """Parallel runs, each in its own process with its share of the cores.
 
-Small encoders do not use many cores well: two parallel runs with one core each finish earlier than two
+Small backbones do not use many cores well: two parallel runs with one core each finish earlier than two
 consecutive runs with two cores. Each process reads a configuration and writes a run folder, as `everlearn run` does.
 """
 

@@ -29,7 +29,7 @@ def recommendation(results: Sequence[Results]) -> str:
     accepted = "pass" if "pass" in verdicts else "unknown"
     good = [r for r, verdict in zip(candidates, verdicts, strict=True) if verdict == accepted]
     gate = "the gate" if joint is not None else "the first half of the gate (retention at least 80 %)"
-    unsaid = "" if joint is not None else " Joint was not run, so the second half of the gate is undecided: add joint."
+    unsaid = "" if joint is not None else " Joint was not run, so the second half of the gate is unknown: add joint."
 
     def figures(r: Results) -> str:
         return (f"final {percent(r['final_accuracy'])}, retention {percent(r['retention'])}, "

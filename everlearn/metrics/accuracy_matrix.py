@@ -61,7 +61,7 @@ def final_accuracy(matrix: Matrix, counts: Sequence[int]) -> float | None:
 
 
 def average_accuracy(matrix: Matrix, counts: Sequence[int]) -> float | None:
-    """The mean of `curve` over all steps of the stream, also called average incremental accuracy.
+    """The mean of `curve`: one score after each task. It is also called average incremental accuracy.
 
     >>> average_accuracy([[1.0, None], [0.5, 0.8]], [100, 200])
     0.85

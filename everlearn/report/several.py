@@ -155,7 +155,7 @@ def _scatters(runs: Sequence[Results], names: Sequence[str]) -> list[Html]:
     meaning = {
         "front": f"on the Pareto front of retention, gain and time among the runs {who}",
         "pass": "passes the gate",
-        "unknown": "gate undecided",
+        "unknown": "gate unknown",
         "fail": "fails the gate",
         "reference": "joint: retraining on all data",
     }
@@ -165,7 +165,7 @@ def _scatters(runs: Sequence[Results], names: Sequence[str]) -> list[Html]:
         chart = figures.scatter(title, shown, "retention, %", y_title, x_line, y_line)
         keys = figures.legend([(kind, "", meaning[kind]) for kind in meaning if any(p.kind == kind for p in shown)])
         lines = "" if x_line is None else " The dashed lines show the gate."
-        return figure(name, title, chart, keys, note=f"The numbers are those of the table of methods.{lines}")
+        return figure(name, title, chart, keys, note=f"The numbers refer to the rows of the table.{lines}")
 
     close = [point for point in points if point.kind != "fail"]
     charts = [drawn("pareto", "Retention and gain", points, 100 * RETENTION, gate)]

@@ -20,7 +20,7 @@ Results = Mapping[str, Any]
 
 FIGURES = {
     "final_accuracy": ("Final {}", "over the tests of all tasks, after the last task"),
-    "average_accuracy": ("Average {}", "the score over all seen tasks, averaged over the steps of the stream"),
+    "average_accuracy": ("Average {}", "mean of the scores over all seen tasks, one score after each task"),
     "forgetting": ("Forgetting", "mean drop of each old task from its best score; lower is better"),
     "backward_transfer": ("Backward transfer", "mean change of the score on old tasks since they were learned"),
     "forward_transfer": ("Forward transfer", "how much earlier tasks raised the score on a task before it was learned"),
