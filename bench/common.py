@@ -1,4 +1,4 @@
-"""What the benches that write a page under docs/results share."""
+"""Functions shared by the benchmarks that write a page under docs/results."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def recipe_settings(stream: str, name: str, **changes: Any) -> dict[str, Any]:
-    """A method's section: what its recipe in the collection `stream` says, and the changes."""
+    """The section of a method: the settings of its recipe in the collection `stream`, with `changes` applied."""
     recipe = find_recipe(stream, name)
     return build_config({"method": {"name": name, **changes}}, recipe=str(recipe or "none"))[0]["method"]
 
 
 def machine(environment: dict[str, Any]) -> str:
-    """Where and when a run was made, from its results."""
+    """The hardware, the torch version and the date of a run, from the environment in its results."""
     threads = environment["threads"]
     return (f"{environment['cpu']}, {threads} thread{'s' * (threads != 1)}, torch {environment['torch']}, "
             f"{environment['date']}")  # fmt: skip
 
 
 def command(parser: argparse.ArgumentParser, args: argparse.Namespace, but: tuple[str, ...] = ("out",)) -> str:
-    """What was called, without what is the default and the options named in `but`; folders by the word alone."""
+    """The command line without default values and the options in `but`; folders are shown as FOLDER."""
     told = [f"python bench/{Path(parser.prog).name}"]
     for action in parser._actions:
         value = getattr(args, action.dest, action.default)
@@ -37,7 +37,7 @@ def command(parser: argparse.ArgumentParser, args: argparse.Namespace, but: tupl
 
 
 def write_page(name: str, lines: list[str]) -> None:
-    """docs/results/NAME.md, with what was written by hand in NAME.notes.md below it."""
+    """Write docs/results/NAME.md, followed by the handwritten text of NAME.notes.md."""
     notes = RESULTS / f"{name}.notes.md"
     by_hand = ["", *notes.read_text(encoding="utf-8").splitlines()] if notes.exists() else []
     RESULTS.mkdir(parents=True, exist_ok=True)

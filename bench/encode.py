@@ -1,10 +1,10 @@
-"""What the feature store costs: encoding through it against a bare loop over the same batches.
+"""The overhead of the feature store: encoding with the store compared with a plain loop over the same batches.
 
     python bench/encode.py [--texts 2000] [--repetitions 5] [--threads 2] [--backbone minilm]
 
 Both encode the same CLINC150 texts with the same weights, precision and length-sorted batches; the store
-also hashes texts and weights, checks, writes and reads back. The two ways alternate, each pair gives a
-ratio, and the median counts. Target: at most 1.3.
+also hashes texts and weights, checks them, and writes and reads files. The two alternate; each pair gives
+one ratio of the times, and the result is the median ratio. Target: at most 1.3.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from everlearn import backbones, streams
 from everlearn.features import FeatureStore
 
-BATCH = 64  # as Backbone.infer
+BATCH = 64  # the batch size of Backbone.infer
 
 
 def bare(backbone, texts):
-    """The loop that one would write by hand: sorted by length, padded batches, inference mode."""
+    """A plain encoding loop: texts sorted by length, padded batches, inference mode."""
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     features = torch.empty(len(texts), backbone.width)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=backbone.precision == "bfloat16"):
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("texts", 2000), ("repetitions", 5), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--backbone", default="minilm", help="a text encoder with mean pooling")
+    parser.add_argument("--backbone", default="minilm", help="a text backbone with mean pooling")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     backbone = backbones.load(args.backbone)

@@ -1,17 +1,17 @@
-"""The families side by side, several seeds where a method is random: tables and figures under docs/results.
+"""Compare methods of all families, with several seeds for random methods: tables and charts under docs/results.
 
     python bench/families.py clinc150 [--seeds 0,1,2] [--methods all] [--out runs/families]
-    python bench/families.py clinc150 --seeds 1,2 --methods ranpac,klda      # more seeds of some
+    python bench/families.py clinc150 --seeds 1,2 --methods ranpac,klda      # more seeds for some methods
     python bench/families.py banking77
     python bench/families.py tinyimagenet100 --data FOLDER --backbone vit-tiny@112 --recipes images \\
         --train-per-class 20 --test-per-class 10
     python bench/families.py pacs --data FOLDER --backbone vit-tiny@112 --recipes images \\
         --train-per-class 20 --test-per-class 40
 
-FOLDER holds NAME_train.parquet and NAME_test.parquet, and for vit-tiny the weights that EVERLEARN_WEIGHTS
-names. The class order has seed 1993. What is finished is not repeated: stopped, the same command goes on.
-Writes docs/results/STREAM.md and STREAM.svg: mean and standard deviation over seeds, seconds, stored bytes
-and trained parameters, and below the table how the published ordering fared.
+FOLDER holds NAME_train.parquet and NAME_test.parquet. For vit-tiny, EVERLEARN_WEIGHTS names the folder of its
+weights. The seed of the class order is 1993. Finished runs are not repeated, so the same command continues a
+stopped one. Writes docs/results/STREAM.md and STREAM.svg: mean and standard deviation over seeds, seconds,
+stored bytes and trained parameters, and below the table whether the published ordering holds.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ ORDERING = [
     ("coda_prompt", "vpt"), ("l2p", "finetune"), ("dual_prompt", "finetune"), ("coda_prompt", "finetune"),
     ("slca", "finetune"),
 ]  # fmt: skip
-"""Published: the first is at least as good as the second."""
+"""Published ordering: the first method is at least as good as the second."""
 
 
 BESIDE = ("methods", "seeds", "out")
-"""Which of the runs in the table a call makes, not what they are."""
+"""Options that select which runs a call makes, but do not change the runs themselves."""
 
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 PARSER.add_argument("stream")
-PARSER.add_argument("--data", type=Path, help="folder of the Parquet files, for a stream that is not packaged")
+PARSER.add_argument("--data", type=Path, help="folder of the Parquet files, for a stream that is not in the package")
 PARSER.add_argument("--backbone")
 PARSER.add_argument("--methods", default="all")
-PARSER.add_argument("--recipes", default="clinc150", help="the collection of recipes that is taken")
-PARSER.add_argument("--epochs", type=int, help="instead of the recipes', for every method that trains")
+PARSER.add_argument("--recipes", default="clinc150", help="the collection of recipes to use")
+PARSER.add_argument("--epochs", type=int, help="replaces the epochs of the recipes, for every method that trains")
 PARSER.add_argument("--tasks", type=int, default=10)
 PARSER.add_argument("--train-per-class", type=int, default=30)
 PARSER.add_argument("--test-per-class", type=int)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def chosen(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The methods; one schedule for all that train where asked."""
+    """The method sections; with --epochs, every method that trains gets this number of epochs."""
     sections: list[dict[str, Any]] = []
     for name in map(str, select(args.methods)):
         trains = args.epochs and "epochs" in signature(methods.get(name)).parameters
@@ -75,7 +75,7 @@ def chosen(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def finished(folder: Path, name: str) -> dict[str, list[dict[str, Any]]]:
-    """Every finished run on the stream, whichever call made it: the seeds of each method."""
+    """All finished runs on the stream, also those of earlier calls: the seeds of each method."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(folder.glob(f"{name}-seed*/*/results.json")):
         rows.setdefault(file.parent.name, []).append(json.loads(file.read_text(encoding="utf-8")))
@@ -95,16 +95,16 @@ def stream(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """docs/results/STREAM.md and STREAM.svg."""
+    """Write docs/results/STREAM.md and STREAM.svg."""
     order = sorted(rows, key=lambda method: -mean(rows[method], "final_accuracy")[0])
     first = rows[order[0]][0]
     limits = first["config"]["stream"]
     lines = [
         f"# {args.stream}", "",
         f"Measured with `{command(PARSER, args, BESIDE)}`: {len(first['tasks'])} tasks, {first['backbone']}, at "
-        f"most {limits['max_train_per_class']} training {tested(limits)}examples a class, class order seed 1993, "
+        f"most {limits['max_train_per_class']} training {tested(limits)}examples per class, class order seed 1993, "
         f"{settings_of(args, rows)}; each method on {machine(first['environment'])}. "
-        "Mean ± standard deviation where there are several seeds.", "",
+        "Mean ± standard deviation for methods with several seeds.", "",
         "| method | seeds | final | average | forgetting | retention | gain | trained | stored, MB | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -131,7 +131,7 @@ def tested(limits: dict[str, Any]) -> str:
 
 
 def settings_of(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Whose settings the runs had, and how long those that train were trained where it is not what they say."""
+    """The source of the settings of the runs, and their epochs where these differ from the recipes."""
     told = set()
     for name, runs in rows.items():
         usual = recipe_settings(args.recipes, name).get("epochs")
@@ -153,7 +153,7 @@ def spread(runs: list[dict[str, Any]], key: str) -> str:
 
 
 def draw(file: Path, rows: dict[str, list[dict[str, Any]]], order: list[str]) -> None:
-    """Final accuracy against seconds, one dot a method."""
+    """Draw final accuracy against seconds, one point per method."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,12 +1,12 @@
-"""Does a frozen backbone forget? What each kind of insertion costs on data that was never trained on.
+"""Does a frozen backbone forget? The loss of each insertion on data that was never trained on.
 
     python bench/frozen_forgets.py [--stream clinc150] [--probe banking77] [--tasks 3] [--train-per-class 30]
 
-The backbone's weights never change, but answers go through what was inserted. Each kind is trained task
-after task on `--stream` (`sequential`); before and after, `--probe`, which no method has seen, is asked
-in two ways: accuracy of the nearest class prototype of its own training examples, and the cosine of each
-test example's embedding to what the untouched model said. `finetune`, whose backbone is not frozen, stands
-beside them. Writes docs/results/frozen_forgets.md.
+The weights of the backbone never change, but its output depends on the insertion. Each insertion is trained
+task after task on `--stream` (`sequential`). Before and after, two values are measured on `--probe`, which is
+never trained on: the accuracy of the nearest class prototype (from the probe's training examples), and the
+mean cosine of each test embedding to that of the pre-trained model. `finetune`, whose backbone is not frozen,
+is included for comparison. Writes docs/results/frozen_forgets.md.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def build(kind: str, args: argparse.Namespace) -> Method:
 
 
 def capability(backbone: Any, probe: Stream) -> tuple[float, torch.Tensor]:
-    """Nearest-prototype accuracy on the probe as the backbone answers now, and its test embeddings."""
+    """The nearest-prototype accuracy on the probe with the backbone in its present state, and its test embeddings."""
     task = probe[0]
     head = Prototype(backbone.width)
     head.grow(len(task.class_names))
@@ -72,10 +72,10 @@ def write(args: argparse.Namespace, called: str, before: float, rows: list[Any],
     lines = [
         "# Does a frozen backbone forget?", "",
         f"Measured with `{called}`: {args.stream}, the first {args.tasks} "
-        f"of 10 tasks, {args.train_per_class} training examples a class, {args.epochs} epochs a task, {args.backbone}, "
-        f"seed {args.seed}; {machine(where)}.", "",
-        f"{args.probe}, never trained on: nearest-prototype accuracy of the untouched model {100 * before:.1f}.", "",
-        f"| inserted | trained | final on {args.stream} | {args.probe} after | lost | cosine to untouched |",
+        f"of 10 tasks, {args.train_per_class} training examples per class, {args.epochs} epochs per task, "
+        f"{args.backbone}, seed {args.seed}; {machine(where)}.", "",
+        f"Nearest-prototype accuracy of the pre-trained model on {args.probe} (never trained on): {100 * before:.1f}.",
+        "", f"| insertion | trained | final on {args.stream} | {args.probe} after | lost | cosine to pre-trained |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for kind, trained, final, after, likeness in sorted(rows, key=lambda row: -row[3]):

@@ -1,13 +1,13 @@
-"""Kill runs at random moments, resume them, and compare the results bit for bit.
+"""Kill runs at random times, resume them, and compare the results bit for bit.
 
     python bench/kill.py [--kills 20] [--seed 0] [--method er] [--epochs 20] [--save-steps 10]
 
-Two runs are left alone; their results.json, which must be equal, is the reference. Every other run is the
-same one, killed with SIGKILL at a moment drawn uniformly over the reference's duration, then resumed by
-another process. Every second run shares one feature store, the others have one each. Only the fields that
-measure an execution (`everlearn.results.TIMINGS`) may differ. Processes are forked from one that has
-imported everything, so a kill falls into the run itself and not into its start-up. Exit code 1 on any
-difference.
+Two runs are not interrupted; their results.json must be equal and is the reference. All further runs are the
+same run, killed with SIGKILL at a time drawn uniformly over the duration of the reference, then resumed by
+another process. Every second run uses a common feature store, the others have one each. Only the fields that
+measure the execution (`everlearn.results.TIMINGS`) may differ. The processes are forked from one that has
+already imported everything, so that the kill hits the run itself and not its start-up. The exit code is 1
+after any difference.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("kills", 20), ("seed", 0), ("epochs", 20), ("save-steps", 10)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--method", default="er", help="any method that is trained; l2p uses the feature store too")
+    parser.add_argument("--method", default="er", help="any method that trains; l2p also uses the feature store")
     args = parser.parse_args()
     torch.set_num_threads(1)
     arguments = {
@@ -55,7 +55,7 @@ def main() -> int:
 
     warm_up(root)
     duration = float("inf")
-    for name in ("reference", "repeated"):  # twice: the first is slower, and the second must be equal
+    for name in ("reference", "repeated"):  # two runs: the first is slower, and both must be equal
         started = time.perf_counter()
         if code := wait(learn(name, root / f"cache-{name}")):
             print(f"the {name} run failed with code {code}: see {root / name}")
@@ -97,14 +97,14 @@ def main() -> int:
 
 
 def warm_up(root: Path) -> None:
-    """Import what a run imports late, in a run of two seconds, before anything is forked or measured."""
+    """Execute a run of two seconds before anything is forked or measured, so that all late imports are done."""
     os.environ["EVERLEARN_CACHE"] = str(root / "cache-warm")
     small = {"name": "digits", "tasks": 2, "max_train_per_class": 2, "max_test_per_class": 2}
     run({"name": "er", "epochs": 1}, small, backbone="tiny", out=root / "warm")
 
 
 def fork(folder: Path, cache: Path, work: Callable[[], Any]) -> int:
-    """Do `work` in a child with a feature store of its own; its errors go to a file in `folder`."""
+    """Execute `work` in a child process with the feature store `cache`; errors go to a file in `folder`."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -115,19 +115,19 @@ def fork(folder: Path, cache: Path, work: Callable[[], Any]) -> int:
         os.environ["EVERLEARN_CACHE"] = str(cache)
         work()
         code = 0
-    except BaseException:  # a child must never return into the parent's loop
+    except BaseException:  # the child must never return to the loop of the parent
         (folder / "error.txt").write_text(traceback.format_exc())
     finally:
         os._exit(code)
 
 
 def wait(pid: int) -> int:
-    """The child's exit code; the negative signal that ended it."""
+    """The exit code of the child, or the negative number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What must be equal to the bit: JSON keeps every bit of a float."""
+    """The fields that must be bit-identical; JSON stores floats without loss."""
     results = json.loads((folder / "results.json").read_text())
     return {key: value for key, value in results.items() if key not in TIMINGS}
 
@@ -140,7 +140,7 @@ def judge(code: int, folder: Path, reference: dict[str, Any]) -> str:
     if different:
         return "differs: " + ", ".join(different)
     missing = [name for name in ("report.html", "metrics.jsonl", "config.yaml") if not (folder / name).exists()]
-    return f"misses {', '.join(missing)}" if missing else "identical"
+    return f"lacks {', '.join(missing)}" if missing else "identical"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Make the data sets that everlearn ships from a folder of their published splits.
+"""Create the data sets of the package from a folder with their published splits.
 
     python bench/make_packaged_data.py FOLDER
 
-FOLDER holds `<set>_train.parquet`, `_val` and `_test` with `text` and an integer `label` (names in the
-schema metadata), and `domain` likewise where the set has one.
+FOLDER holds `<set>_train.parquet`, `_val` and `_test` with `text` and an integer `label`, whose names are in
+the schema metadata. A set with domains has an integer column `domain` in the same form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def names_of(table: pa.Table, column: str, key: bytes) -> pa.Array:
-    """An integer column as the names that it stands for."""
+    """Replace the integers of a column by their names."""
     names = pa.array(json.loads(table.schema.metadata[key]))
     return pa.DictionaryArray.from_arrays(table[column].combine_chunks().cast(pa.int16()), names)
 

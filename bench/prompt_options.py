@@ -1,10 +1,10 @@
-"""What the options of the prompt methods change: batch votes, diversity, sparse attention, orthogonality.
+"""The effect of the options of the prompt methods: batch votes, diversity, sparse attention, orthogonality.
 
     python bench/prompt_options.py [--stream banking77] [--tasks 10] [--train-per-class 30] [--test-per-class N]
         [--seed 0]
 
-Every variant has the settings of its clinc150 recipe but for what its row says. What is finished is not
-repeated: stopped, the same command goes on. Writes docs/results/prompt_options.md.
+Each variant has the settings of its clinc150 recipe except the options in its row. Finished runs are not
+repeated, so the same command continues a stopped one. Writes docs/results/prompt_options.md.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def write(args: argparse.Namespace, called: str, runs: dict[tuple[Any, ...], dic
     lines = [
         "# Options of the prompt methods", "",
         f"Measured with `{called}`: {args.stream}, {args.tasks} tasks, {args.train_per_class} "
-        f"training and {args.test_per_class or 'all'} test examples a class, MiniLM, seed {args.seed}, "
+        f"training and {args.test_per_class or 'all'} test examples per class, MiniLM, seed {args.seed}, "
         f"settings of the clinc150 recipes; each on {machine(where)}.", "",
-        "| method | changed | final | average | forgetting | gain | to the plain one | seconds |",
+        "| method | changed | final | average | forgetting | gain | difference to default | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     plain: dict[str, float] = {}
@@ -66,9 +66,9 @@ def write(args: argparse.Namespace, called: str, runs: dict[tuple[Any, ...], dic
         lines.append(f"| {name} | {told} | {100 * final:.1f} | {100 * run['average_accuracy']:.1f} "
                      f"| {100 * run['forgetting']:.1f} | {100 * run['gain']:.1f} "
                      f"| {100 * (final - plain[name]):+.1f} | {run['seconds']['total']:.0f} |")  # fmt: skip
-    lines += ["", "`paper_compat` chooses prompts by a vote of the batch, also at test, in the order of the test set: "
-              "examples of one class come together, so a vote tells every example about its neighbours. Its figure is "
-              "not comparable with the others."]  # fmt: skip
+    lines += ["", "`paper_compat` selects prompts by a vote of the batch, also at test time. The batches follow the "
+              "order of the test set, which is grouped by class, so the vote gives each example information on its "
+              "neighbours. Its result is not comparable with the others."]  # fmt: skip
     write_page("prompt_options", lines)
 
 

@@ -1,4 +1,4 @@
-"""Writes the results table of a compare into the README and docs/results: python bench/results_table.py DIR"""
+"""Write the results table of a comparison into the README: python bench/results_table.py DIR"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def table(folder: Path) -> str:
-    """A Markdown table of every method in a compare's folder, best final score first."""
+    """A Markdown table of all methods in the folder of a comparison, best final score first."""
     runs = [json.loads(file.read_text()) for file in sorted(folder.glob("*/results.json"))]
     runs.sort(key=lambda run: -run["final_accuracy"])
     first = runs[0]
@@ -20,8 +20,8 @@ def table(folder: Path) -> str:
     limit = first["config"]["stream"].get("max_train_per_class")
     lines = [
         f"Measured: {first['stream']}, {len(first['tasks'])} tasks, {first['backbone']}, seed {first['seed']}"
-        + (f", {limit} training examples a class" if limit else "")
-        + f"; {where['cpu']}, {threads} threads a method, torch {where['torch']}, {where['date']}.",
+        + (f", {limit} training examples per class" if limit else "")
+        + f"; {where['cpu']}, {threads} threads per method, torch {where['torch']}, {where['date']}.",
         "",
         "| method | final | average | forgetting | retention | gain | trained | stored, MB | seconds | encoded |",
         "|---|---|---|---|---|---|---|---|---|---|",

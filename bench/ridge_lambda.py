@@ -1,10 +1,10 @@
-"""RanPAC's solve with its choice of λ: one factorisation of the smaller matrix against one dense solve per candidate.
+"""RanPAC's choice of λ and solve: one factorisation of the smaller matrix compared with one dense solve per λ.
 
     python bench/ridge_lambda.py [--features 10000] [--examples 4000] [--classes 100] [--threads 2]
 
-Both are the same head with the same statistics, the same 17 candidates and the same held-out rows; both end with
-the solve at the λ they chose, and are asked about the same 2,000 further examples. The dense way takes minutes
-at the default size: 17 Cholesky factorisations of a matrix of 10,000 rows.
+Both use the same head with the same statistics, the same 17 candidates and the same held-out rows. Both end with
+the solve for the chosen λ, and both predict the same 2,000 further examples. The dense solves take minutes at the
+default size: 17 Cholesky factorisations of a matrix with 10,000 rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from everlearn.heads import ridge
 
 
 def dense_errors(h, y, held_h, held_y, lambdas):
-    """The held-out errors by solving (HᵀH + λI) W = HᵀY for each λ; infinite where that has no Cholesky factor."""
+    """The held-out error of the solution of (HᵀH + λI) W = HᵀY for each λ; infinite if there is no Cholesky factor."""
     gram, targets, errors = h.T @ h, h.T @ y, []
     for strength in lambdas:
         shifted = gram.clone()

@@ -1,12 +1,12 @@
-"""SLCA's classifier alignment over a whole run: each class factored once and all drawn by one batched product an
-epoch, against one torch MultivariateNormal for each class and epoch.
+"""SLCA's classifier alignment over a whole run, with two ways to draw samples: one factorisation per class and one
+batched product per epoch, or one torch MultivariateNormal per class and epoch.
 
     python bench/slca_alignment.py [--tasks 10] [--classes 10] [--width 768] [--epochs 5] [--samples 256]
                                    [--threads 2] [--repeats 5]
 
-Features of `--classes` new classes a task are random; after each task the head is aligned on all classes so far.
-Both train the same head with the same steps on their draws; the time in the drawing is also told alone. The
-batched one is run `--repeats` times, and the median counts.
+Each task has `--classes` new classes with random features; after each task the head is aligned on all seen
+classes. Both ways train the same head with the same number of steps; the time for drawing is also reported
+separately. The batched way is run `--repeats` times, and its result is the median.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from everlearn.methods import SLCA
 from everlearn.methods.slca import JITTER
 from everlearn.streams.stream import Task
 
-EXAMPLES = 200  # of each class
+EXAMPLES = 200  # per class
 
 
 class OneAClass(SLCA):
-    """Draws from a distribution built anew for every class in every epoch; the rest is the same."""
+    """SLCA that builds a new distribution for every class in every epoch; the rest is the same."""
 
     def drawn(self) -> Iterator[tuple[Tensor, Tensor]]:
         means = self.means()
@@ -44,7 +44,7 @@ class OneAClass(SLCA):
 
 
 def run(method: SLCA, args: argparse.Namespace) -> tuple[float, float, Tensor]:
-    """Seconds of drawing, of aligning with the drawing, and mean and deviation of what the first class had last."""
+    """The seconds of drawing, of the whole alignment, and mean and deviation of the last draws of the first class."""
     torch.manual_seed(0)
     method.memory, method.head = Gaussians(args.width), Linear(args.width)
     method.factors = torch.zeros(0, args.width, args.width)
@@ -87,15 +87,15 @@ def main() -> None:
     settings = {"alignment_epochs": args.epochs, "samples": args.samples}
     run(
         SLCA(backbones.load("tiny"), **settings), argparse.Namespace(tasks=1, classes=2, width=4, samples=256)
-    )  # torch imports late
+    )  # a warm-up: torch imports some modules at first use
 
     drawing, aligning, spread = {}, {}, {}
-    for name, method, repeats in (("batched", SLCA, args.repeats), ("one a class", OneAClass, 1)):
+    for name, method, repeats in (("batched", SLCA, args.repeats), ("one per class", OneAClass, 1)):
         draws, alignments, spreads = zip(
             *(run(method(backbones.load("tiny"), **settings), args) for _ in range(repeats)), strict=True
         )
         drawing[name], aligning[name], spread[name] = median(draws), median(alignments), spreads[-1]
-        print(f"{name:>12}: {drawing[name]:7.2f} s to draw, {aligning[name]:7.2f} s to align", flush=True)
+        print(f"{name:>13}: {drawing[name]:7.2f} s to draw, {aligning[name]:7.2f} s to align", flush=True)
     fast, slow = drawing
     difference = (spread[fast] - spread[slow]).abs().max()
     print(f"largest difference of the mean and deviation of the first class: {difference:.3f}")

@@ -1,9 +1,10 @@
-"""Hyper-parameters for a recipe, chosen on validation examples; no test example is ever looked at.
+"""Choose the hyper-parameters of a recipe on validation examples; test examples are never used.
 
     python bench/tune.py clinc150 finetune lr=5e-5,1e-4,3e-4 epochs=3 [--train-per-class 30] [--tasks 10] [--first 3]
 
-Every combination learns the stream, or the first of its tasks, and is scored on the validation split (a fifth of
-the training examples where the stream has none). One line each, then the best by final accuracy.
+Every combination learns the stream, or only its first tasks, and is evaluated on the validation split (a fifth of
+the training examples if the stream has no such split). The output is one line per combination, then the one with
+the best final accuracy.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--backbone")
     for name, default in (("train-per-class", 30), ("tasks", 10), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--first", type=int, help="tasks that are learned (default: all)")
+    parser.add_argument("--first", type=int, help="number of tasks to learn (default: all)")
     args = parser.parse_intermixed_args()
     stream = on_validation(args.stream, args.tasks, args.train_per_class)
     stream = replace(stream, tasks=stream.tasks[: args.first])
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def on_validation(name: str, tasks: int, train_per_class: int) -> Stream:
-    """The stream with its validation examples where its test examples were."""
+    """The stream with its validation examples in place of its test examples."""
     stream = streams.load(name, tasks=tasks, max_train_per_class=train_per_class)
     if not len(stream[0].validation):
         stream = streams.load(name, tasks=tasks, max_train_per_class=train_per_class, validation=0.2)

@@ -1,10 +1,10 @@
-"""Queries of augmented images: asked once an image (of the image itself) or once a view (of what the step sees).
+"""Queries of augmented images: one query per image (the original) or per view (the augmented image of the step).
 
     python bench/view_queries.py --data FOLDER [--tasks 3] [--train-per-class 20] [--test-per-class 20] [--epochs 3]
 
-L2P on tinyimagenet100 with random crops and mirror images, both ways, from FOLDER's Parquet files and the ViT-Ti
-weights that EVERLEARN_WEIGHTS names: accuracy, seconds of training, encodings for queries, and how often the view
-would have chosen other prompts. Writes docs/results/view_queries.md.
+Both variants of L2P learn tinyimagenet100 with random crops and mirror images, from the Parquet files in FOLDER and
+the ViT-Ti weights in EVERLEARN_WEIGHTS. Reported are accuracy, seconds of training, number of encodings for queries,
+and how often the view selects other prompts than the original. Writes docs/results/view_queries.md.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def main() -> None:
                           max_test_per_class=args.test_per_class, augment=True)  # fmt: skip
     stream = replace(stream, tasks=stream.tasks[: args.tasks])
     rows, differing = [], ""
-    for name in ("once an image", "once a view"):
+    for name in ("once per image", "once per view"):
         method = methods.get("l2p")(backbones.load(args.backbone), epochs=args.epochs, lr=0.03, seed=args.seed)
-        counts = ask_every_view(method) if name == "once a view" else {}
+        counts = ask_every_view(method) if name == "once per view" else {}
         start = time.perf_counter()
         result = run(method, stream)
         rows.append(f"| {name} | {100 * result.final_accuracy:.1f} | {100 * result.average_accuracy:.1f} "
@@ -45,21 +45,21 @@ def main() -> None:
         print(rows[-1], flush=True)
         if counts:
             differing = (
-                f"{100 * counts['other'] / counts['views']:.0f} % of the views choose other prompts than their image."
+                f"{100 * counts['other'] / counts['views']:.0f} % of the views select other prompts than the original."
             )
     write_page("view_queries", [
         "# Queries of augmented images", "",
         f"Measured with `{command(parser, args)}`: L2P, tinyimagenet100, the first {args.tasks} of "
-        f"10 tasks, {args.train_per_class} training and {args.test_per_class} test images a class, "
+        f"10 tasks, {args.train_per_class} training and {args.test_per_class} test images per class, "
         f"{args.epochs} epochs, {args.backbone}, random crops and mirror images, seed {args.seed}; "
         f"{machine(result.environment)}.", "",
-        "| query | final | average | views encoded for queries | training, s | in all, s |",
+        "| query | final | average | views encoded for queries | training, s | total, s |",
         "|---|---|---|---|---|---|", *rows, "", differing,
     ])  # fmt: skip
 
 
 def ask_every_view(method: Any) -> dict[str, int]:
-    """Have training ask the query of what it sees; counts views, and those that choose otherwise."""
+    """Make training query with the view; count the views, and those that select other prompts."""
     backbone, counts = method.backbone, {"views": 0, "other": 0}
     stored, select = backbone.encode, method.select
 

@@ -1,9 +1,9 @@
-"""What a run costs when its features are known: simplecil with an empty feature store, then with a full one.
+"""The time of a run whose features are stored: simplecil with an empty feature store, then with a filled one.
 
     python bench/warm_run.py [--stream clinc150] [--backbone minilm] [--train-per-class 100] [--threads 2]
 
-Both runs happen in one process, after everything has been imported and loaded, so start-up is left out.
-Every pair begins with an empty store. Target: the second takes less than 0.15 of the first.
+Both runs are in one process, after everything has been imported and loaded, so the start-up is not measured.
+Each pair starts with an empty store. Target: the second run takes less than 0.15 of the time of the first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each command does. Nothing heavy is imported before it is needed: help and lists are instant."""
+"""The commands. Large libraries are imported only when they are needed, so that help and lists are fast."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from everlearn.command_line import parse
 from everlearn.errors import EverlearnError, unknown
 from everlearn.interrupts import Interrupted
 
-MENDABLE = {errno.ENOSPC: "no space is left", errno.EDQUOT: "the disk quota is used up",
-            errno.EACCES: "permission denied", errno.EPERM: "not permitted",
+MENDABLE = {errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "disk quota exceeded",
+            errno.EACCES: "permission denied", errno.EPERM: "operation not permitted",
             errno.EROFS: "the file system is read-only"}  # fmt: skip
 
 
@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     {...
     0
     """
-    # Spinning threads cost ten times the time where another process wants a core; torch reads this once.
+    # Threads that wait actively slow down other processes on the same core; torch reads this setting only once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a method of one's own, `--method my_file:MyMethod`, is found here
+        sys.path.append(os.getcwd())  # so that `--method my_file:MyMethod` finds a file in the current folder
     try:
         args = parse(list(sys.argv[1:] if argv is None else argv))
         if args.verb is None:
@@ -54,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Inside the block SIGTERM, as job schedulers and containers send it, saves and stops as Ctrl-C does."""
+    """Within this context SIGTERM, which job schedulers and containers send, saves and stops like Ctrl-C."""
 
     def terminate(signum: int, frame: Any) -> None:
-        interrupt = signal.getsignal(signal.SIGINT)  # ignored where a shell without job control started us
+        interrupt = signal.getsignal(signal.SIGINT)  # it is ignored if a shell without job control started this process
         (interrupt if callable(interrupt) else signal.default_int_handler)(signum, frame)
 
     if threading.current_thread() is not threading.main_thread():
@@ -71,17 +71,17 @@ def _terminable() -> Iterator[None]:
 
 
 def _explain(error: BaseException) -> tuple[int | None, str]:
-    """The exit code and the line for an error; no code for one that is a fault of ours."""
+    """The exit code and the message for an error; the code is None for an error that is a bug in everlearn."""
     if isinstance(error, (KeyboardInterrupt, Interrupted)):
         return 130, str(error) or "interrupted"
     if isinstance(error, EverlearnError):
         return 2, str(error)
-    if isinstance(error, BrokenPipeError):  # `everlearn list | head`: nobody reads on, and that is fine
+    if isinstance(error, BrokenPipeError):  # `everlearn list | head`: the reader has closed the pipe, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0, ""
     if isinstance(error, OSError) and error.errno in MENDABLE:
         where = f" at {error.filename}" if error.filename else ""
-        return 2, f"{MENDABLE[error.errno]}{where}: make room or choose another folder with --out"
+        return 2, f"{MENDABLE[error.errno]}{where}: free some space or choose another folder with --out"
     return None, ""
 
 
@@ -164,10 +164,10 @@ def _report(args: argparse.Namespace) -> int:
         elif (directory / "results.json").is_file():
             results.append(_read_json(directory / "results.json"))
         else:
-            raise EverlearnError(f"{directory} holds no results.json: give the folder of a finished run, or "
-                                 f"finish it with `everlearn resume {directory}`")  # fmt: skip
+            raise EverlearnError(f"{directory} has no results.json: give the folder of a finished run, or "
+                                 f"finish this run with `everlearn resume {directory}`")  # fmt: skip
     if not results:
-        raise EverlearnError(f"{args.directories[0]}: no method of this compare is finished yet")
+        raise EverlearnError(f"{args.directories[0]}: no method of this comparison has finished yet")
     out = args.out or (args.directories[0] if len(args.directories) == 1 else Path()) / "report.html"
     print(write_page(render(results, text), out))
     return 0
@@ -177,7 +177,7 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise EverlearnError(f"{file} is not JSON ({error}): run again into a new folder") from None
+        raise EverlearnError(f"{file} is not valid JSON ({error}): repeat the run in a new folder") from None
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -186,7 +186,7 @@ def _predict(args: argparse.Namespace) -> int:
     if not args.input.exists():
         raise EverlearnError(f"{args.input}: no such file")
     if args.out and args.out.exists() and args.out.samefile(args.input):
-        raise EverlearnError(f"--out {args.out} is the input itself: give another file")
+        raise EverlearnError(f"--out {args.out} is the input file: give another file")
     with _only_json(True):
         from everlearn import model
         from everlearn.streams.inputs import kind
@@ -196,7 +196,7 @@ def _predict(args: argparse.Namespace) -> int:
         learned = loaded.method.task.input
         inputs, ids = read_inputs(args.input, **{f"{learned}_column": args.column})
         if (found := kind(inputs[0])) != learned:
-            raise EverlearnError(f"{args.input} holds {found}s, but {args.directory} learned {learned}s")
+            raise EverlearnError(f"{args.input} holds {found}s, but the model in {args.directory} learned {learned}s")
         scores = loaded.predict_proba(inputs)
     names, best = loaded.class_names, scores.argmax(axis=1)
     rows = [(id_, names[k], float(row[k]), row) for id_, k, row in zip(ids, best, scores, strict=True)]
@@ -251,7 +251,7 @@ def _cache(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """The part of a configuration that stands on the command line."""
+    """The part of the configuration that is given on the command line."""
     named = {"name": args.stream, "tasks": args.tasks}
     stream = {key: value for key, value in named.items() if value is not None}
     method = {"name": args.method} if getattr(args, "method", None) is not None else {}
@@ -262,7 +262,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _help(args: argparse.Namespace) -> int:
-    """The options of `run`, then the settings of the method and the stream that were named."""
+    """Print the options of `run`, then the settings of the given method and stream."""
     from everlearn import methods, streams
     from everlearn.config import ELSEWHERE, arguments
 
@@ -285,7 +285,7 @@ def _help(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _only_json(redirect: bool) -> Iterator[None]:
-    """Whatever a library prints goes to stderr, so that standard output stays what a program can read."""
+    """Redirect the output of libraries to stderr, so that programs can read standard output."""
     with contextlib.redirect_stdout(sys.stderr) if redirect else contextlib.nullcontext():
         yield
 

@@ -1,4 +1,4 @@
-"""What the command line looks like: the commands, their options, and the settings of method and stream."""
+"""The command line: the commands, their options, and the settings of method and stream."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from everlearn.errors import EverlearnError, unknown
 ABOUT = """\
 Update a pre-trained model with new data, keep what it could do, and prove both.
 
-  everlearn run                                   the main job: CLINC150 in 10 tasks, RanPAC, MiniLM
+  everlearn run                                   the default: RanPAC with MiniLM on CLINC150 in 10 tasks
   everlearn run --method l2p --help               the settings of one method
   everlearn run --stream tickets.csv --tasks 5    your own data
-  everlearn compare --methods ranpac,ewc,joint    several methods on one stream, and which one to take
+  everlearn compare --methods ranpac,ewc,joint    compare methods on one stream, with a recommendation
 """
 
 EXIT = """\
-exit codes: 0 done; 1 compare: a method failed; 2 what you asked for cannot be done, and why;
-130 interrupted: all is saved and `everlearn resume DIR` goes on. EVERLEARN_DEBUG=1 shows tracebacks.
+exit codes: 0 success; 1 a method failed in compare; 2 the command cannot be carried out (the message says why);
+130 interrupted: the state is saved, continue with `everlearn resume DIR`. EVERLEARN_DEBUG=1 shows tracebacks.
 """
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command (`verb`, None if there is none), its options, its `parser`, and the `settings`.
+    """Return the command (`verb`, None if none was given), its options, its `parser` and the `settings`.
 
     Raises:
-        EverlearnError: an unknown command or option, with the nearest right one; a missing value.
+        EverlearnError: an unknown command or option (the message suggests a similar one), or a missing value.
         SystemExit: after --help or --version.
 
     >>> parse(["run", "--tasks", "5", "--method.width", "20"]).settings["method"]
@@ -44,16 +44,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if rest and rest[0].startswith("-"):
         raise unknown("option", rest[0].split("=")[0], args.parser._option_string_actions)
     if rest:
-        raise EverlearnError(f"'{rest[0]}' is one argument too many (see {args.parser.prog} --help)")
+        raise EverlearnError(f"unexpected argument '{rest[0]}' (see {args.parser.prog} --help)")
     for section, values in settings.items():
         if values and f"--{section}.KEY" not in args.parser._option_string_actions:
-            raise EverlearnError(f"`{args.parser.prog}` does not take --{section}.{next(iter(values))}: "
-                                 "settings are given to `everlearn run`")  # fmt: skip
+            raise EverlearnError(f"`{args.parser.prog}` does not accept --{section}.{next(iter(values))}: "
+                                 "give settings to `everlearn run`")  # fmt: skip
     return args
 
 
 def split_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """The arguments without --method.KEY and --stream.KEY, and these two as mappings.
+    """Return the arguments without --method.KEY and --stream.KEY, and the values of these two as mappings.
 
     >>> split_settings(["run", "--method.width", "20", "--stream.kind=online"])
     (['run'], {'method': {'width': '20'}, 'stream': {'kind': 'online'}})
@@ -69,13 +69,13 @@ def split_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, 
         key, equals, value = key.partition("=")
         following = value if equals else next(words, None)
         if following is None or (not equals and following.startswith("--")):
-            raise EverlearnError(f"--{section}.{key} needs a value, as --{section}.{key} VALUE")
+            raise EverlearnError(f"--{section}.{key} needs a value: --{section}.{key} VALUE")
         settings[section][key] = following
     return rest, settings
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line like all others."""
+    """An argparse parser that raises its errors as one-line EverlearnErrors."""
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **keywords)
@@ -95,52 +95,52 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         return made[name]
 
     def common(p: Parser, out: str) -> None:
-        p.add_argument("--stream", metavar="NAME|FILE", help="what is learned (default: clinc150)")
+        p.add_argument("--stream", metavar="NAME|FILE", help="the data to learn (default: clinc150)")
         p.add_argument(
-            "--tasks", type=int, metavar="N", help="steps in which it arrives (default: 10, fewer for few classes)"
+            "--tasks", type=int, metavar="N", help="number of tasks (default: 10, or fewer if there are few classes)"
         )
         p.add_argument("--backbone", metavar="NAME|DIR", help="default: minilm, or vit-tiny for images")
-        p.add_argument("--seed", type=int, metavar="N", help="default: 0")
+        p.add_argument("--seed", type=int, metavar="N", help="the random seed (default: 0)")
         p.add_argument("--out", metavar="DIR", help=out)
 
     p = verb("run", "learn a stream with one method", add_help=False)
-    p.add_argument("-h", "--help", action="store_true", help="this; with --method or --stream also its settings")
+    p.add_argument("-h", "--help", action="store_true", help="show this help; --method, --stream add their settings")
     common(p, "the run folder (default: a new one, runs/<stream>-<method>-seed<seed>)")
-    p.add_argument("--method", metavar="NAME", help="how it is learned (default: ranpac)")
-    p.add_argument("--method.KEY", metavar="VALUE", help="a setting of the method, as --method.width 2000")
-    p.add_argument("--stream.KEY", metavar="VALUE", help="a setting of the stream, as --stream.text_column text")
-    p.add_argument("--config", metavar="FILE", help="YAML; the config.yaml of a run repeats that run")
-    p.add_argument("--recipe", default="auto", metavar="auto|papers|none|FILE", help="settings known to be good on "
-                   "this stream, where there are any; papers: as published; clinc150, images: as for these; none: the "
-                   "method's own defaults")  # fmt: skip
-    p.add_argument("--save-minutes", type=float, default=5.0, metavar="M", help="a checkpoint that often (default: 5)")
-    p.add_argument("--save-steps", type=int, metavar="N", help="a checkpoint every N steps as well")
+    p.add_argument("--method", metavar="NAME", help="the continual learning method (default: ranpac)")
+    p.add_argument("--method.KEY", metavar="VALUE", help="a setting of the method, e.g. --method.width 2000")
+    p.add_argument("--stream.KEY", metavar="VALUE", help="a setting of the stream, e.g. --stream.text_column text")
+    p.add_argument("--config", metavar="FILE", help="a YAML file; the config.yaml of a run repeats that run")
+    p.add_argument("--recipe", default="auto", metavar="auto|papers|none|FILE", help="auto: settings that work "
+                   "well on this stream, if available; papers: the published settings; clinc150, images: the settings "
+                   "for these data; none: the defaults of the method")  # fmt: skip
+    p.add_argument("--save-minutes", type=float, default=5.0, metavar="M", help="save every M minutes (default: 5)")
+    p.add_argument("--save-steps", type=int, metavar="N", help="also save every N steps")
 
-    p = verb("compare", "learn a stream with several methods and say which one to take")
-    common(p, "a folder with one run per method; the same folder again goes on where it stopped")
+    p = verb("compare", "learn a stream with several methods and recommend one of them")
+    common(p, "the folder of all runs; give the same folder again to continue")
     p.add_argument("--stream.KEY", metavar="VALUE", help="a setting of the stream")
-    p.add_argument("--methods", default="all", metavar="LIST", help="a,b or family:prompt or all (the default)")
-    p.add_argument("--recipe", default="auto", metavar="auto|papers|none", help="as for run, but no file")
+    p.add_argument("--methods", default="all", metavar="LIST", help="such as a,b or family:prompt (default: all)")
+    p.add_argument("--recipe", default="auto", metavar="auto|papers|none", help="as for run, but not a file")
     p.add_argument("--jobs", type=int, metavar="N",
-                   help="trained methods at once, each with its share of the cores (default: one a core, at most "
-                        "four; one on an accelerator)")  # fmt: skip
+                   help="number of trained methods to run in parallel; they share the cores (default: one per core, "
+                        "at most four; one on an accelerator)")  # fmt: skip
 
-    p = verb("resume", "go on with an interrupted run, to the same result")
+    p = verb("resume", "continue an interrupted run, with the same result")
     p.add_argument("directory", metavar="DIR", type=Path)
-    p = verb("report", "write the HTML report of one run, or of several side by side")
-    p.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="run folders, or the folder of a compare")
-    p.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in DIR, or here if several are given")
-    p = verb("predict", "ask the model of a run: CSV with id, prediction, score")
+    p = verb("report", "write the HTML report of one run, or a comparison of several runs")
+    p.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="run folders, or a comparison's folder")
+    p.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in DIR, or here for several DIRs")
+    p = verb("predict", "predict with the model of a run; writes CSV with id, prediction and score")
     p.add_argument("directory", metavar="DIR", type=Path)
     p.add_argument("--input", required=True, type=Path, metavar="FILE",
-                   help="CSV, TSV, JSON Lines, Parquet, one text a line (.txt), or images")  # fmt: skip
-    p.add_argument("--column", metavar="NAME", help="the column of inputs, where it has no usual name")
+                   help="CSV, TSV, JSON Lines, Parquet, text with one input per line (.txt), or images")  # fmt: skip
+    p.add_argument("--column", metavar="NAME", help="the column of the inputs, if its name is not a usual one")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
-    p.add_argument("--proba", action="store_true", help="a column for each class as well")
-    p = verb("list", "what there is: methods, streams, backbones")
+    p.add_argument("--proba", action="store_true", help="also write the probability of each class")
+    p = verb("list", "list the available methods, streams and backbones")
     p.add_argument("kind", nargs="?", choices=("methods", "streams", "backbones"))
-    p = verb("cache", "the features kept of frozen backbones")
-    p.add_argument("--clear", nargs="?", const="all", metavar="IDENTITY", help="remove them, or those of one backbone")
+    p = verb("cache", "show or clear the stored features of frozen backbones")
+    p.add_argument("--clear", nargs="?", const="all", metavar="IDENTITY", help="remove all, or those of one backbone")
     for name in ("run", "compare", "resume", "predict", "list", "cache"):
-        made[name].add_argument("--json", action="store_true", help="JSON on standard output, and nothing else there")
+        made[name].add_argument("--json", action="store_true", help="write only JSON to standard output")
     return parser, made

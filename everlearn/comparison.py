@@ -1,4 +1,4 @@
-"""Several methods on one stream: cheapest first, one failure stops nothing, and it ends with a pick."""
+"""Compares several methods on one stream, cheapest first. A failed method does not stop the others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COST = ("nothing", "head", "peft", "backbone")  # what a method trains, cheapest
 
 @dataclass(frozen=True)
 class Entry:
-    """One method of a compare: the name of its sub-folder, its class and settings, its recipe."""
+    """One method of a comparison: the name of its sub-folder, its class, its settings and its recipe."""
 
     label: str
     cls: type[Method]
@@ -38,12 +38,12 @@ class Entry:
 
     @property
     def origin(self) -> str:
-        """Where its settings come from."""
+        """The source of its settings."""
         return f"recipe {self.recipe.parent.name}/{self.recipe.stem}" if self.recipe else "the paper's settings"
 
     @property
     def cost(self) -> tuple[bool, int, str]:
-        """Sorts cheapest first; what retrains on everything comes last."""
+        """A sort key: cheapest methods first, methods that retrain on all data last."""
         return self.cls.tags.retrains, COST.index(self.cls.tags.trained_by(self.settings)), self.label
 
 
@@ -58,30 +58,30 @@ def compare(
     recipe: str = "auto",
     jobs: int = 1,
 ) -> list[Results]:
-    """Learn one stream with each method, and say which one to take.
+    """Learn one stream with each method and recommend one of them.
 
-    What the frozen backbone says about an example is computed once and shared by all. A method that
-    fails is recorded and the others go on; one that does not cover the stream's kind, input or goal is
-    left out; both are said. Called again with the same `out`, nothing that is finished is repeated.
+    The features of the frozen backbone are computed once and shared by all methods. If a method fails, the
+    error is recorded and the others continue; a method that cannot learn the stream with the backbone is
+    skipped with a reason. A second call with the same `out` does not repeat finished runs.
 
     Args:
-        methods: "all", "family:NAME", names with commas, or a list of names and method sections.
+        methods: "all", "family:NAME", names separated by commas, or a list of names and method sections.
         stream: a name, a file, a stream section, or a Stream.
-        out: a folder for one run per method, compare.json and report.html; None keeps nothing.
+        out: the folder for one run per method, compare.json and report.html; None writes no files.
         progress: print progress to stderr.
-        recipe: "auto" takes a method's recipe for this stream where there is one; "none" takes none; a
-            collection's name, as "papers" or another stream's, the recipes of that.
-        jobs: how many methods that train an encoder, or what is put into it, learn at once, each in a process
-            of its own with its share of the cores. More than one needs `out` and a stream that is named.
+        recipe: "auto" uses the recipes for this stream, if they exist; "none" uses no recipes; the name of
+            a collection ("papers" or another stream) uses the recipes of this collection.
+        jobs: the number of parallel processes for methods that train a backbone or deltas; they share the
+            cores. More than one needs `out`, and a stream that is given by name.
 
     Returns:
         One dict per method, cheapest first: the content of its results.json, or {"method", "error"},
         or {"method", "skipped"}.
 
     Raises:
-        EverlearnError: an unknown name or key, `out` already holds something else, or jobs without what
-            they need.
-        everlearn.session.Interrupted: the user stopped it; all is saved, and the same call goes on.
+        EverlearnError: an unknown name or key, `out` already holds something else, or `jobs` without `out`
+            or without a named stream.
+        everlearn.session.Interrupted: the user stopped it; all is saved, and the same call continues.
 
     >>> [results["method"] for results in compare("joint,simplecil", "digits", backbone="tiny")]
     ['simplecil', 'joint']
@@ -95,9 +95,9 @@ def compare(
     else:
         name = stream.name
         if jobs > 1:
-            raise EverlearnError("jobs: other processes can load a stream by its name, not take over a Stream")
+            raise EverlearnError("jobs: more than one job needs a stream given by name, not a Stream object")
     if jobs > 1 and out is None:
-        raise EverlearnError("jobs: other processes need a folder to write to, out")
+        raise EverlearnError("jobs: more than one job needs a folder, out")
     entries = _entries(select(methods), name, recipe)
     if isinstance(stream, (str, dict)):
         section = dict(config["stream"])
@@ -127,7 +127,7 @@ def compare(
             keep(entry.label, known)
         else:
             todo.append(entry)
-    # Whoever trains nothing stays here: the first of them encodes for all.
+    # Methods that train at most a head run in this process: the first of them encodes for all.
     beside = [entry for entry in todo if jobs > 1 and entry.cost[1] > COST.index("head")]
     for entry in todo:
         if entry not in beside:
@@ -146,10 +146,10 @@ def compare(
 
 
 def select(methods: str | Sequence[str | Config]) -> list[str | Config]:
-    """The methods that a selection names, each once.
+    """The methods of a selection, without duplicates.
 
     Raises:
-        EverlearnError: an unknown family, or no method at all.
+        EverlearnError: an unknown family, or an empty selection.
 
     >>> select("ranpac,joint,ranpac")
     ['ranpac', 'joint']
@@ -166,7 +166,7 @@ def select(methods: str | Sequence[str | Config]) -> list[str | Config]:
         elif word:
             chosen.append(word)
     if not chosen:
-        raise EverlearnError("no method to compare: give names with commas, family:NAME or all")
+        raise EverlearnError("no method to compare: give names separated by commas, family:NAME or all")
     return [method for i, method in enumerate(chosen) if method not in chosen[:i]]
 
 
@@ -182,7 +182,7 @@ def _family(family: str) -> list[str]:
 
 
 def _entries(chosen: Sequence[str | Config], stream: str, recipe: str) -> list[Entry]:
-    """The methods, checked, cheapest first."""
+    """Check the methods and sort them by cost, cheapest first."""
     from everlearn import methods as registry
 
     entries: dict[str, Entry] = {}
@@ -201,14 +201,14 @@ def _entries(chosen: Sequence[str | Config], stream: str, recipe: str) -> list[E
 def _known(
     entry: Entry, stream: Stream, encoder: Backbone | None, folder: Path | None, say: Say
 ) -> Results | None:  # fmt: skip
-    """The results of a method that finished earlier or cannot learn this stream; None if it has to run."""
+    """The result of a method that has already finished or cannot learn this stream; None if it must run."""
     from everlearn.evaluation import supports
 
     if reason := supports(entry.cls.tags, stream, encoder):
-        say(entry, f"skipped, {reason}")
+        say(entry, f"skipped: {reason}")
         return {"skipped": reason}
     if folder is not None and (folder / entry.label / "results.json").is_file():
-        say(entry, "finished earlier, not repeated")
+        say(entry, "already finished, not repeated")
         return _read(folder / entry.label / "results.json")
     return None
 
@@ -216,7 +216,7 @@ def _known(
 def _learn(
     entry: Entry, stream: Stream, config: Config, folder: Path | None, progress: bool, say: Say
 ) -> Results:  # fmt: skip
-    """The results of one method, begun or gone on with in this process; or why there are none."""
+    """Start or resume one method in this process; return its results, or the error."""
     from everlearn.protocol import resume, run
     from everlearn.interrupts import Interrupted
 
@@ -229,18 +229,18 @@ def _learn(
             result = run(entry.settings, stream, backbone=config["backbone"], seed=config["seed"],
                          out=directory, progress=progress)  # fmt: skip
     except Interrupted:
-        say(entry, "stopped and saved; the same command with the same --out goes on")
+        say(entry, "stopped and saved; repeat the command with the same --out to continue")
         raise
-    except Exception as error:  # whatever it was, the other methods still have their turn
+    except Exception as error:  # after any error the other methods still run
         reason = " ".join(str(error).split())
         reason = reason if isinstance(error, EverlearnError) else f"{type(error).__name__}: {reason}"
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        say(entry, f"failed, {reason}")
+        say(entry, f"failed: {reason}")
         return {"error": reason}
     if directory is not None:
-        (directory / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
+        (directory / "error.txt").unlink(missing_ok=True)  # left by an earlier attempt
     return result.results
 
 
@@ -248,7 +248,7 @@ def _learn_beside(
     entries: Sequence[Entry], tasks: int, config: Config, folder: Path, jobs: int, progress: bool, say: Say,
     keep: Callable[[str, Results], None],
 ) -> None:  # fmt: skip
-    """Let the methods learn side by side; what retrains on everything takes longest, and starts first."""
+    """Run the methods in parallel; methods that retrain on all data take longest, so they start first."""
     from everlearn.processes import Planned, side_by_side
 
     by_label = {entry.label: entry for entry in sorted(entries, key=lambda e: not e.cls.tags.retrains)}
@@ -260,14 +260,14 @@ def _learn_beside(
 
     def finished(label: str, result: Results) -> None:
         if "error" in result:
-            say(by_label[label], f"failed, {result['error']}")
+            say(by_label[label], f"failed: {result['error']}")
         keep(label, result)
 
     side_by_side(planned, jobs, finished, progress)
 
 
 def _claim(folder: Path, statement: Config, entries: Sequence[Entry]) -> None:
-    """Write down what this folder compares, or make sure that it compares just that."""
+    """Record what this folder compares; or, if it was used before, check that it compares the same."""
     file = folder / "compare.json"
     old = _read(file) if file.is_file() else {}
     if not old:
@@ -277,7 +277,7 @@ def _claim(folder: Path, statement: Config, entries: Sequence[Entry]) -> None:
     for key, value in statement.items():
         if key in old and old[key] != value:
             other = "on other data" if key == "fingerprint" else f"with {key} {old[key]}"
-            raise EverlearnError(f"{folder} holds a compare {other}: give another folder with --out")
+            raise EverlearnError(f"{folder} holds a comparison {other}: give another folder with --out")
     for label, earlier in old.get("methods", {}).items():
         if settings.get(label, earlier) != earlier:
             raise EverlearnError(f"{folder} holds {label} with other settings: give another folder with --out")
@@ -289,6 +289,6 @@ def _read(file: Path) -> Config:
 
 
 def _update(file: Path, **values: Any) -> None:
-    """Replace some values of a JSON file, all at once: a killed compare leaves the old file or the new."""
+    """Replace values of a JSON file atomically: a killed comparison leaves either the old or the new file."""
     data = {**(_read(file) if file.is_file() else {}), **values}
     write_whole(file, json.dumps(data, indent=1))

@@ -1,4 +1,4 @@
-"""What to run, as plain YAML: defaults, a recipe, a file and the command line, merged and checked."""
+"""The configuration of a run: defaults, recipe, file and command line are merged and checked."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Config = dict[str, Any]
 
 DEFAULTS: Config = {"stream": {"name": "clinc150"}, "method": {"name": "ranpac"}, "backbone": None, "seed": 0}
 DATA_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
-ELSEWHERE = {"seed": "--seed", "backbone": "--backbone"}  # constructor arguments that are not in "method"
+ELSEWHERE = {"seed": "--seed", "backbone": "--backbone"}  # constructor arguments that are not settings of the method
 
 
 def build_config(
     options: Config, *, file: str | Path | None = None, recipe: str = "auto"
 ) -> tuple[Config, Path | None]:
-    """The checked configuration, and the recipe that took part in it.
+    """Return the checked configuration and the recipe that it uses, if any.
 
-    Later wins: the defaults, the recipe, the file, the options. A section whose `name` changes starts
-    afresh. A file that names the method is a complete statement, so "auto" adds no recipe to it: the
-    config.yaml of an earlier run reproduces that run.
+    The order of precedence is: options, file, recipe, defaults. If the `name` in a section changes, the
+    earlier settings of this section are dropped. A file that names the method is taken as complete, so
+    "auto" adds no recipe to it: the config.yaml of an earlier run reproduces that run.
 
     Args:
-        options: any part of a configuration, as the command line gave it; text values are converted.
-        file: a YAML file of the same shape.
-        recipe: "auto" (the one for this stream and method, if there is one), "none", a collection's name
-            (see `find_recipe`), or a YAML file.
+        options: any part of a configuration, as given on the command line; text values are converted.
+        file: a YAML file of the same structure.
+        recipe: "auto" (the recipe for this stream and method, if it exists), "none", the name of a
+            collection (see `find_recipe`), or a YAML file.
 
     Raises:
         EverlearnError: an unknown name or key, a value of the wrong type, or a file that cannot be read.
@@ -65,10 +65,10 @@ def build_config(
 
 
 def read_config(path: str | Path) -> Config:
-    """The mapping in a YAML file.
+    """Return the mapping in a YAML file.
 
     Raises:
-        EverlearnError: no such file, not YAML, or not a mapping with the keys of a configuration.
+        EverlearnError: the file does not exist, is not YAML, or is not a mapping with the keys of a configuration.
     """
     import yaml
 
@@ -87,15 +87,15 @@ def read_config(path: str | Path) -> Config:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise EverlearnError(f"{path}: a {type(data).__name__} where a mapping with the keys "
-                             f"{', '.join(DEFAULTS)} was expected")  # fmt: skip
-    data.pop("saving", None)  # how often a run was saved changes nothing of what it computed
+        raise EverlearnError(f"{path}: the file holds a {type(data).__name__}, but must hold a mapping with the keys "
+                             f"{', '.join(DEFAULTS)}")  # fmt: skip
+    data.pop("saving", None)  # how often a run was saved has no influence on its results
     _check_sections(data, f"key in {path}")
     return data
 
 
 def merge(base: Config, over: Config) -> Config:
-    """`base` with the values of `over`; a stream or method of another name brings none of the old keys.
+    """Return `base` updated with `over`; if a stream or method has a new name, its old keys are dropped.
 
     >>> merge({"method": {"name": "l2p", "pool": 5}}, {"method": {"name": "ewc"}})
     {'method': {'name': 'ewc'}}
@@ -114,10 +114,10 @@ def merge(base: Config, over: Config) -> Config:
 
 
 def check_config(config: Config) -> Config:
-    """The same configuration in full, as plain YAML values: light checks first, constructors last.
+    """Return the complete configuration as plain YAML values; inexpensive checks run first.
 
     Raises:
-        EverlearnError: an unknown name or key, with the nearest right one; or a value of the wrong type.
+        EverlearnError: an unknown name or key (the message suggests a similar one), or a value of the wrong type.
     """
     from everlearn import backbones, methods, streams
 
@@ -132,14 +132,14 @@ def check_config(config: Config) -> Config:
     if seed < 0:
         raise EverlearnError(f"seed: {seed} is negative: give 0 or more")
     stream.update(check_arguments("stream", streams.load, _without_name(stream)))
-    if len(method) > 1:  # the constructor is imported, and torch with it, only if there is something to check
+    if len(method) > 1:  # the constructor, and torch with it, is imported only if there are settings to check
         method.update(check_arguments("method", methods.get(method["name"]), _without_name(method)))
     return {"stream": stream, "method": method, "backbone": backbone, "seed": seed}
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One keyword argument of a method or stream: its type, its default and what its docstring says."""
+    """One keyword argument of a method or stream: its type, default and description in the docstring."""
 
     name: str
     type: Any
@@ -149,7 +149,7 @@ class Argument:
 
 
 def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
-    """The keyword-only arguments of a function or class, in order; `**kwargs` stand for the base class's.
+    """The keyword-only arguments of a function or class, in order; `**kwargs` adds those of the base class.
 
     >>> def load(name, *, tasks: int = 10): ...
     >>> arguments(load)["tasks"].default
@@ -161,7 +161,7 @@ def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
         target = vars(owner)["__init__"] if isinstance(owner, type) else owner
         parameters = inspect.signature(target).parameters.values()
         named = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
-        # Only these: other annotations may be imported for type checkers alone.
+        # Other annotations may name types that are imported only for type checkers.
         hints = get_type_hints(SimpleNamespace(__annotations__=named), vars(sys.modules[target.__module__]))
         texts = _argument_texts(owner.__doc__ or "")
         for p in parameters:
@@ -174,7 +174,7 @@ def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
 
 
 def check_arguments(section: str, function: Callable[..., Any], values: Config) -> Config:
-    """The values converted to the types in the signature; tuples become lists, as YAML writes them."""
+    """Convert the values to the types in the signature; tuples become lists, as in YAML."""
     known = {name: argument for name, argument in arguments(function).items() if name not in ELSEWHERE}
     for name in values:
         if name in ELSEWHERE:
@@ -186,7 +186,7 @@ def check_arguments(section: str, function: Callable[..., Any], values: Config) 
 
 
 def convert(key: str, value: Any, type_: Any, type_name: str = "") -> Any:
-    """The value as the type; text, as the command line gives it, is read as the type asks.
+    """Convert a value to a type; text from the command line is parsed according to the type.
 
     >>> convert("method.rate", "1e-3", float)
     0.001
@@ -200,7 +200,7 @@ def convert(key: str, value: Any, type_: Any, type_name: str = "") -> Any:
     try:
         result = parser.parse_object({"value": value})["value"]
     except ArgumentError:
-        result = None  # jsonargparse also answers None for null where the type has no None
+        result = None  # jsonargparse accepts null as None even if the type does not allow None
     if result is None and not (value in (None, "null") and _allows_none(type_)):
         expected = type_name or getattr(type_, "__name__", str(type_))
         raise EverlearnError(f"{key}: {value!r} is not of type {expected}")
@@ -208,8 +208,8 @@ def convert(key: str, value: Any, type_: Any, type_name: str = "") -> Any:
 
 
 def find_recipe(collection: str, method: str) -> Path | None:
-    """recipes/<collection>/<method>.yaml, if it exists: settings known to be good on the stream of that name, or
-    as published ("papers").
+    """Return recipes/<collection>/<method>.yaml, if it exists. A collection holds settings that work well on the
+    stream of that name, or the published settings ("papers").
 
     >>> find_recipe("clinc150", "no_such_method") is None
     True
@@ -220,7 +220,7 @@ def find_recipe(collection: str, method: str) -> Path | None:
 
 
 def check_collection(name: str) -> str:
-    """`name`, where it is a collection of recipes, or "auto" or "none".
+    """Return `name` if it is a collection of recipes, "auto" or "none"; otherwise raise an EverlearnError.
 
     >>> check_collection("papers")
     'papers'
@@ -232,16 +232,16 @@ def check_collection(name: str) -> str:
 
 
 def _collections(name: str) -> list[Path]:
-    """The folders of recipes of that name."""
+    """The recipe folders that match the name."""
     if not re.fullmatch(r"[\w.*-]+", name):
         return []  # a file
     package = Path(__file__).parent
-    roots = (package / "recipes", package.parent / "recipes")  # in a wheel; in a checkout
+    roots = (package / "recipes", package.parent / "recipes")  # in an installed package, and in a checkout
     return [folder for root in roots for folder in sorted(root.glob(name)) if folder.is_dir()]
 
 
 def default_out(config: Config, root: str | Path = "runs") -> Path:
-    """A folder that is new or empty: runs/<stream>-<method>-seed<seed>, then with -2, -3, …"""
+    """Return a new or empty folder: runs/<stream>-<method>-seed<seed>, if needed with the suffix -2, -3, …"""
     stream, method = config["stream"]["name"], config["method"]["name"].rpartition(":")[2]
     plain = re.sub(r"[^\w.-]+", "-", f"{Path(stream).stem}-{method}-seed{config['seed']}")
     folders = (Path(root) / (plain if number == 1 else f"{plain}-{number}") for number in count(1))
@@ -249,18 +249,18 @@ def default_out(config: Config, root: str | Path = "runs") -> Path:
 
 
 def check_out(folder: str | Path) -> Path:
-    """The folder, if a run may be written there.
+    """Return the folder if a run may be written to it.
 
     Raises:
-        EverlearnError: it is a file, or already holds a run; nothing in it is touched.
+        EverlearnError: it is a file, or already holds a run. Nothing in the folder is changed.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise EverlearnError(f"{folder} is a file: give another folder with --out")
     held = [name for name in ("config.yaml", "results.json", "compare.json", "checkpoints") if (folder / name).exists()]
     if held:
-        what = "a compare" if "compare.json" in held else "a run"
-        remedy = "" if what == "a compare" else f"continue it with `everlearn resume {folder}`, or "
+        what = "a comparison" if "compare.json" in held else "a run"
+        remedy = "" if what == "a comparison" else f"continue it with `everlearn resume {folder}`, or "
         raise EverlearnError(f"{folder} already holds {what} ({held[0]}): {remedy}give another folder with --out")
     return folder
 
@@ -289,7 +289,7 @@ def _check_name(kind: str, name: Any, known: dict[str, str], is_other: Callable[
 
 
 def _is_data(name: str) -> bool:
-    """What `streams.load` takes besides its names: a path, the stem of paths, or owner/name on the hub."""
+    """Whether `streams.load` accepts a text that is no stream name: a path, the stem of paths, or a hub data set."""
     path = Path(name)
     if path.exists() or (path.name and any(path.parent.glob(f"{glob.escape(path.name)}_*"))):
         return True
@@ -299,7 +299,7 @@ def _is_data(name: str) -> bool:
 
 
 def _is_backbone(name: str) -> bool:
-    """What `backbones.load` takes besides its short names; timm is asked only about names it might know."""
+    """Whether `backbones.load` accepts a text that is no short name; timm is imported only for a possible timm name."""
     bare, _, size = name.partition("@")
     if "/" in name or Path(name).exists() or bare.endswith(".safetensors") or (size and bare == "vit-tiny"):
         return True
@@ -311,7 +311,7 @@ def _is_backbone(name: str) -> bool:
 
 
 def _argument_texts(docstring: str) -> dict[str, str]:
-    """What the Args section of a docstring says about each argument, on one line."""
+    """The description of each argument in the Args section of a docstring, on one line."""
     section = re.search(r"^Args:\n((?:[ \t]+.*\n|\n)+)", inspect.cleandoc(docstring) + "\n", re.MULTILINE)
     if not section:
         return {}

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: progress, the tables of results, at most 100 columns wide."""
+"""Output to the terminal: progress bars and tables of results, at most 100 columns wide."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Results = dict[str, Any]
 """The content of results.json."""
 
 WIDTH = 100
-SHOWN_TASKS = 12  # a larger matrix shows this many rows and columns, evenly spread
+SHOWN_TASKS = 12  # a larger matrix shows this many rows and columns, evenly spaced
 GATE_WORDS = {"pass": "pass", "fail": "fail", "unknown": "?"}
 
 
 class Progress:
-    """A progress bar on stderr with the time that remains; nested bars share one display.
+    """A progress bar on stderr with the remaining time; nested bars share one display.
 
-    A finished bar leaves one plain line, unless it was an inner one that took less than a second; where
-    stderr is not a terminal, that is all. Nothing at all is printed if not `enabled`.
+    A finished bar leaves one line of text, except a nested bar that took less than a second. If stderr is
+    not a terminal, only these lines are printed. If not `enabled`, nothing is printed.
 
     Args:
-        total: steps in all. None for a bar that is only `show`n now and then, and leaves no line.
-        label: what is being done: "task 3 of 10".
+        total: number of steps. None for a bar that is updated only with `show`; it leaves no line.
+        label: what is in progress, for example "task 3 of 10".
 
     >>> with Progress(2, "task 1 of 1", enabled=False) as bar:
     ...     bar.advance(2, "loss 0.3")
@@ -66,12 +66,12 @@ class Progress:
         return self
 
     def advance(self, n: int = 1, text: str | None = None) -> None:
-        """Count n more steps; `text`, if given, replaces what stands behind the bar."""
+        """Count n more steps; `text`, if given, replaces the text after the bar."""
         self.text = self.text if text is None else text
         self.show(self.done + n)
 
     def show(self, done: int) -> None:
-        """Say how many steps are done, of the `total` as it is now."""
+        """Show that `done` of the current `total` steps are done."""
         self.done = done
         if self.enabled and Progress.display:
             visible = self.leaves_line or done != self.total
@@ -97,19 +97,19 @@ class Progress:
 
 
 def final_table(results: Results, directory: Path | None = None) -> None:
-    """Print one run: the accuracy matrix, every figure with its formula, the gate, and what it cost.
+    """Print one run: the accuracy matrix, each metric with its formula, the gate and the costs.
 
     Args:
         results: the content of results.json.
-        directory: the run folder, for the last lines.
+        directory: the run folder; if given, the paths that the last lines print.
     """
     out = _console()
     metric = results["metric"]
     head = f"{results['method']} on {results['stream']} ({results['kind']}, {results['input']}, {results['goal']})"
     out.print(Text(f"{head}, backbone {results['backbone']}, seed {results['seed']}", style="bold"))
     n = len(results["tasks"])
-    some = f" ({SHOWN_TASKS} of {n} tasks; the report has all)" if n > SHOWN_TASKS else ""
-    out.print(Text(f"{metric} in %; row: after learning a task, column: on its tests{some}"))
+    some = f" ({SHOWN_TASKS} of {n} tasks shown; the report shows all)" if n > SHOWN_TASKS else ""
+    out.print(Text(f"{metric} in %; row: after learning the task; column: tests of the task{some}"))
     out.print(_matrix(results))
     out.print(_figures(results))
     out.print(_gate_line(results))
@@ -119,7 +119,7 @@ def final_table(results: Results, directory: Path | None = None) -> None:
     for note in results["notes"]:
         out.print(Text(f"note: {note}"))
     if results["paper_compat"]:
-        out.print(Text(f"paper_compat: this {metric} was obtained with a published shortcut that leaks", style="red"))
+        out.print(Text(f"paper_compat: this {metric} relies on a published shortcut that leaks test data", style="red"))
     if directory is not None:
         out.print(Text(f"report   {directory / 'report.html'}"), soft_wrap=True)
         if results["goal"] == "classes":
@@ -127,7 +127,7 @@ def final_table(results: Results, directory: Path | None = None) -> None:
 
 
 def compare_table(results: Sequence[Results]) -> None:
-    """Print one line a method, best final score first; failed and skipped ones last, with the reason."""
+    """Print one line per method, best final score first; failed and skipped methods last, with the reason."""
     out = _console()
     done = sorted((r for r in results if "final_accuracy" in r), key=lambda r: -(r["final_accuracy"] or 0.0))
     joint = next((r["gain"] for r in done if r["method"] == "joint"), None)
@@ -153,20 +153,20 @@ def compare_table(results: Sequence[Results]) -> None:
 
 
 def _encodings(results: Sequence[Results]) -> Text:
-    """Who encoded how many examples with a frozen encoder, and who found all in the feature store."""
+    """How many examples each method encoded with a frozen backbone, and who read all from the feature store."""
     encoded = [f"{r['method']} {r['examples_encoded']:,}" for r in results if r["examples_encoded"]]
     found = [r["method"] for r in results if r["examples_served"] and not r["examples_encoded"]]
-    none = f"0 by {', '.join(found)}: all in the feature store" if found else ""
+    none = f"0 by {', '.join(found)} (all read from the feature store)" if found else ""
     told = "; ".join(part for part in (", ".join(encoded), none) if part)
-    return Text(f"examples encoded by an encoder at rest, as it came or adapted: {told or 'none'}")
+    return Text(f"examples encoded with a frozen backbone, pre-trained or adapted: {told or 'none'}")
 
 
 def cache_table(entries: Sequence[dict[str, Any]]) -> None:
-    """Print what the feature store holds, one line for each backbone."""
+    """Print the content of the feature store, one line per backbone."""
     out = _console()
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column("identity", overflow="ellipsis", max_width=24)
-    table.add_column("what", overflow="fold")
+    table.add_column("description", overflow="fold")
     for name in ("examples", "size", "last used"):
         table.add_column(name, justify="right", no_wrap=True)
     for e in entries:
@@ -176,7 +176,7 @@ def cache_table(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def percent(value: float | None) -> str:
-    """A score in percent with one decimal; "-" where it is not defined.
+    """A score in percent with one decimal; "-" if it is not defined.
 
     >>> percent(0.9734)
     '97.3'
@@ -185,7 +185,7 @@ def percent(value: float | None) -> str:
 
 
 def short_count(n: int) -> str:
-    """A count in three or four characters.
+    """A count in a short form.
 
     >>> short_count(1_234_567)
     '1.2M'
@@ -197,7 +197,7 @@ def short_count(n: int) -> str:
 
 
 def human_bytes(n: float) -> str:
-    """Bytes with a unit of 1024.
+    """A number of bytes in the largest unit that fits; the units are powers of 1024.
 
     >>> human_bytes(3 * 1024**2)
     '3.0 MiB'
@@ -212,7 +212,7 @@ def human_bytes(n: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """A duration in seconds, minutes or hours.
 
     >>> duration(75), duration(7300)
     ('1 min 15 s', '2 h 1 min')
@@ -231,7 +231,7 @@ def _console() -> Console:
 
 
 def _spread(n: int) -> list[int]:
-    """Up to `SHOWN_TASKS` of n positions, evenly spread, the first and the last among them."""
+    """At most `SHOWN_TASKS` of n positions, evenly spaced, including the first and the last."""
     if n <= SHOWN_TASKS:
         return list(range(n))
     return sorted({round(k * (n - 1) / (SHOWN_TASKS - 1)) for k in range(SHOWN_TASKS)})
@@ -266,12 +266,12 @@ def _figures(results: Results) -> Table:
 
 
 def _plain(formula: str) -> str:
-    """A formula for the terminal: subscripts of one character need no braces."""
+    """A formula for the terminal: the braces around one-character subscripts are removed."""
     return re.sub(r"_\{(\w)\}", r"_\1", formula)
 
 
 def _gate_line(results: Results) -> Text:
-    """The pair, never one number: what was kept, and what was gained."""
+    """Retention and gain, always as a pair, and whether they pass the gate."""
     retention, gain = results["retention"], results["gain"]
     line = Text(f"retention {percent(retention)} %, gain {percent(gain)} %: ", style="bold")
     if retention is None:
@@ -280,9 +280,9 @@ def _gate_line(results: Results) -> Text:
         return line.append(f"fails the gate (retention is below {100 * RETENTION:.0f} %)", style="red")
     line.append(f"passes the first half of the gate (retention is at least {100 * RETENTION:.0f} %); ", style="green")
     if results["method"] == "joint":
-        return line.append("joint is the measure of the second half", style="not bold")
+        return line.append("joint is the reference for the second half", style="not bold")
     return line.append(
-        f"for the second (gain at least {100 * GAIN_OF_REFERENCE:.0f} % of retraining on everything) run "
+        f"for the second half (gain at least {100 * GAIN_OF_REFERENCE:.0f} % of the gain of joint) run "
         f"`everlearn compare --methods {results['method']},joint`", style="not bold",
     )  # fmt: skip
 
@@ -296,8 +296,8 @@ def _costs(results: Results) -> Table:
         "trained": f"{results['trainable_parameters']:,} parameters",
         "stored": human_bytes(results["stored_bytes"]) + (f" ({stored})" if stored else ""),
         "time": f"{duration(seconds['total'])} ({phases}), of which encoding took {duration(seconds['encode'])}",
-        "memory": f"{human_bytes(results['peak_rss_bytes'])} at the peak",
-        "features": f"encoded {results['examples_encoded']:,} examples, "
+        "memory": f"{human_bytes(results['peak_rss_bytes'])} at peak",
+        "features": f"{results['examples_encoded']:,} examples encoded, "
                     f"{results['examples_served']:,} served from the feature store",
         "machine": environment.get("accelerator") or cpu,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the user can mend is an EverlearnError: one clear line, no traceback, exit code 2."""
+"""Errors that the user can correct: the command line prints them as one line, without a traceback, exit code 2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class EverlearnError(Exception):
-    """A problem the user can mend. The message is one line: what, where, and the remedy."""
+    """A problem that the user can correct. The message is one line: what is wrong, where, and the remedy."""
 
 
 class DataError(EverlearnError):
@@ -15,11 +15,11 @@ class DataError(EverlearnError):
 
 
 class ContractError(EverlearnError):
-    """A method broke a promise of the contract; the message names the promise."""
+    """A method violates a rule of the method contract; the message names the rule."""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> EverlearnError:
-    """The error for a name that does not exist, with the nearest one that does.
+    """The error for an unknown name; the message suggests the most similar known name.
 
     >>> str(unknown("method", "ranpak", ["ranpac", "l2p"]))
     "unknown method 'ranpak': did you mean 'ranpac'? (known: l2p, ranpac)"
@@ -31,4 +31,4 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> EverlearnError:
 
 
 class EverlearnWarning(UserWarning):
-    """What a reader of the results must know; runs collect it for the report."""
+    """A warning that readers of the results must know; runs collect these warnings for the report."""

@@ -1,7 +1,7 @@
-"""Runs side by side, each in a process of its own with its share of the cores.
+"""Parallel runs, each in its own process with its share of the cores.
 
-Small encoders keep few cores busy: two runs with one core each get further than one after the other
-with both. The processes read a configuration and leave a run folder, as `everlearn run` does.
+Small backbones do not use many cores well: two parallel runs with one core each finish earlier than two
+consecutive runs with two cores. Each process reads a configuration and writes a run folder, as `everlearn run` does.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from everlearn.interrupts import Interrupted
 
 Results = dict[str, Any]
 
-POLL = 0.2  # seconds between two looks at the processes
+POLL = 0.2  # seconds between two checks of the processes
 
 
 @dataclass
 class Planned:
-    """A run still to be made, or to be gone on with where its folder holds a configuration already."""
+    """A run to be started, or to be resumed if its folder already holds a configuration."""
 
     label: str
     folder: Path
@@ -39,7 +39,7 @@ class Planned:
 
 
 def default_jobs() -> int:
-    """How many runs are worth making at once: one on an accelerator, else one a core, four at most."""
+    """The useful number of parallel runs: one on an accelerator, otherwise one per core, at most four."""
     import torch
 
     return 1 if torch.cuda.is_available() else min(4, torch.get_num_threads())
@@ -48,14 +48,14 @@ def default_jobs() -> int:
 def side_by_side(
     planned: Sequence[Planned], jobs: int, finished: Callable[[str, Results], None], progress: bool = False
 ) -> None:
-    """Make the runs, `jobs` at a time, in the order given.
+    """Execute the runs in the given order, `jobs` at a time.
 
     Args:
-        finished: called with each one's label and results, or {"error": why}, as it ends.
-        progress: show a bar for each on stderr.
+        finished: called at the end of each run with its label and its results, or {"error": reason}.
+        progress: show one progress bar per run on stderr.
 
     Raises:
-        Interrupted: Ctrl-C. Every run was told to save and stop, and has; the same call goes on.
+        Interrupted: the user pressed Ctrl-C. All runs have saved and stopped; the same call continues them.
     """
     import torch
 
@@ -70,11 +70,11 @@ def side_by_side(
                 for process in [p for p in running if p.has_ended()]:
                     running.remove(process)
                     finished(process.planned.label, process.results())
-        except BaseException as error:  # whatever it was: nobody is left learning behind our back
+        except BaseException as error:  # on any error, no run may continue in the background
             for process in running:
-                process.process.terminate()  # it saves and stops, also where SIGINT is ignored
+                process.process.terminate()  # the run saves and stops, even if it ignores SIGINT
             if isinstance(error, KeyboardInterrupt):
-                raise Interrupted("stopped and saved; the same command with the same --out goes on") from None
+                raise Interrupted("stopped and saved; repeat the command with the same --out to continue") from None
             raise
         finally:
             for process in running:
@@ -103,7 +103,7 @@ class Process:
         verb = ["resume", folder] if (self.planned.folder / "config.yaml").is_file() else fresh
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         with open(self.said, "wb") as said:
-            # A session of its own: Ctrl-C reaches it once, through us, and a second one cannot cut its saving short.
+            # In its own session the run gets Ctrl-C only once, from us: a second Ctrl-C cannot interrupt its saving.
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "everlearn", *verb], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=said, env=environment, start_new_session=True,
@@ -112,7 +112,7 @@ class Process:
         self.bar.__enter__()
 
     def has_ended(self) -> bool:
-        """Look after it: show how far it is, and say whether it is through."""
+        """Update the progress bar and return whether the process has ended."""
         log = self.planned.folder / "metrics.jsonl"
         if log.is_file():
             scores = [line["score"] for line in read_lines(log) if line["step"] is None]
@@ -125,24 +125,24 @@ class Process:
         return True
 
     def results(self) -> Results:
-        """The content of results.json, or why there is none; what it said is kept in error.txt then."""
+        """The content of results.json; or the reason why it is missing, with the full output in error.txt."""
         log = self.planned.folder / "error.txt"
         if self.process.returncode == 0:
-            log.unlink(missing_ok=True)  # of an earlier attempt
+            log.unlink(missing_ok=True)  # left by an earlier attempt
             return json.loads((self.planned.folder / "results.json").read_text(encoding="utf-8"))
         said = self.said.read_text(encoding="utf-8", errors="replace").strip()
         self.planned.folder.mkdir(parents=True, exist_ok=True)
         log.write_text(said + "\n", encoding="utf-8")
-        if self.process.returncode < 0:  # killed, most often for want of memory: it had no last words
+        if self.process.returncode < 0:  # it was killed without a message, most often because memory ran out
             return {"error": f"killed by {signal.Signals(-self.process.returncode).name}; --jobs 1 needs less memory"}
         return {"error": _last_words(said)}
 
 
 def _last_words(said: str) -> str:
-    """The line that explains the end; of a traceback, the error behind it, which may have several lines."""
+    """The error message at the end of the output; after a traceback it may have several lines."""
     lines = said.splitlines()
     if not lines:
-        return "it ended without a word"
+        return "the process ended without a message"
     if lines[-1].startswith("everlearn: "):
         return lines[-1].removeprefix("everlearn: ")
     indented = [number for number, line in enumerate(lines) if line.startswith(" ")]

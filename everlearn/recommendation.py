@@ -1,4 +1,4 @@
-"""Which method to take, in words: the best that keeps the old and learns the new, or a cheaper one as good."""
+"""The recommendation of a comparison: the best method that passes the gate, or a cheaper one of about equal score."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from everlearn.metrics import own_seconds, pareto_front, passes
 
 Results = dict[str, Any]
 
-NEAR = 0.005  # half a point: a cheaper method this close to the best is preferred
+NEAR = 0.005  # half a point: a cheaper method that is this close to the best score is preferred
 
 
 def recommendation(results: Sequence[Results]) -> str:
-    """Which methods pass the gate, the front of old, new and cost among them, and a pick.
+    """A text: which methods pass the gate, which of them are on the Pareto front, and which method to take.
 
     >>> recommendation([{"method": "l2p", "error": "out of memory"}])
     'No method finished, so there is nothing to recommend.'
@@ -29,7 +29,7 @@ def recommendation(results: Sequence[Results]) -> str:
     accepted = "pass" if "pass" in verdicts else "unknown"
     good = [r for r, verdict in zip(candidates, verdicts, strict=True) if verdict == accepted]
     gate = "the gate" if joint is not None else "the first half of the gate (retention at least 80 %)"
-    unsaid = "" if joint is not None else " Joint was not run, so the second half (gain) is unknown: add joint."
+    unsaid = "" if joint is not None else " Joint was not run, so the second half of the gate is unknown: add joint."
 
     def figures(r: Results) -> str:
         return (f"final {percent(r['final_accuracy'])}, retention {percent(r['retention'])}, "
@@ -37,18 +37,18 @@ def recommendation(results: Sequence[Results]) -> str:
 
     best = max(good or candidates, key=lambda r: r["final_accuracy"] or 0.0)
     if not good:
-        return f"No method passes {gate}; the best final score has {best['method']} ({figures(best)}).{unsaid}"
+        return f"No method passes {gate}; {best['method']} has the best final score ({figures(best)}).{unsaid}"
     front = [good[i] for i in pareto_front([_worth(r) for r in good])]
     pick = min(
         (r for r in good if (r["final_accuracy"] or 0.0) >= (best["final_accuracy"] or 0.0) - NEAR), key=own_seconds
     )
     why = "the best final score" if pick is best else f"within half a point of {best['method']} and cheaper"
-    return (f"{_listed(good)} pass{'es' if len(good) == 1 else ''} {gate}; on the front of old, new and cost: "
-            f"{_listed(front)}. Take {pick['method']} ({figures(pick)}): {why}.{unsaid}")  # fmt: skip
+    return (f"{_listed(good)} pass{'es' if len(good) == 1 else ''} {gate}. On the Pareto front of retention, gain "
+            f"and time: {_listed(front)}. Take {pick['method']} ({figures(pick)}): {why}.{unsaid}")  # fmt: skip
 
 
 def _worth(r: Results) -> tuple[float, float, float]:
-    """Old, new and cost, where larger is better; a single task has no old score to lose."""
+    """Retention, gain and negative seconds: larger is better. A single task has no retention; it counts as 1."""
     return r["retention"] if r["retention"] is not None else 1.0, r["gain"] or 0.0, -own_seconds(r)
 
 

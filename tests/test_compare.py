@@ -62,7 +62,8 @@ def test_recommendation_does_not_charge_the_first_method_for_the_shared_encoding
 def test_front_leaves_out_what_another_beats_everywhere():
     worse = result("worse", 0.9, retention=0.9, gain=0.92, seconds={"total": 50.0, "encode": 0.0})
     text = recommendation([result("joint"), result("ranpac", 0.95), worse])
-    assert "ranpac and worse pass the gate; on the front of old, new and cost: ranpac. Take ranpac" in text
+    front = "On the Pareto front of retention, gain and time: ranpac. Take ranpac"
+    assert f"ranpac and worse pass the gate. {front}" in text
 
 
 def test_recommendation_says_what_is_not_known_and_what_fails():
@@ -104,7 +105,7 @@ def test_the_table_says_who_encoded_and_who_found_all_in_the_store(capsys, monke
     first, adapted = result("fecam", 0.8, examples_encoded=9000), result("aper", 0.7, examples_encoded=450)
     console.compare_table([first, result("lda", 0.9), adapted, result("finetune", 0.1, examples_served=0)])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "as it came or adapted: fecam 9,000, aper 450; 0 by lda: all in the feature store" in shown
+    assert "pre-trained or adapted: fecam 9,000, aper 450; 0 by lda (all read from the feature store)" in shown
 
 
 def test_progress_off_a_terminal_is_one_line_for_each_bar_that_took_its_time(capsys, monkeypatch):
@@ -178,7 +179,7 @@ def test_compare_orders_goes_on_says_why_and_repeats_nothing(tmp_path, capsys, m
     assert results[0]["error"] == "RuntimeError: the sky fell down"
     assert "learns text, and stream 'digits' has image" in results[1]["skipped"]
     said = capsys.readouterr().err
-    assert "Broken: failed, RuntimeError" in said and "TextOnly: skipped" in said
+    assert "Broken: failed: RuntimeError" in said and "TextOnly: skipped" in said
     assert "RuntimeError" in (out / "Broken" / "error.txt").read_text() and not (out / "TextOnly").exists()
     kept = json.loads((out / "compare.json").read_text())
     assert kept["results"] == json.loads(json.dumps(results))
@@ -191,7 +192,7 @@ def test_compare_orders_goes_on_says_why_and_repeats_nothing(tmp_path, capsys, m
     before = (out / "simplecil" / "results.json").stat().st_mtime_ns
     again = compare(["simplecil", "joint"], stream, backbone="tiny", out=out, progress=True)
     assert [r["method"] for r in again] == ["simplecil", "joint"] and again[0] == kept["results"][2]
-    assert "finished earlier, not repeated" in capsys.readouterr().err
+    assert "already finished, not repeated" in capsys.readouterr().err
     assert (out / "simplecil" / "results.json").stat().st_mtime_ns == before
     with pytest.raises(EverlearnError, match="with seed 0: give another folder"):
         compare(["simplecil"], stream, backbone="tiny", out=out, seed=1)
@@ -260,7 +261,7 @@ def test_side_by_side_is_as_one_after_another(tmp_path, capsys, from_processes):
     assert [(r["method"], r.get("curve")) for r in beside] == [(r["method"], r.get("curve")) for r in alone]
     assert beside[1]["error"] == alone[1]["error"] == "RuntimeError: the sky fell down"
     assert "Traceback" in (tmp_path / "beside" / "Broken" / "error.txt").read_text()
-    assert "Broken: failed, RuntimeError: the sky fell down" in said and "\nfinetune: " in said
+    assert "Broken: failed: RuntimeError: the sky fell down" in said and "\nfinetune: " in said
     assert json.loads((tmp_path / "beside" / "compare.json").read_text())["results"] == json.loads(json.dumps(beside))
 
 
@@ -273,9 +274,9 @@ def test_a_killed_process_is_told_from_a_failed_one(tmp_path, from_processes):
 def test_side_by_side_needs_a_folder_and_a_named_stream(tmp_path, from_processes):
     from everlearn import streams
 
-    with pytest.raises(EverlearnError, match="need a folder"):
+    with pytest.raises(EverlearnError, match="needs a folder"):
         compare("simplecil", "digits", backbone="tiny", jobs=2)
-    with pytest.raises(EverlearnError, match="not take over a Stream"):
+    with pytest.raises(EverlearnError, match="not a Stream object"):
         compare("simplecil", streams.load("digits"), backbone="tiny", out=tmp_path / "out", jobs=2)
     assert not (tmp_path / "out").exists()
 
@@ -294,7 +295,7 @@ def test_what_is_side_by_side_stops_when_asked_and_goes_on(tmp_path, from_proces
         time.sleep(0.05)
     process.terminate()  # SIGINT, which does the same, is ignored where pytest was started in the background
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "the same command with the same --out goes on" in said
+    assert process.returncode == 130 and "repeat the command with the same --out to continue" in said
     assert all(list((line.parent / "checkpoints").iterdir()) for line in lines)
     results = compare("finetune,lora", stream, backbone="tiny", out=out, recipe="none")  # no more processes
     assert [len(r["curve"]) for r in results] == [5, 5]

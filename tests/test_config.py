@@ -149,7 +149,8 @@ def test_a_config_file_repeats_its_run_whatever_the_recipe_says(tmp_path, recipe
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [1", "config.yaml, line 1"), ("- 1", "a list where a mapping"), ("sed: 1", "did you mean 'seed'?"),
+    [("a: [1", "config.yaml, line 1"), ("- 1", "holds a list, but must hold a mapping"),
+     ("sed: 1", "did you mean 'seed'?"),
      ("!!python/object/apply:os.system ['true']", "could not determine a constructor")],
 )  # fmt: skip
 def test_a_broken_file_is_one_line(tmp_path, text, message):

@@ -1,4 +1,4 @@
-"""What a run is worth: every figure is read off the accuracy matrix by a few lines that fit on a page."""
+"""The metrics of a run: each is computed from the accuracy matrix by a few lines of code."""
 # ruff: noqa: RUF001  (the minus sign of the formulas)
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ __all__ = [
     "forward_transfer", "gain", "own_seconds", "pareto_front", "passes", "retention", "summary",
 ]  # fmt: skip
 
-# R_{i,j}: score on task j after learning task i of T; n_{j}: its test examples; A_{i}: the curve.
-# _{…} is a subscript: readable in a terminal, typeset in the report.
+# R_{i,j}: score on task j after learning task i of T; n_{j}: number of test examples of task j; A_{i}: the curve.
+# _{…} marks a subscript: it is readable in a terminal and is typeset in the report.
 FORMULAS: dict[str, str] = {
     "curve": "A_{i} = Σ_{j≤i} n_{j} R_{i,j} / Σ_{j≤i} n_{j}",
     "final_accuracy": "A_{T} = Σ_{j≤T} n_{j} R_{T,j} / Σ_{j≤T} n_{j}",
@@ -28,15 +28,15 @@ FORMULAS: dict[str, str] = {
     "retention": "mean_{j<T} R_{T,j} / mean_{j<T} R_{j,j}",
     "gain": "mean_{j>1} R_{j,j}",
     "gate": "retention ≥ 80 % and gain ≥ 90 % of the gain of joint",
-    "nDCG@10": "DCG@10 / best possible DCG@10, DCG@10 = Σ_{r≤10} grade_{r} / log₂(r + 1)",
+    "nDCG@10": "DCG@10 / best possible DCG@10, with DCG@10 = Σ_{r≤10} grade_{r} / log₂(r + 1)",
     "recall@10": "relevant documents among the first 10 / relevant documents",
-    "own prompts": "prompts given to test examples that are their own task's (in a shared pool: that of all tasks it "
-    "chose most often when it was learned) / prompts given",
-    "own components": "largest weights of test examples on components that their own task, of all tasks, used most / "
-    "largest weights",
-    "router accuracy": "test examples that are sent to their own task / test examples",
-    "accuracy told the task": "test examples that are right where the task is told / test examples",
-    "mrr@10": "1 / rank of the first relevant document, 0 beyond rank 10",
+    "own prompts": "selected prompts that belong to the test example's own task / selected prompts (a prompt in a "
+    "shared pool belongs to the task that selected it most often while it was learned)",
+    "own components": "largest weights of test examples on components that their own task used more than any other "
+    "task / largest weights of test examples",
+    "router accuracy": "test examples that the router assigns to their own task / test examples",
+    "accuracy told the task": "test examples that are classified correctly when the task is told / test examples",
+    "mrr@10": "1 / rank of the first relevant document, or 0 if it is not among the first 10",
 }
 
 
@@ -46,16 +46,16 @@ def summary(
     before: Sequence[float | None],
     initial: Sequence[float | None],
 ) -> dict[str, Any]:
-    """Every figure of a run, under its key in results.json.
+    """All metrics of a run, with the keys of results.json.
 
     Args:
-        matrix: (T, T) scores; row i = after task i, column j = task j, None where not measured.
+        matrix: (T, T) scores; row i: after learning task i; column j: task j; None where nothing was measured.
         counts: (T,) test examples per task.
         before: (T,) score on task j just before it was learned.
-        initial: (T,) score of the untouched model on task j.
+        initial: (T,) score on task j before any learning.
 
     Raises:
-        ValueError: if the sizes do not fit together.
+        ValueError: if the sizes do not match.
 
     >>> summary([[1.0, None], [0.5, 0.8]], [100, 200], [None, None], [None, None])["retention"]
     0.5

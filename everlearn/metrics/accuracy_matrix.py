@@ -1,7 +1,7 @@
-"""The accuracy matrix: row i = after learning task i, column j = score on the tests of task j.
+"""The accuracy matrix: cell (i, j) is the score on the tests of task j after learning task i.
 
-Every figure of a run is read off this one matrix. A cell is None where nothing was measured: above
-the diagonal, and for a task without test examples. What cannot be computed is None, never 0.
+All metrics of a run are computed from this matrix. A cell is None where nothing was measured: above
+the diagonal, and for a task without test examples. A metric that cannot be computed is None, never 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ Matrix = Sequence[Sequence[float | None]]
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are there.
+    """The mean of the values that are not None.
 
     >>> mean([0.5, None, 1.0])
     0.75
@@ -22,21 +22,21 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def square(matrix: Matrix) -> Matrix:
-    """The matrix itself, if it has as many columns as rows; else ValueError."""
+    """Return the matrix if it is square; otherwise raise a ValueError."""
     if not matrix or any(len(row) != len(matrix) for row in matrix):
-        raise ValueError(f"an accuracy matrix is square; got rows of {[len(row) for row in matrix]} cells")
+        raise ValueError(f"an accuracy matrix must be square; got rows of {[len(row) for row in matrix]} cells")
     return matrix
 
 
 def curve(matrix: Matrix, counts: Sequence[int]) -> list[float | None]:
-    """The score over all tests seen so far, after each of T tasks.
+    """The score over the tests of all seen tasks, after each of T tasks.
 
     Args:
         matrix: (T, T) scores.
-        counts: (T,) test examples per task, the weights of the mean.
+        counts: (T,) test examples per task, used as the weights of the mean.
 
     Raises:
-        ValueError: if the matrix is not square, or `counts` has another length.
+        ValueError: if the matrix is not square, or if `counts` has another length.
 
     >>> curve([[1.0, None], [0.5, 0.8]], [100, 200])
     [1.0, 0.7]
@@ -52,7 +52,7 @@ def curve(matrix: Matrix, counts: Sequence[int]) -> list[float | None]:
 
 
 def final_accuracy(matrix: Matrix, counts: Sequence[int]) -> float | None:
-    """The score over all tests after the last task.
+    """The score over the tests of all tasks, after the last task.
 
     >>> final_accuracy([[1.0, None], [0.5, 0.8]], [100, 200])
     0.7
@@ -61,7 +61,7 @@ def final_accuracy(matrix: Matrix, counts: Sequence[int]) -> float | None:
 
 
 def average_accuracy(matrix: Matrix, counts: Sequence[int]) -> float | None:
-    """The mean of `curve`: how good the model was while it learned ("average incremental accuracy").
+    """The mean of `curve`: one score after each task. It is also called average incremental accuracy.
 
     >>> average_accuracy([[1.0, None], [0.5, 0.8]], [100, 200])
     0.85

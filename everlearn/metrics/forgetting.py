@@ -1,4 +1,4 @@
-"""Forgetting and retention: what is left of the old tasks after the last one."""
+"""Forgetting and retention: how much the scores on old tasks have changed after the last task."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from everlearn.metrics.accuracy_matrix import Matrix, mean, square
 
 
 def forgetting(matrix: Matrix) -> float | None:
-    """How far the old tasks fell below their best, on average; negative where they only improved.
+    """The mean drop of old tasks from their best earlier score; negative if they only improved.
 
     Args:
-        matrix: (T, T) scores; None for a single task, which has nothing to forget.
+        matrix: (T, T) scores. The result is None for a single task, because there is no old task.
 
     Raises:
         ValueError: if the matrix is not square.
@@ -26,9 +26,9 @@ def forgetting(matrix: Matrix) -> float | None:
 
 
 def retention(matrix: Matrix) -> float | None:
-    """The score on old tasks now, divided by their score when they were learned.
+    """The score on old tasks after the last task, divided by their score when they were learned.
 
-    Above 1 where later tasks helped the old ones; None for a single task, or if nothing was learned.
+    It is above 1 if later tasks improved old ones, and None for a single task or if nothing was learned.
 
     >>> retention([[0.8, None], [0.6, 1.0]])
     0.7499999999999999

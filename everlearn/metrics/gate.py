@@ -1,4 +1,4 @@
-"""The gate: is a method worth keeping, and which of those that are does no other one beat?"""
+"""The gate (minimum retention and gain), and the Pareto front of the methods that pass it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Verdict = Literal["pass", "fail", "unknown"]
 
 
 def passes(retention: float | None, gain: float | None, reference_gain: float | None = None) -> Verdict:
-    """Whether a run keeps the old *and* learns the new.
+    """Whether a run has sufficient retention *and* sufficient gain.
 
     Args:
-        retention: score on old tasks now ÷ when they were learned; None for a single task.
-        gain: score on new tasks.
-        reference_gain: the gain of retraining on everything (the method `joint`), if it was run.
+        retention: score on old tasks at the end ÷ their score when learned; None for a single task.
+        gain: score on new tasks just after they were learned.
+        reference_gain: the gain of retraining on all data (the method `joint`), if it was run.
 
     >>> passes(0.95, 0.88, reference_gain=0.9), passes(0.95, 0.5, reference_gain=0.9)
     ('pass', 'fail')
@@ -32,10 +32,10 @@ def passes(retention: float | None, gain: float | None, reference_gain: float | 
 
 
 def pareto_front(points: Sequence[tuple[float, ...]]) -> list[int]:
-    """The positions of the points that no other point beats; larger is better in every coordinate.
+    """The indices of the points that no other point dominates; larger is better in every coordinate.
 
-    A point is beaten by one that is at least as good everywhere and better somewhere, so equal
-    points stay together. Give a cost (seconds, bytes) with a minus sign.
+    A point dominates another one if it is at least as good in all coordinates and better in one, so equal
+    points do not exclude each other. Give a cost (seconds, bytes) with a minus sign.
 
     >>> pareto_front([(0.9, 0.9, -10), (0.95, 0.8, -20), (0.9, 0.8, -10)])
     [0, 1]
@@ -48,7 +48,7 @@ def pareto_front(points: Sequence[tuple[float, ...]]) -> list[int]:
 
 
 def own_seconds(results: Mapping[str, Any]) -> float:
-    """What a method itself takes: encoding is left out, for the first method encodes for all that follow.
+    """The seconds of a method without encoding, because the first method encodes for all later ones.
 
     >>> own_seconds({"seconds": {"total": 12.0, "encode": 10.0}})
     2.0

@@ -1,8 +1,8 @@
-"""Retrieval: nDCG, recall and reciprocal rank at k, as trec_eval defines them, and the search before them.
+"""Retrieval: exact search, and nDCG, recall and reciprocal rank at k as trec_eval defines them.
 
-The three measures take the best documents of each query in order, and what is relevant to it: a
-grade per document id, where 0 or less means not relevant. They return one value per query. A query
-with no relevant document scores 0.
+The three metrics take the ranked documents of each query and its relevance judgements: one grade per
+document id, where 0 or less means not relevant. They return one value per query. The score of a query
+without relevant documents is 0.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 Rankings = Sequence[Sequence[str]]
 Relevance = Sequence[Mapping[str, int]]
 
-SCORES_AT_ONCE = 1 << 22  # 16 MiB of float32: what a search holds, however large the corpus
+SCORES_AT_ONCE = 1 << 22  # 16 MiB of float32: the largest score matrix of a search, for any size of the corpus
 QUERIES_AT_ONCE = 256
 
 
 def ndcg_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndarray:
-    """nDCG@k with linear gain: the discounted grades found ÷ those of the best possible ranking.
+    """nDCG@k with linear gain: the DCG of the ranking ÷ the DCG of the best possible ranking.
 
     Args:
         rankings: n lists of document ids, best first.
@@ -35,7 +35,7 @@ def ndcg_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndarra
         (n,) float64, between 0 and 1.
 
     Raises:
-        ValueError: if the two differ in length, or a ranking names a document twice.
+        ValueError: if the two differ in length, or if a ranking contains a document twice.
 
     >>> ndcg_at_k([["b", "a"]], [{"a": 1}]).round(4)
     array([0.6309])
@@ -50,7 +50,7 @@ def ndcg_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndarra
 
 
 def recall_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndarray:
-    """The share of a query's relevant documents that are among its first k: (n,) float64.
+    """The fraction of a query's relevant documents that are among its first k: (n,) float64.
 
     >>> recall_at_k([["b", "a"]], [{"a": 2, "c": 1}])
     array([0.5])
@@ -60,7 +60,7 @@ def recall_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndar
 
 
 def mrr_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndarray:
-    """One ÷ the rank of the first relevant document, 0 if it is not among the first k: (n,) float64.
+    """1 ÷ the rank of the first relevant document, or 0 if it is not among the first k: (n,) float64.
 
     >>> mrr_at_k([["b", "a"], ["b"]], [{"a": 1}, {"a": 1}])
     array([0.5, 0. ])
@@ -77,17 +77,17 @@ def search(
 ) -> list[list[str]]:
     """The ids of the k documents with the largest dot product, best first, for each query.
 
-    Exact, and it never holds more than `SCORES_AT_ONCE` scores. Equal scores are ordered by document id,
-    the larger first, as trec_eval does; so the order of the corpus changes nothing.
+    The search is exact and works in chunks of at most `SCORES_AT_ONCE` scores. As in trec_eval, documents
+    with equal scores are sorted by descending id, so the order of the corpus has no influence.
 
     Args:
-        query_embeddings: (n, d); where both are tensors, the work is done where the documents are.
+        query_embeddings: (n, d). The search runs on the device of the documents.
         doc_embeddings: (m, d)
         doc_ids: m ids.
 
     Raises:
-        EverlearnError: if an embedding is not finite, which would rank first everywhere.
-        ValueError: if shapes do not fit.
+        EverlearnError: if an embedding is not finite; it would rank first for every query.
+        ValueError: if the shapes do not match.
 
     >>> search(np.eye(2), np.eye(2), ["a", "b"], k=1)
     [['a'], ['b']]
@@ -148,9 +148,9 @@ def evaluate_rankings(
     relevant: Relevance,
     k: int = 10,
 ) -> dict[str, float]:
-    """Search, then the means over all queries: {"nDCG@k", "recall@k", "mrr@k"}.
+    """Search, then compute the means over all queries: {"nDCG@k", "recall@k", "mrr@k"}.
 
-    Args and errors: those of `search`, and `relevant`: n mappings from document id to grade.
+    Arguments and errors are those of `search`; `relevant` holds n mappings from document id to grade.
 
     >>> evaluate_rankings(np.eye(2), np.eye(2), ["a", "b"], [{"a": 1}, {"a": 1}])["mrr@10"]
     0.75
@@ -169,12 +169,12 @@ def score_rankings(rankings: Rankings, relevant: Relevance, k: int = 10) -> dict
 
 
 def _grades(rankings: Rankings, relevant: Relevance, k: int) -> np.ndarray:
-    """(n, k) grades of the documents found, 0 where there is none or it is not relevant."""
+    """(n, k) grades of the ranked documents; 0 for no document or one that is not relevant."""
     grades = np.zeros((len(relevant), k))
     for row, ranking, known in zip(grades, rankings, relevant, strict=True):
         first = ranking[:k]
         if len(set(first)) < len(first):
-            raise ValueError(f"a ranking names a document twice: {list(first)}")
+            raise ValueError(f"a ranking contains a document twice: {list(first)}")
         row[: len(first)] = [max(known.get(document, 0), 0) for document in first]
     return grades
 
@@ -184,11 +184,11 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _first_largest(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """(n, k) columns of the k largest scores of each row, best first; of equal ones the first column."""
+    """(n, k) columns of the k largest scores of each row, best first; equal scores keep the column order."""
     values, columns = scores.topk(k)
     columns = columns.sort(dim=1).values
     columns = columns.gather(1, scores.gather(1, columns).sort(dim=1, descending=True, stable=True).indices)
-    # topk may take any of the columns that tie for the last place; only such rows are sorted in full.
+    # topk may return any of the columns that tie for the last place; only rows with such ties are fully sorted.
     tied = (scores >= values[:, -1:]).sum(dim=1) > k
     if tied.any():
         columns[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
@@ -199,5 +199,5 @@ def _finite(embeddings: torch.Tensor, what: str) -> None:
     rows = (~embeddings.isfinite().all(dim=1)).nonzero()
     if len(rows):
         raise EverlearnError(
-            f"{len(rows)} {what} embeddings hold NaN or infinity: the backbone diverged; lower its learning rate"
+            f"{len(rows)} {what} embeddings contain NaN or infinity: the training diverged; use a lower learning rate"
         )

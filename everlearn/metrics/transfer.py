@@ -1,4 +1,4 @@
-"""Transfer: what one task does for another, and gain, the score on what is new."""
+"""Transfer (the influence of one task on another) and gain (the score on new tasks)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from everlearn.metrics.accuracy_matrix import Matrix, mean, square
 
 
 def backward_transfer(matrix: Matrix) -> float | None:
-    """The change on old tasks between when they were learned and now; negative is forgetting.
+    """The mean change of the score on old tasks since they were learned; negative values mean forgetting.
 
     >>> backward_transfer([[0.75, None], [0.5, 1.0]])
     -0.25
@@ -18,15 +18,15 @@ def backward_transfer(matrix: Matrix) -> float | None:
 
 
 def forward_transfer(before: Sequence[float | None], initial: Sequence[float | None]) -> float | None:
-    """What earlier tasks did for a task that was not learned yet.
+    """The influence of earlier tasks on the score on a task that was not yet learned.
 
     Args:
         before: (T,) score on task j just before it was learned.
-        initial: (T,) score of the untouched model on task j.
+        initial: (T,) score on task j before any learning.
 
     Returns:
-        The mean difference over all tasks but the first; None where the protocol defines neither,
-        as in class-incremental streams, where a model cannot name a class before it is shown.
+        The mean difference over all tasks except the first. None if these scores are not defined, as in
+        class-incremental streams, where a model cannot predict a class before it has seen it.
 
     >>> forward_transfer([None, 0.5], [None, 0.25])
     0.25
@@ -35,7 +35,7 @@ def forward_transfer(before: Sequence[float | None], initial: Sequence[float | N
 
 
 def gain(matrix: Matrix) -> float | None:
-    """The score on each new task just when it was learned; of a single task, its score.
+    """The mean score on each task after the first, just after it was learned; for a single task, its score.
 
     >>> gain([[0.75, None], [0.5, 1.0]])
     1.0

@@ -1,4 +1,4 @@
-"""report.html: one file that shows a run, or compares several; it opens anywhere and fetches nothing."""
+"""report.html: one self-contained file that shows one run or compares several; it loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def write_report(directories: Sequence[Path], out: Path, recommendation: str | N
 
     Args:
         directories: run folders; the results.json of each is read.
-        out: the file to write, replaced at once or not at all.
-        recommendation: a sentence to open a comparison with.
+        out: the file to write. It is replaced atomically.
+        recommendation: a text that is shown at the top of a comparison.
 
     Returns:
         `out`.
 
     Raises:
-        EverlearnError: if a folder holds no results.json, or it cannot be read.
+        EverlearnError: if a folder has no results.json, or if the file cannot be read.
     """
     return write_page(render([_read(Path(directory)) for directory in directories], recommendation), Path(out))
 
 
 def render(results: Sequence[Mapping[str, Any]], recommendation: str | None = None) -> str:
-    """The page as text: of one run, or a comparison of several.
+    """Return the page as text: the report of one run, or a comparison of several.
 
     Args:
-        results: contents of results.json; {"method", "error"} or {"method", "skipped"} for a method
-            without a result.
-        recommendation: a sentence to open a comparison with.
+        results: the contents of each results.json. A method without a result is given as
+            {"method", "error"} or {"method", "skipped"}.
+        recommendation: a text that is shown at the top of a comparison.
 
     Raises:
         ValueError: if there is nothing to show.
@@ -54,7 +54,7 @@ def render(results: Sequence[Mapping[str, Any]], recommendation: str | None = No
 def write_page(text: str, out: Path) -> Path:
     """Write a page; `out` never holds half of one."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    # A class name may hold half a surrogate pair, which UTF-8 cannot; it is written as a number.
+    # A class name may contain half a surrogate pair, which UTF-8 cannot encode; it becomes a character reference.
     data = text.encode("utf-8", "xmlcharrefreplace")
     write_whole(out, data)
     return out
@@ -66,11 +66,11 @@ def _read(directory: Path) -> dict[str, Any]:
         results = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EverlearnError(
-            f"{directory} holds no results.json: give the folder of a finished run, or finish it with "
+            f"{directory} has no results.json: give the folder of a finished run, or finish this run with "
             f"`everlearn resume {directory}`"
         ) from None
     except ValueError as error:
-        raise EverlearnError(f"{file} is not JSON ({error}): run again into a new folder") from None
+        raise EverlearnError(f"{file} is not valid JSON ({error}): repeat the run in a new folder") from None
     if not isinstance(results, dict) or "method" not in results:
-        raise EverlearnError(f"{file} names no method: it was not written by everlearn")
+        raise EverlearnError(f"{file} has no entry 'method': everlearn did not write this file")
     return results

@@ -1,4 +1,4 @@
-"""What a run cost: parameters, bytes, seconds, memory."""
+"""The costs of a run: parameters, bytes, seconds and memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from everlearn.report import figures
 from everlearn.report.figures import ACCENT, COLOURS
 from everlearn.report.markup import Html, facts, figure, join, tag
 
-# Encoding happens within these phases, so it is no part of the bar.
+# Encoding happens during these phases, so it has no part of its own in the bar.
 PHASES = {"begin": COLOURS[5], "train": ACCENT, "end": COLOURS[2], "evaluate": COLOURS[4]}
 
 
 def costs(run: Mapping[str, Any]) -> Html:
-    """The costs in figures, then where the time and the bytes went."""
+    """The costs as numbers, then charts of the time and of the stored bytes."""
     seconds = run["seconds"]
     phases = [(name, seconds[name], colour) for name, colour in PHASES.items() if seconds.get(name)]
     stored = [(part, size) for part, size in run["stored"].items() if size]
@@ -28,10 +28,10 @@ def costs(run: Mapping[str, Any]) -> Html:
                     ("Trainable parameters", f"{run['trainable_parameters']:,}"),
                     ("Stored", human_bytes(run["stored_bytes"])),
                     ("Time", duration(seconds["total"])),
-                    ("Of it, encoding with the frozen backbone", duration(seconds.get("encode", 0.0))),
+                    ("Time for encoding (included above)", duration(seconds.get("encode", 0.0))),
                     ("Peak memory", human_bytes(run["peak_rss_bytes"])),
                     ("Examples encoded", f"{run['examples_encoded']:,}"),
-                    ("Examples served from the feature store", f"{run['examples_served']:,}"),
+                    ("Examples read from the feature store", f"{run['examples_served']:,}"),
                 ]
             ),
             tag(
@@ -40,9 +40,9 @@ def costs(run: Mapping[str, Any]) -> Html:
                 _shares("stored", "Stored bytes by part", coloured, human_bytes),
                 figure(
                     "seconds-per-task",
-                    "Time by task",
+                    "Time per task",
                     figures.columns(
-                        "seconds of each task, by phase",
+                        "seconds per task, by phase",
                         [[part.get(name) or 0.0 for name in PHASES] for part in per_task],
                         [str(i + 1) for i in range(len(per_task))],
                         list(PHASES.values()),

@@ -1,4 +1,4 @@
-"""Whatever a method says about itself: nested dicts become headings, tables and histograms."""
+"""Shows the diagnostics of a method: nested dicts become headings, tables and histograms."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from everlearn.console import percent
 from everlearn.report.figures import ACCENT, columns, short
 from everlearn.report.markup import Html, facts, figure, join, table, tag
 
-DEEPEST = 6  # the levels of headings that HTML has
+DEEPEST = 6  # HTML has six levels of headings
 
 
 def diagnostics(value: Mapping[str, Any], level: int = 3) -> Html:
-    """The entries of a dict, plain values first, then everything with parts under its own heading.
+    """The entries of a dict: plain values first, then each nested value under its own heading.
 
-    {"histogram": {"counts": n numbers, "edges": n + 1 numbers}} and {"histogram": {name: count}} are
-    drawn; a list of dicts with equal keys, or of lists of equal length, is a table.
+    {"histogram": {"counts": n numbers, "edges": n + 1 numbers}} and {"histogram": {name: count}} become
+    histograms. A list of dicts with equal keys, or of lists of equal length, becomes a table.
     """
     plain = [(name, item) for name, item in value.items() if not _has_parts(item)]
     parts = [(name, item) for name, item in value.items() if _has_parts(item)]
@@ -37,7 +37,7 @@ def _has_parts(item: object) -> bool:
 
 
 def _rows(name: str, items: Sequence[Any]) -> Html:
-    """A list whose items have parts: a table where they agree, else one numbered entry each."""
+    """A list of nested items: a table if all items have the same form, else one numbered entry per item."""
     first = items[0]
     if isinstance(first, Mapping) and all(isinstance(x, Mapping) and x.keys() == first.keys() for x in items):
         return table(name, list(first), [[_plain(cell) for cell in row.values()] for row in items], text=0)

@@ -1,8 +1,8 @@
-"""Drawings as hand-written SVG: a few kilobytes each, sharp on paper, and readable on a phone.
+"""Charts as SVG, generated without a plotting library: a few kilobytes each, sharp in print, readable on a phone.
 
-A drawing is 480 units wide and grows with its box; the style sheet enlarges its text on narrow
-screens. Colours are those of Okabe and Ito, which colour-blind readers can tell apart, and lines
-differ in their marks as well.
+A chart is 480 units wide and scales with its container; the style sheet enlarges its text on narrow
+screens. The colours are those of Okabe and Ito, which colour-blind readers can tell apart, and lines
+also differ in their marks.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ INK, GREY, ACCENT = "#1f2328", "#b4bcc6", "#0072b2"
 COLOURS = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6f4ea1", "#7f6000")
 MARKS = ["circle", "square", "triangle", "diamond"]
 WIDTH = 480
-CROWDED = 40  # tasks, beyond which marks would only hide each other
+CROWDED = 40  # above this number of tasks no marks are drawn, because they would overlap
 LEFT, RIGHT, TOP, BOTTOM = 46, 20, 34, 52
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: a value per position, None where there is none."""
+    """One line of a chart: one value per position, None where a value is missing."""
 
     name: str
     values: Sequence[float | None]
@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """One numbered point of a scatter."""
+    """One numbered point of a scatter plot."""
 
     number: int
     name: str
@@ -45,7 +45,7 @@ class Point:
 
 
 class Axes:
-    """The frame of a drawing: where a value lies, its grid and its labels."""
+    """The coordinate system of a chart: it maps values to positions and draws the grid and the labels."""
 
     def __init__(
         self, x: tuple[float, float], y: tuple[float, float], height: int = 290, y_ticks: Sequence[float] = ()
@@ -80,12 +80,12 @@ class Axes:
 
 
 def svg(label: str, height: int, *children: object) -> Html:
-    """A drawing that says in words what it shows."""
+    """An SVG element with `label` as its text description for screen readers."""
     return tag("svg", *children, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=label, class_="chart")
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from low to high, about so many.
+    """Round numbers from low to high, about `about` of them.
 
     >>> ticks(0, 100)
     [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
@@ -98,7 +98,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def around(values: Sequence[float], floor: float = 0.0, ceiling: float = 100.0) -> tuple[float, float]:
-    """Round bounds that hold all values with room to spare, within floor and ceiling where these do."""
+    """Round bounds with a margin around all values, clipped to floor and ceiling if all values lie within them."""
     low, high = min(values, default=floor), max(values, default=ceiling)
     step = next(step for step in (1, 2, 5, 10, 20, 50, 1e9) if high - low <= 8 * step)
     low, high = math.floor(low / step - 0.2) * step, math.ceil(high / step + 0.2) * step
@@ -107,7 +107,7 @@ def around(values: Sequence[float], floor: float = 0.0, ceiling: float = 100.0) 
 
 
 def short(value: float) -> str:
-    """A number as an axis prints it.
+    """A number in the short form that axis labels use.
 
     >>> short(0.5), short(20.0), short(1500000)
     ('0.5', '20', '1.5M')
@@ -119,13 +119,13 @@ def short(value: float) -> str:
 
 
 def some_labels(names: Sequence[str], about: int = 10) -> list[tuple[float, str]]:
-    """As many of the names as fit side by side, with their positions."""
+    """A selection of at most `about` evenly spaced names, with their positions."""
     step = max(1, math.ceil(len(names) / about))
     return [(float(i), name) for i, name in enumerate(names) if i % step == 0]
 
 
 def line_chart(label: str, lines: Sequence[Line], names: Sequence[str], y_title: str, x_title: str = "task") -> Html:
-    """Lines over the tasks; values are in percent. The last line lies on top."""
+    """One line per series over the tasks, in percent. The last line is drawn on top."""
     known = [value for line in lines for value in line.values if value is not None]
     axes = Axes((-0.3, max(len(names) - 0.7, 0.3)), around(known))
     drawn = []
@@ -154,7 +154,7 @@ def line_chart(label: str, lines: Sequence[Line], names: Sequence[str], y_title:
 
 
 def mark(kind: str, x: float, y: float, colour: str, hollow: bool = False, r: float = 4.5) -> Html:
-    """A point: circle, square, triangle or diamond."""
+    """A mark at (x, y): a circle, square, triangle or diamond."""
     style = {"fill": "#fff" if hollow else colour, "stroke": colour if hollow else "#fff"}
     style["stroke_width"] = "2" if hollow else "1"
     if kind == "circle":
@@ -171,7 +171,7 @@ def mark(kind: str, x: float, y: float, colour: str, hollow: bool = False, r: fl
 def then_and_now(
     label: str, pairs: Sequence[tuple[float | None, float | None]], names: Sequence[str], y_title: str
 ) -> Html:
-    """For each task the score when it was learned (hollow) and now (full), joined by a line; in percent."""
+    """The score of each task in percent: a hollow point when it was learned, a filled point at the end, and a line."""
     axes = Axes((-0.5, len(names) - 0.5), around([v for pair in pairs for v in pair if v is not None]))
     size = 4.5 if len(names) <= CROWDED else 2.0
     drawn = []
@@ -182,7 +182,7 @@ def then_and_now(
         drawn.append(
             tag(
                 "g",
-                tag("title", f"{names[i]}: {then:.1f} when learned, {now:.1f} now"),
+                tag("title", f"{names[i]}: {then:.1f} when learned, {now:.1f} at the end"),
                 tag("line", x1=x, x2=x, y1=axes.y(then), y2=axes.y(now), stroke=colour, stroke_width=size * 2 / 3),
                 mark("circle", x, axes.y(then), colour, hollow=True, r=size),
                 mark("circle", x, axes.y(now), colour, r=size),
@@ -195,7 +195,7 @@ def columns(
     label: str, stacks: Sequence[Sequence[float]], names: Sequence[str], colours: Sequence[str],
     y_title: str, x_title: str, edges: bool = False,
 ) -> Html:  # fmt: skip
-    """One column a name, made of one piece a colour; `edges` puts the n + 1 names between the columns."""
+    """One stacked column per name, with one part per colour; with `edges`, the n + 1 names label the column edges."""
     top = max((sum(stack) for stack in stacks), default=0) or 1.0
     axes = Axes((-0.5, len(stacks) - 0.5), (0, top * 1.04), 250)
     width = (WIDTH - LEFT - RIGHT) / max(len(stacks), 1)
@@ -213,7 +213,7 @@ def columns(
 
 
 def share_bar(label: str, parts: Sequence[tuple[str, float, str]]) -> Html:
-    """One bar made of (name, size, colour) parts, each as long as its share."""
+    """One bar that is divided into (name, size, colour) parts in proportion to their sizes."""
     total, base, drawn = sum(size for _, size, _ in parts) or 1.0, 0.0, []
     for name, size, colour in parts:
         drawn.append(tag("rect", tag("title", name), x=base / total * 100, y="0", width=size / total * 100,
@@ -226,13 +226,13 @@ def share_bar(label: str, parts: Sequence[tuple[str, float, str]]) -> Html:
 
 POINTS = {"front": (ACCENT, ACCENT, "#fff"), "pass": ("#d6ebf7", ACCENT, INK), "unknown": ("#fff", ACCENT, INK),
           "fail": ("#f1f3f5", "#8b949e", "#57606a"), "reference": ("#fff", INK, INK)}  # fmt: skip
-"""Kind of point: fill, edge, text."""
+"""The colours of each kind of point: fill, edge and text."""
 
 
 def scatter(
     label: str, points: Sequence[Point], x_title: str, y_title: str, x_line: float | None, y_line: float | None
 ) -> Html:
-    """Numbered points, in percent; dashed lines mark the gate, and what lies past it is tinted."""
+    """Numbered points, in percent. Dashed lines mark the gate, and the region that passes it is shaded."""
     height = 380
     xs, ys = [point.x for point in points], [point.y for point in points]
     axes = Axes(
@@ -273,7 +273,7 @@ def scatter(
 
 
 def legend(items: Sequence[tuple[str, str, str]]) -> Html:
-    """What (mark, colour) stands for which name; marks as in `mark`, "hollow", "line" or a kind of point."""
+    """A legend of (mark, colour, name); a mark is one of `mark`, "hollow", "line", "box" or a kind of point."""
 
     def sample(kind: str, colour: str) -> Html:
         if kind in POINTS:

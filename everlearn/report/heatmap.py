@@ -1,4 +1,4 @@
-"""The accuracy matrix as a coloured table: it can be read, copied, searched and spoken."""
+"""The accuracy matrix as a coloured HTML table: its text can be copied, searched and read by screen readers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def luminance(colour: Sequence[float]) -> float:
 
 
 def style() -> str:
-    """The rules of the shades h0 (lowest) to h23, each with the text colour that contrasts more."""
+    """The CSS rules of the shades h0 (lowest) to h23, each with the text colour of higher contrast."""
     rules = []
     for i in range(SHADES):
         colour = _shade(i / (SHADES - 1))
@@ -38,13 +38,13 @@ def style() -> str:
 def heatmap(
     metric: str, matrix: Sequence[Sequence[float | None]], curve: Sequence[float | None] | None, names: Sequence[str]
 ) -> Html:
-    """Row i = after learning task i, column j = on the tests of task j, and over all seen; in percent.
+    """Row i: after learning task i. Column j: on the tests of task j. Last column: over all seen tasks. In percent.
 
     Args:
-        metric: what is in the cells, for screen readers.
-        matrix: (T, T) scores; None is left blank.
-        curve: (T,) score over everything seen, the last column; None leaves it out.
-        names: (T,) task names; a name that says more than "task 3" stands beside its row.
+        metric: the name of the score, for screen readers.
+        matrix: (T, T) scores; None becomes an empty cell.
+        curve: (T,) scores over all seen tasks, shown as the last column; None omits the column.
+        names: (T,) task names; a name other than the default ("task 3") is shown next to the row number.
     """
     known = [score for row in matrix for score in row if score is not None]
     low = math.floor(min(known, default=0) * 10) / 10

@@ -1,4 +1,4 @@
-"""HTML that is safe by default: whatever is not markup already is escaped."""
+"""HTML that is safe by default: everything that is not of type `Html` is escaped."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ VOID = {"br", "link", "meta"}
 
 
 class Html(str):
-    """Text that is markup already. Only `tag`, `join` and `formula` make it."""
+    """Text that is already HTML markup. Only `tag`, `join` and `formula` should create it."""
 
     __slots__ = ()
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Html:
-    """An element. Text is escaped, None is left out, `class_` and `stroke_width` lose and bend their bars.
+    """An HTML element. Text is escaped and None is omitted; `class_` becomes class, `stroke_width` stroke-width.
 
     >>> tag("td", "a < b", class_="n", aria_label=None)
     '<td class="n">a &lt; b</td>'
@@ -32,7 +32,7 @@ def tag(name: str, /, *children: object, **attributes: object) -> Html:
 
 
 def join(children: Iterable[object]) -> Html:
-    """The children in order, those that are not markup escaped, None left out.
+    """The children in order; text that is not markup is escaped, and None is omitted.
 
     >>> join([tag("b", "x"), "&", None])
     '<b>x</b>&amp;'
@@ -42,14 +42,14 @@ def join(children: Iterable[object]) -> Html:
 
 
 def _attribute(value: object) -> str:
-    """Coordinates need no more than two decimals."""
+    """The text of an attribute; floats are rounded to two decimals, which is enough for coordinates."""
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.2f}".rstrip("0").rstrip(".")
     return str(value)
 
 
 def formula(name: str) -> Html:
-    """The printed formula of a figure, with its subscripts typeset.
+    """The formula of a metric, with its subscripts typeset.
 
     >>> formula("gain")
     '<span class="formula">mean<sub>j&gt;1</sub> R<sub>j,j</sub></span>'
@@ -59,23 +59,23 @@ def formula(name: str) -> Html:
 
 
 def section(name: str, title: str, *body: object) -> Html:
-    """A landmark with a heading; `name` is its address in the page."""
+    """A page section with a heading; `name` is the id of the heading."""
     return tag("section", tag("h2", title, id=name), *body, aria_labelledby=name)
 
 
 def figure(name: str | None, title: object, *body: object, note: object = None) -> Html:
-    """A drawing with its title above and what to know of it below; `name` is its address in the page."""
+    """A chart with its title above and a note below; its id is `fig-` and `name`."""
     below = tag("p", note, class_="note") if note else None
     return tag("figure", tag("figcaption", title), *body, below, id=f"fig-{name}" if name else None)
 
 
 def scroll(label: str, *body: object) -> Html:
-    """A box that scrolls sideways by itself, by keyboard too, so that the page never does."""
+    """A box with its own horizontal scrolling, also by keyboard, so that the page itself never scrolls sideways."""
     return tag("div", *body, class_="scroll", role="region", tabindex="0", aria_label=label)
 
 
 def table(label: str, head: Sequence[object], rows: Iterable[Sequence[object]], text: int = 1) -> Html:
-    """A table in its own scroll box; the first `text` columns hold words, the others figures."""
+    """A table in its own scroll box; the first `text` columns contain text, the others numbers."""
 
     def cells(kind: str, row: Sequence[object], **attributes: object) -> Html:
         return join(tag(kind, cell, class_=None if i < text else "n", **attributes) for i, cell in enumerate(row))
@@ -85,5 +85,5 @@ def table(label: str, head: Sequence[object], rows: Iterable[Sequence[object]], 
 
 
 def facts(pairs: Iterable[tuple[object, object]]) -> Html:
-    """Names and values, one pair a line."""
+    """Names and values, one pair per line."""
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs))

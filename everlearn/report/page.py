@@ -1,4 +1,4 @@
-"""The page around a report: head, style, title, footer."""
+"""The HTML page of a report: head, style, title and footer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from everlearn.report import heatmap, several, single
 from everlearn.report.markup import Html, join, tag
 
-# The browser itself is told to fetch nothing and to run nothing, whatever a class name contains.
+# This policy forbids the browser to fetch or to run anything, whatever a class name contains.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(results: Sequence[Mapping[str, Any]], recommendation: str | None) -> str:
-    """One run is shown in full; several, or one without a result, are compared."""
+    """A single finished run is shown in full; everything else is shown as a comparison."""
     if len(results) == 1 and "final_accuracy" in results[0]:
         run = results[0]
         title, about, body = f"{run['method']} on {run['stream']}", _about(run), single.body(run)
@@ -33,7 +33,7 @@ def page(results: Sequence[Mapping[str, Any]], recommendation: str | None) -> st
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("title", f"{title} · everlearn"),
         tag("link", rel="icon", href="data:,"),
-        # Our own style sheet: quotes and > in it are CSS, not text to escape.
+        # Our own style sheet is not escaped: quotes and > belong to its CSS.
         tag("style", Html(style + heatmap.style())),
     )
     header = tag("header", tag("p", "everlearn", class_="brand"), tag("h1", title), about)

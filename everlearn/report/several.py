@@ -1,4 +1,4 @@
-"""The report of several runs: who keeps the old, learns the new, and at what cost."""
+"""The report of several runs: the retention, the gain and the costs of each method."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFERENCE = "joint"
 
 
 def body(results: Sequence[Results], recommendation: str | None) -> Html:
-    """The sections of a comparison, best final score first; failed and skipped methods last."""
+    """The sections of a comparison: the best final score first, failed and skipped methods last."""
     runs = sorted((r for r in results if "final_accuracy" in r), key=lambda r: -(r["final_accuracy"] or 0.0))
     absent = [r for r in results if "final_accuracy" not in r]
     names = labels(runs)
@@ -29,8 +29,8 @@ def body(results: Sequence[Results], recommendation: str | None) -> Html:
             _differences(runs),
             section("recommendation", "Recommendation", pick) if pick else None,
             section("methods", "Methods", _table(runs, names)) if runs else None,
-            section("charts", "Old, new and over time", _charts(runs, names)) if runs else None,
-            section("absent", "Without a result", _absent(absent)) if absent else None,
+            section("charts", "Retention, gain and scores over the tasks", _charts(runs, names)) if runs else None,
+            section("absent", "Methods without a result", _absent(absent)) if absent else None,
             section(
                 "runs", "Each run", *(_details(r, n, reference_gain(r, runs)) for r, n in zip(runs, names, strict=True))
             )
@@ -41,7 +41,7 @@ def body(results: Sequence[Results], recommendation: str | None) -> Html:
 
 
 def labels(runs: Sequence[Results]) -> list[str]:
-    """The name of each run: its method, and whatever else sets it apart.
+    """A distinct name for each run: its method and, where needed, its stream, backbone or seed.
 
     >>> labels([{"method": "l2p", "seed": 0}, {"method": "l2p", "seed": 1}])
     ['l2p, seed 0', 'l2p, seed 1']
@@ -60,7 +60,7 @@ def labels(runs: Sequence[Results]) -> list[str]:
 
 
 def reference_gain(run: Results, runs: Sequence[Results]) -> float | None:
-    """The gain of retraining on the same data, averaged over the runs of `joint`; None if there is none."""
+    """The mean gain of the runs of `joint` on the same data and backbone; None if there is no such run."""
     same = [r["gain"] for r in runs if r["method"] == REFERENCE and _same_data(r, run) and r["gain"] is not None]
     return sum(same) / len(same) if same else None
 
@@ -70,9 +70,10 @@ def _same_data(a: Results, b: Results) -> bool:
 
 
 def _kinds(runs: Sequence[Results]) -> list[str]:
-    """For each run its verdict, "front" if nothing that also passes beats it, or "reference".
+    """The kind of each run: its verdict at the gate, "front" (on the Pareto front) or "reference".
 
-    Where no run of `joint` is at hand, nobody can pass; then those that keep the old compete.
+    The front consists of the runs that pass the gate. Without a run of `joint` no run can pass; then the
+    front consists of the runs whose verdict is unknown.
     """
     kinds: list[str] = [passes(r["retention"], r["gain"], reference_gain(r, runs)) for r in runs]
     kinds = ["reference" if r["method"] == REFERENCE else kind for r, kind in zip(runs, kinds, strict=True)]
@@ -86,7 +87,7 @@ def _kinds(runs: Sequence[Results]) -> list[str]:
 def _differences(runs: Sequence[Results]) -> Html | None:
     if len({(r.get("fingerprint"), r["metric"]) for r in runs}) < 2:
         return None
-    text = "These runs did not learn the same data (their fingerprints differ): their figures do not compare."
+    text = "These runs learned different data (their fingerprints differ), so their results are not comparable."
     return tag("div", tag("strong", "Warning: "), text, class_="warning", role="alert")
 
 
@@ -120,8 +121,8 @@ def _table(runs: Sequence[Results], names: Sequence[str]) -> Html:
                           ("average", "average_accuracy"), ("forgetting", "forgetting"), ("gate", "gate")]
     ]  # fmt: skip
     note = (
-        f"Scores: {runs[0]['metric']} in %, best final score first. ◆: on the front of retention, gain and time. "
-        "Trained: parameters. Encoded: examples."
+        f"Scores: {runs[0]['metric']} in %, best final score first. ◆: on the Pareto front of retention, gain and "
+        "time. Trained: number of trained parameters. Encoded: number of encoded examples."
     )
     return join(
         [
@@ -137,7 +138,7 @@ def _charts(runs: Sequence[Results], names: Sequence[str]) -> Html:
 
 
 def _scatters(runs: Sequence[Results], names: Sequence[str]) -> list[Html]:
-    """Old against new for everyone, and close up where several are past the gate."""
+    """Retention and gain of all runs, and an enlarged chart without the runs that fail the gate."""
     kinds = _kinds(runs)
     points = [
         Point(i + 1, names[i], 100 * run["retention"], 100 * run["gain"], kinds[i])
@@ -146,30 +147,30 @@ def _scatters(runs: Sequence[Results], names: Sequence[str]) -> list[Html]:
     ]
     if not points:
         return []
-    # What matters most is drawn last and so lies on top.
+    # The most important points are drawn last, so that they lie on top.
     points.sort(key=lambda point: ("fail", "reference", "unknown", "pass", "front").index(point.kind))
     gains = {gain for run in runs if (gain := reference_gain(run, runs)) is not None}
     gate = 100 * GAIN_OF_REFERENCE * min(gains) if len(gains) == 1 else None
-    who = "pass the gate" if gains else "keep the old (joint was not run)"
+    who = "that pass the gate" if gains else "with sufficient retention (joint was not run)"
     meaning = {
-        "front": f"on the front of retention, gain and time among those that {who}",
+        "front": f"on the Pareto front of retention, gain and time among the runs {who}",
         "pass": "passes the gate",
         "unknown": "gate unknown",
         "fail": "fails the gate",
-        "reference": "retraining on everything",
+        "reference": "joint: retraining on all data",
     }
 
     def drawn(name: str, title: str, shown: Sequence[Point], x_line: float | None, y_line: float | None) -> Html:
         y_title = f"gain: {runs[0]['metric']} on new tasks, %"
         chart = figures.scatter(title, shown, "retention, %", y_title, x_line, y_line)
         keys = figures.legend([(kind, "", meaning[kind]) for kind in meaning if any(p.kind == kind for p in shown)])
-        lines = "" if x_line is None else " Dashed lines: the gate."
-        return figure(name, title, chart, keys, note=f"Numbers are those of the table.{lines}")
+        lines = "" if x_line is None else " The dashed lines show the gate."
+        return figure(name, title, chart, keys, note=f"The numbers refer to the rows of the table.{lines}")
 
     close = [point for point in points if point.kind != "fail"]
-    charts = [drawn("pareto", "Old and new: retention and gain", points, 100 * RETENTION, gate)]
+    charts = [drawn("pareto", "Retention and gain", points, 100 * RETENTION, gate)]
     if 1 < len(close) < len(points):
-        charts.append(drawn("pareto-close", "The same, close up: without those that fail", close, None, None))
+        charts.append(drawn("pareto-close", "Retention and gain without the runs that fail", close, None, None))
     return charts
 
 
@@ -190,20 +191,20 @@ def _curves(runs: Sequence[Results], names: Sequence[str]) -> Html:
             line = Line(names[i], values, GREY, None, 1.2)
         lines.append(line)
     if any(line.colour == GREY for line in lines):
-        keys.append(("line", GREY, "the others"))
+        keys.append(("line", GREY, "other methods"))
     longest = max(len(run["curve"]) for run in runs)
     drawn = figures.line_chart(
-        "score over all tests seen, after each task, of every method", lines[::-1],
+        "score over all seen tasks, after each task, for every method", lines[::-1],
         [str(i + 1) for i in range(longest)], f"{runs[0]['metric']} over all seen, %",
     )  # fmt: skip
-    return figure("curves", "The curves: everything seen so far", drawn, figures.legend(keys))
+    return figure("curves", "Score over all seen tasks, after each task", drawn, figures.legend(keys))
 
 
 def _absent(results: Sequence[Results]) -> Html:
     rows = [
         [r["method"], "failed", r["error"]] if "error" in r else [r["method"], "skipped", r["skipped"]] for r in results
     ]
-    return table("Methods without a result", ["method", "", "reason"], rows, text=3)
+    return table("Methods without a result", ["method", "status", "reason"], rows, text=3)
 
 
 def _details(run: Results, name: str, reference: float | None) -> Html:

@@ -1,4 +1,4 @@
-"""The report of one run: what was kept and what was gained first, then everything behind it."""
+"""The report of one run: retention and gain first, then the details."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Results = Mapping[str, Any]
 """The content of results.json."""
 
 FIGURES = {
-    "final_accuracy": ("Final {}", "over all tests, after the last task"),
-    "average_accuracy": ("Average {}", "the same, averaged over all tasks so far"),
-    "forgetting": ("Forgetting", "lost on old tasks since their best; less is better"),
-    "backward_transfer": ("Backward transfer", "change on old tasks since they were learned"),
-    "forward_transfer": ("Forward transfer", "what earlier tasks did for one not yet learned"),
+    "final_accuracy": ("Final {}", "over the tests of all tasks, after the last task"),
+    "average_accuracy": ("Average {}", "mean of the scores over all seen tasks, one score after each task"),
+    "forgetting": ("Forgetting", "mean drop of each old task from its best score; lower is better"),
+    "backward_transfer": ("Backward transfer", "mean change of the score on old tasks since they were learned"),
+    "forward_transfer": ("Forward transfer", "how much earlier tasks raised the score on a task before it was learned"),
 }
 VERDICTS = {"pass": ("✓", "pass"), "fail": ("✗", "fail"), "unknown": ("?", "unknown")}
 
@@ -33,31 +33,31 @@ def body(run: Results) -> Html:
     return join(
         [
             alarms(run),
-            section("pair", "Kept and gained", headline(run)),
-            section("figures", "Figures", _figures(run), _symbols(run)),
+            section("pair", "Retention and gain", headline(run)),
+            section("figures", "Metrics", _figures(run), _symbols(run)),
             section("matrix", f"{_title(run)} matrix", matrices(run)),
-            section("tasks-over-time", "Over the tasks", _curves(run)) if len(run["tasks"]) > 1 else None,
+            section("tasks-over-time", "Scores over the tasks", _curves(run)) if len(run["tasks"]) > 1 else None,
             section("costs", "Costs", costs(run)),
             section("tasks", "Tasks", _tasks(run)),
             section("diagnostics", "Diagnostics", diagnostics(run["diagnostics"])) if run.get("diagnostics") else None,
-            section("made", "How it was made", _made(run)),
+            section("made", "Configuration and environment", _made(run)),
         ]
     )
 
 
 def verdict(kind: str) -> Html:
-    """Pass, fail or unknown, as a sign, a word and a colour."""
+    """The verdict (pass, fail or unknown) as a symbol, a word and a colour."""
     sign, word = VERDICTS[kind]
     return tag("span", tag("span", sign, aria_hidden="true"), f" {word}", class_=f"verdict {kind}")
 
 
 def alarms(run: Results) -> Html:
-    """What nobody may overlook: a leaking protocol, warnings, and what to know of the stream."""
+    """What the reader must see first: an evaluation that leaks information, warnings, and notes on the stream."""
     leak = tag(
         "p",
         tag("strong", "paper_compat: true"),
-        ". A published shortcut that lets predictions see more than their own example is switched on. "
-        "Do not compare these figures with honest ones.",
+        ". This run uses a published shortcut in which a prediction depends on more than its own example. "
+        "Do not compare these results with those of runs without it.",
         class_="alarm",
         role="alert",
     )
@@ -75,27 +75,27 @@ def _list(kind: str, title: str, items: Sequence[str] | None) -> Html | None:
 
 
 def headline(run: Results, reference_gain: float | None = None) -> Html:
-    """Retention and gain, always as a pair, with the gate they have to pass."""
+    """Retention and gain, always as a pair, and whether they pass the gate."""
     retention, gain = run["retention"], run["gain"]
     kind = passes(retention, gain, reference_gain)
     if retention is None:
-        reason = "One task has nothing old to keep; the gate needs at least two."
+        reason = "A single task leaves no old task to retain; the gate needs at least two tasks."
     elif retention < RETENTION:
-        reason = f"Retention is below {100 * RETENTION:.0f} %: too much of the old was lost."
+        reason = f"Retention is below {100 * RETENTION:.0f} %: the model forgot too much of the old tasks."
     elif reference_gain is None:
         reason = (
-            f"Retention is at least {100 * RETENTION:.0f} %. Whether the gain is close to retraining on everything is "
-            "known when the method joint is run on the same stream and both are compared."
+            f"Retention is at least {100 * RETENTION:.0f} %. To judge the gain, run the method joint (retraining on "
+            "all data) on the same stream and compare both runs."
         )
     else:
         close = "at least" if kind == "pass" else "less than"
-        reason = f"The gain is {close} {100 * GAIN_OF_REFERENCE:.0f} % of that of joint ({percent(reference_gain)} %)."
+        reason = f"The gain is {close} {100 * GAIN_OF_REFERENCE:.0f} % of joint's gain ({percent(reference_gain)} %)."
     return tag(
         "div",
         tag(
             "div",
-            _big("Retention", retention, "score on old tasks now ÷ when they were learned", "retention", RETENTION),
-            _big("Gain", gain, f"{run['metric']} on each new task, just learned", "gain", None),
+            _big("Retention", retention, "score on old tasks at the end ÷ when learned", "retention", RETENTION),
+            _big("Gain", gain, f"{run['metric']} on each new task, just after it was learned", "gain", None),
             class_="pair",
         ),
         tag("p", tag("span", "Gate: ", verdict(kind), class_="badge"), " ", reason, class_="gate-line"),
@@ -144,8 +144,8 @@ def _symbols(run: Results) -> Html:
     subscripts = {"R": "i,j", "n": "j", "A": "i"}
     r, n, a = (join([name, tag("sub", sub)]) for name, sub in subscripts.items())
     return tag(
-        "p", r, f": {run['metric']} on the tests of task j after learning task i (0: the untouched model); ",
-        n, ": test examples of task j; ", a, ": the curve, ", formula("curve"), "; T: the last task.",
+        "p", r, f": {run['metric']} on the tests of task j after learning task i (i = 0: before any learning); ",
+        n, ": test examples of task j; ", a, ": score over all seen tasks, ", formula("curve"), "; T: number of tasks.",
         None if run["metric"] not in ("nDCG@10",) else join([" nDCG@10: ", formula("nDCG@10"), "."]), class_="note",
     )  # fmt: skip
 
@@ -155,11 +155,11 @@ def _title(run: Results) -> str:
 
 
 def matrices(run: Results, name: str | None = "matrix") -> Html:
-    """The accuracy matrix, and what else was measured cell by cell."""
+    """The accuracy matrix, and the matrices of all other metrics."""
     names = [task["name"] for task in run["tasks"]]
     main = figure(
         name,
-        f"{_title(run)} in %: row = after learning, column = on the test of",
+        f"{_title(run)} in % after learning the task of the row, on the tests of the task of the column",
         heatmap(run["metric"], run["accuracy_matrix"], run["curve"], names),
     )
     others = (
@@ -180,28 +180,28 @@ def _curves(run: Results) -> Html:
     per_task = [
         Line(run["tasks"][j]["name"], _hundred(row[j] for row in matrix), GREY, None, 1.2) for j in range(count)
     ]
-    seen = Line("all seen so far", _hundred(run["curve"]), ACCENT)
+    seen = Line("all seen tasks", _hundred(run["curve"]), ACCENT)
     curve = figure(
         "curve",
-        "The curve: everything seen so far",
-        figures.line_chart(f"{run['metric']} over all tests seen, after each task", [*per_task, seen], names, unit),
-        figures.legend([("circle", ACCENT, "all tests seen so far"), ("line", GREY, "each task by itself")]),
+        "Score over all seen tasks, after each task",
+        figures.line_chart(f"{run['metric']} over all seen tasks, after each task", [*per_task, seen], names, unit),
+        figures.legend([("circle", ACCENT, "all seen tasks"), ("line", GREY, "each single task")]),
     )
     old = Line("old tasks", [None, *_hundred(_mean(matrix[i][:i]) for i in range(1, count))], COLOURS[1], "square")
     new = Line("new task", [None, *_hundred(matrix[i][i] for i in range(1, count))], ACCENT)
     pair = figure(
         "old-new",
-        "Old and new, after each task",
-        figures.line_chart(f"{run['metric']} on old tasks and on the new one", [old, new], names, unit),
+        "Scores on old tasks and on the new task, after each task",
+        figures.line_chart(f"{run['metric']} on old tasks and on the new task", [old, new], names, unit),
         figures.legend([("square", COLOURS[1], "old tasks, mean"), ("circle", ACCENT, "the new task")]),
     )
     pairs = [(_times(matrix[j][j]), _times(matrix[-1][j])) for j in range(count)]
     then = figure(
         "then-now",
-        "Each task: when learned, and now",
+        "Score of each task when it was learned and at the end",
         figures.then_and_now(f"{run['metric']} on each task when learned and at the end", pairs, names, unit),
-        figures.legend([("hollow", INK, "when learned"), ("circle", ACCENT, "now, not worse"),
-                        ("circle", COLOURS[1], "now, worse")]),
+        figures.legend([("hollow", INK, "when learned"), ("circle", ACCENT, "at the end, not lower"),
+                        ("circle", COLOURS[1], "at the end, lower")]),
     )  # fmt: skip
     return tag("div", curve, pair, then, class_="charts")
 
@@ -221,7 +221,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _tasks(run: Results) -> Html:
     matrix, last = run["accuracy_matrix"], run["accuracy_matrix"][-1]
-    columns = {"when learned": [row[i] for i, row in enumerate(matrix)], "now": last}
+    columns = {"when learned": [row[i] for i, row in enumerate(matrix)], "at the end": last}
     for name in ("initial", "before"):
         if any(value is not None for value in run.get(name) or []):
             columns = {name: run[name], **columns}

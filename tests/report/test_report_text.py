@@ -45,7 +45,7 @@ def test_the_gate_is_unknown_alone_and_known_beside_joint():
 
 def test_a_single_task_has_no_old_and_no_curves():
     page = report.render([results(1)])
-    assert "One task has nothing old to keep" in page
+    assert "A single task leaves no old task to retain" in page
     assert 'id="fig-matrix"' in page and 'id="fig-curve"' not in page
 
 
