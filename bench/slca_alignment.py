@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from statistics import median
 
 import torch
+from everlearn.memory.gaussians import Gaussians
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from everlearn import backbones
 from everlearn.heads.linear import Linear
-from everlearn.memory.gaussians import Gaussians
 from everlearn.methods import SLCA
 from everlearn.methods.slca import JITTER
 from everlearn.streams.stream import Task

@@ -217,8 +217,8 @@ def _learn(
     entry: Entry, stream: Stream, config: Config, folder: Path | None, progress: bool, say: Say
 ) -> Results:  # fmt: skip
     """Start or resume one method in this process; return its results, or the error."""
-    from everlearn.protocol import resume, run
     from everlearn.interrupts import Interrupted
+    from everlearn.protocol import resume, run
 
     directory = folder / entry.label if folder is not None else None
     say(entry, f"settings: {entry.origin}")

@@ -242,8 +242,9 @@ class Method(nn.Module):
             EverlearnError: the method cannot do it exactly, or the two differ in more than their data.
         """
         self._check_exact("merge")
-        if type(self) is not type(other) or self.backbone.identity() != other.backbone.identity():
-            raise EverlearnError("merge: the two models have different methods or different encoders: learn both "
+        built = [(type(m), m.backbone.identity(), {**_defaults(type(m)), **m.settings, "seed": 0}) for m in (self, other)]
+        if built[0] != built[1]:
+            raise EverlearnError("merge: the two models have different methods, settings or backbones: learn both "
                                  "from the same backbone with the same settings")  # fmt: skip
         self.head.merge(other.head)
         self.head.solve()
@@ -288,3 +289,7 @@ class Method(nn.Module):
         super().train(mode)
         self.backbone.eval()
         return self
+
+
+def _defaults(cls: type[Method]) -> dict[str, Any]:
+    return {p.name: p.default for p in list(inspect.signature(cls).parameters.values())[1:]}

@@ -74,7 +74,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.attached: list[Delta] = []
         self.origin: dict[str, str] = {}  # digests of the pre-trained tensors; empty until a method is built on it
-        self._exact: dict[int, torch.Tensor] = {}  # inside `inference`: the float32 weights, by the id of their parameter
+        self._exact: dict[int, torch.Tensor] = {}  # in `inference`: the float32 weights, by parameter id
         self._digests: dict[str, tuple[weakref.ref[torch.Tensor], int, str]] = {}
 
     # -- defined by subclasses -----------------------------------------------------------------

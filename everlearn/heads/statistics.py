@@ -110,9 +110,12 @@ class Statistics(Stateful):
         raise NotImplementedError(f"{type(self).__name__} must define _accumulate(features, labels, sign)")
 
     def _check_mergeable(self, other: Statistics) -> None:
-        shapes = [[dict(s.named_buffers())[name].shape for name in s.over_all] for s in (self, other)]
-        checksums = [s._buffers.get("checksum", torch.empty(0)) for s in (self, other)]
-        if type(self) is not type(other) or shapes[0] != shapes[1] or not torch.equal(*(c.cpu() for c in checksums)):
+        kinds = [
+            (type(head), getattr(head, "checksum", self.counts[:0]).tolist(),
+             [getattr(head, name).select(dim, 0).shape for name, dim in head.by_class.items() if head.classes])
+            for head in (self, other)
+        ]  # fmt: skip
+        if kinds[0][:2] != kinds[1][:2] or (self.classes and other.classes and kinds[0] != kinds[1]):
             raise EverlearnError(f"cannot merge {type(self).__name__.lower()} heads of different kinds, widths, "
                                  "random features or seeds: build both with the same settings")  # fmt: skip
 

@@ -124,8 +124,8 @@ class Memory(Stateful):
             self.register_buffer(f"{name}_length", torch.tensor([len(part) for part in parts], dtype=torch.long))
         for name in [name for name in self._buffers if name.startswith(COLUMN)]:
             del self._buffers[name]
-        for name, column in held.columns.items():
-            self.register_buffer(COLUMN + name, column)
+        for name, tensor in held.columns.items():
+            self.register_buffer(COLUMN + name, tensor)
 
     def _unpack(self) -> Examples:
         def column(name: str) -> list[bytes]:
@@ -160,7 +160,8 @@ class Memory(Stateful):
 
 def _sizes(examples: Examples) -> list[int]:
     """Bytes of each example with all that is kept of it."""
-    fixed = 8 + sum(c[0].numel() * c.element_size() for name, c in examples.columns.items() if len(c) and name != "draw")
+    columns = [column for name, column in examples.columns.items() if name != "draw" and len(column)]
+    fixed = 8 + sum(column[0].numel() * column.element_size() for column in columns)
     positives: Sequence[str] = examples.positives or [""] * len(examples)
     return [
         len(content(item)) + len(name.encode()) + len(positive.encode()) + fixed

@@ -81,7 +81,8 @@ class SLCA(Method):
     def param_groups(self) -> list[dict[str, Any]]:
         rule = {"momentum": 0.9, "weight_decay": 5e-4}
         slow = [p for p in (*self.backbone.parameters(), *self.deltas.parameters()) if p.requires_grad]
-        return [{"params": slow, "lr": self.lr / self.slowdown, **rule}, {"params": list(self.head.parameters()), **rule}]
+        return [{"params": slow, "lr": self.lr / self.slowdown, **rule},
+                {"params": list(self.head.parameters()), **rule}]  # fmt: skip
 
     def end_task(self, task: Task) -> None:
         self.memory.add(self.embed(task.train.inputs), self.labels(task.train))

@@ -43,6 +43,6 @@ def page(results: Sequence[Mapping[str, Any]], recommendation: str | None) -> st
 
 def _about(run: Mapping[str, Any]) -> Html:
     tasks = len(run["tasks"])
-    facts = [run["kind"], run["input"], run["goal"], f"{tasks} task{'s' if tasks > 1 else ''}", f"backbone {run['backbone']}",
-             f"seed {run['seed']}", run["environment"].get("date")]  # fmt: skip
+    facts = [run["kind"], run["input"], run["goal"], f"{tasks} task{'s' if tasks > 1 else ''}",
+             f"backbone {run['backbone']}", f"seed {run['seed']}", run["environment"].get("date")]  # fmt: skip
     return tag("p", " · ".join(str(fact) for fact in facts if fact is not None), class_="about")

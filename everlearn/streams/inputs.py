@@ -53,6 +53,6 @@ def content(item: Input) -> bytes:
     return item if isinstance(item, bytes) else item.content()
 
 
-def original(item: Input) -> Input:
+def original(item: Input) -> Any:
     """What an augmented input was made from; any other input is returned as it is."""
     return item if isinstance(item, str | bytes | Path) else item.original

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from everlearn.memory.gaussians import Gaussians
 from safetensors.torch import load_file, save_file
 
 from everlearn.errors import ContractError, EverlearnError
-from everlearn.memory.gaussians import Gaussians
 
 WIDTH, CLASSES = 6, 5
 

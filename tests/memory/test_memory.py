@@ -5,11 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from everlearn.memory.reservoir import Reservoir
 from safetensors.torch import load_file, save_file
 
 from everlearn.heads.linear import Linear
 from everlearn.memory.per_parameter import PerParameter
-from everlearn.memory.reservoir import Reservoir
 from everlearn.streams.stream import NO_EXAMPLES, Examples
 
 torch.set_num_threads(1)

@@ -7,13 +7,13 @@ import io
 import numpy as np
 import pytest
 import torch
+from everlearn.memory.reservoir import Reservoir
 from PIL import Image
 
 import everlearn
 from everlearn import backbones, streams
 from everlearn.errors import EverlearnError
 from everlearn.features import FeatureStore, using_store
-from everlearn.memory.reservoir import Reservoir
 from everlearn.method import Batches
 from everlearn.streams.stream import Examples, content
 from everlearn.streams.views import View, original
