@@ -242,14 +242,20 @@ class Method(nn.Module):
             EverlearnError: the method cannot do it exactly, or the two differ in more than their data.
         """
         self._check_exact("merge")
-        built = [(type(m), m.backbone.identity(), {**_defaults(type(m)), **m.settings, "seed": 0}) for m in (self, other)]
-        if built[0] != built[1]:
+        mine, theirs = ((type(method), method.backbone.identity(), method._all_settings())
+                        for method in (self, other))  # fmt: skip
+        if mine != theirs:
             raise EverlearnError("merge: the two models have different methods, settings or backbones: learn both "
                                  "from the same backbone with the same settings")  # fmt: skip
         self.head.merge(other.head)
         self.head.solve()
         names = self.head.class_names
         self.task = replace(self.task, class_names=names, classes=tuple(range(len(names))))
+
+    def _all_settings(self) -> dict[str, Any]:
+        """Every setting but the seed, which random heads compare themselves."""
+        defaults = {p.name: p.default for p in inspect.signature(type(self)).parameters.values()}
+        return {**defaults, **self.settings, "seed": None}
 
     def _check_exact(self, verb: str) -> None:
         if not self.is_exact:
@@ -289,7 +295,3 @@ class Method(nn.Module):
         super().train(mode)
         self.backbone.eval()
         return self
-
-
-def _defaults(cls: type[Method]) -> dict[str, Any]:
-    return {p.name: p.default for p in list(inspect.signature(cls).parameters.values())[1:]}
