@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from everlearn import backbones
+from everlearn.backbones.backbone import Backbone
 from everlearn.checkpoint import load_method_state, method_state
 from everlearn.config import arguments
 from everlearn.engine import learn, replay
@@ -30,15 +32,14 @@ from everlearn.method import Method
 from everlearn.session import Session
 from everlearn.streams.stream import Corpus, Examples, Stream, Task
 
-Builder = Callable[[], Method]
 CHECKS: list[tuple[str, Callable[[Case], None]]] = []
 
 
 class Case:
     """What a check is given: the class, how to build it, and small streams."""
 
-    def __init__(self, cls: type[Method], settings: dict[str, Any]) -> None:
-        self.cls, self.settings = cls, settings
+    def __init__(self, cls: type[Method], settings: dict[str, Any], backbone: Callable[[], Backbone]) -> None:
+        self.cls, self.settings, self.backbone = cls, settings, backbone
         self.stream = toy_stream(cls.tags.inputs[0], goal=cls.tags.goals[0], kind=self.kinds[0])
 
     @property
@@ -48,7 +49,7 @@ class Case:
         return tags.kinds if tags.task_at_test != "needed" else [k for k in tags.kinds if k == "task-incremental"]
 
     def build(self, **more: Any) -> Method:
-        return self.cls(backbones.load("tiny"), **{**self.settings, **more})
+        return self.cls(self.backbone(), **{**self.settings, **more})
 
     def learned(self, tasks: int = 3, **more: Any) -> Method:
         """A method that has learned the first tasks of the toy stream."""
@@ -69,12 +70,15 @@ class Case:
             return method.predict(list(examples.inputs), **told).detach().clone().cpu()
 
 
-def check_method(cls: type[Method], *, only: str | None = None, **settings: Any) -> None:
+def check_method(
+    cls: type[Method], *, only: str | None = None, backbone: Callable[[], Backbone] | None = None, **settings: Any
+) -> None:
     """Hold a method to every promise of the contract.
 
     Args:
         cls: the class.
         only: run this one check instead of all.
+        backbone: gives a new backbone with each call; by default the tiny one.
         settings: keyword arguments for the constructor, to make it small and quick.
 
     Raises:
@@ -84,7 +88,7 @@ def check_method(cls: type[Method], *, only: str | None = None, **settings: Any)
     >>> check_method(SimpleCIL)
     """
     with tempfile.TemporaryDirectory() as folder, using_store(FeatureStore(folder)):
-        case = Case(cls, settings)
+        case = Case(cls, settings, backbone or partial(backbones.load, "tiny"))
         for name, check in CHECKS:
             if only not in (None, name):
                 continue
@@ -110,7 +114,7 @@ def expect(condition: bool, message: str) -> None:
 # -- the promises ------------------------------------------------------------------------------
 @promise
 def builds_from_a_backbone_alone(case: Case) -> None:
-    case.cls(backbones.load("tiny"))
+    case.cls(case.backbone())
 
 
 @promise

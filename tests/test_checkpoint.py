@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ from everlearn import checkpoint, methods
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.checkpoint import Checkpoint, load, newest, save
 from everlearn.errors import EverlearnError
+from everlearn.files import write_whole
 from everlearn.testing import session, toy_stream
 
 
@@ -36,7 +38,7 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path):
     found = load(tmp_path, "task-001-step-000005")
     assert equal(found.method, saved.method) and equal(found.training, saved.training)
     files = found.state.pop("files")
-    assert found.state == saved.state and set(files) == {"method.safetensors", "training.safetensors"}
+    assert found.state == {"format": 2, **saved.state} and set(files) == {"method.safetensors", "training.safetensors"}
     names = sorted(path.name for path in (tmp_path / "task-001-step-000005").iterdir())
     assert names == ["method.safetensors", "state.json", "training.safetensors"]
 
@@ -54,6 +56,15 @@ def test_the_newest_two_are_kept(tmp_path):
         save(tmp_path, f"task-{task:03d}-step-{step:06d}", example())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["task-001-step-000000", "task-001-step-000020"]
     assert newest(tmp_path) == "task-001-step-000020"
+
+
+def test_a_last_save_may_keep_one(tmp_path):
+    for step in (10, 20, 30):
+        save(tmp_path, f"task-000-step-{step:06d}", example())
+    save(tmp_path, "task-001-step-000000", example(), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["task-001-step-000000"]
+    save(tmp_path, "task-001-step-000000", example(2.0), keep=1)
+    assert load(tmp_path, "task-001-step-000000").method["head.weight"][0, 0] == 2.0
 
 
 def test_a_checkpoint_of_the_same_name_is_there_again_where_the_last_rename_fails(tmp_path, monkeypatch):
@@ -100,15 +111,15 @@ def test_a_method_state_is_all_that_a_fresh_method_needs(name, tmp_path, monkeyp
         fresh.begin_task(task.sealed())
     checkpoint.load_method_state(fresh, load(tmp_path, "task-002-step-000000").method)
     with torch.no_grad():
-        assert torch.equal(fresh.eval().predict(stream[1].test), method.eval().predict(stream[1].test))
+        assert torch.equal(fresh.eval().predict(stream[1].test.inputs), method.eval().predict(stream[1].test.inputs))
 
 
 def test_a_state_of_another_method_or_size_is_refused():
     tiny, task = TinyBackbone(), toy_stream()[0]
-    lora = methods.get("lora")(tiny, rank=2)
+    lora = methods.get("lora")(tiny, train="lora(size=2)")
     lora.begin_task(task.sealed())
     state = checkpoint.method_state(lora)
-    for name, settings, reason in (("finetune", {}, "unexpected"), ("lora", {"rank": 4}, "size mismatch")):
+    for name, settings, reason in (("finetune", {}, "unexpected"), ("lora", {"train": "lora(size=4)"}, "size mismatch")):
         other = methods.get(name)(TinyBackbone(), **settings)
         other.begin_task(task.sealed())
         with pytest.raises(EverlearnError, match=f"does not fit the method.*{reason}") as error:
@@ -220,12 +231,12 @@ def _resolve(path):
     return getattr(importlib.import_module(module), name)
 
 
-def test_write_atomically_keeps_the_old_text_when_it_fails(tmp_path, monkeypatch):
+def test_write_whole_keeps_the_old_text_when_it_fails(tmp_path, monkeypatch):
     file = tmp_path / "results.json"
-    checkpoint.write_atomically(file, "old")
+    write_whole(file, "old")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     with pytest.raises(OSError, match="full"):
-        checkpoint.write_atomically(file, "new")
+        write_whole(file, "new")
     assert file.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
@@ -283,6 +294,22 @@ def test_a_damaged_checkpoint_is_one_clear_line_and_nothing_is_unpickled(tmp_pat
         load(folder, "task-000-step-000005")
     assert "\n" not in str(error.value) and "task-000-step-000005" in str(error.value)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(("written", "told"), [(None, 1), (1, 1), (3, 3)])
+def test_another_format_is_one_clear_line(tmp_path, written, told):
+    save(tmp_path, "task-000-step-000005", example())
+    file = tmp_path / "task-000-step-000005" / "state.json"
+    state = json.loads(file.read_text())
+    assert state["format"] == checkpoint.FORMAT == 2
+    other = {key: value for key, value in state.items() if key not in ("sha256", "format")}
+    other = other if written is None else {"format": written, **other}
+    digest = hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps({"sha256": digest, **other}))
+    with pytest.raises(EverlearnError, match=rf"task-000-step-000005 was written by another version .*format {told}, "
+                                             "this one reads 2.: learn the run again") as error:  # fmt: skip
+        load(tmp_path, "task-000-step-000005")
+    assert "\n" not in str(error.value)
 
 
 def test_a_copied_checkpoint_still_loads(tmp_path):

@@ -20,7 +20,7 @@ import pytest
 from everlearn.cli import main
 from everlearn.command_line import parse, split_settings
 from everlearn.errors import EverlearnError
-from everlearn.session import Interrupted
+from everlearn.interrupts import Interrupted
 
 HEAVY = ("torch", "transformers", "sklearn", "timm", "numpy", "rich", "matplotlib")
 SMALL = ("--stream", "digits", "--backbone", "tiny", "--stream.max_train_per_class", "20",
@@ -233,6 +233,30 @@ def test_the_recipe_is_announced(monkeypatch, tmp_path, capsys):
     assert json.loads(captured.out)["config"]["method"]["width"] == 32
 
 
+FEW = ("--stream", "clinc150", "--tasks", "2", "--stream.max_train_per_class", "2", "--stream.max_test_per_class", "1",
+       "--backbone", "tiny", "--json")  # fmt: skip
+
+
+def test_what_to_train_is_a_setting_and_a_rate_for_something_else_is_dropped(capsys):
+    """The recipe's rate was chosen for the whole encoder; an insertion has its own unless one is given."""
+    found = {}
+    for name, more in {"recipe": [], "lora": ["--method.train", "lora"],
+                       "rated": ["--method.train", "lora(size=2)", "--method.lr", "0.002"]}.items():  # fmt: skip
+        assert main(["run", *FEW, "--method", "er", *more]) == 0
+        found[name] = json.loads(capsys.readouterr().out)
+    methods = {name: results["config"]["method"] for name, results in found.items()}
+    assert methods["recipe"] == {"name": "er", "epochs": 3, "lr": 0.0001}
+    assert methods["lora"] == {"name": "er", "epochs": 3, "train": "lora"}
+    assert methods["rated"] == {"name": "er", "epochs": 3, "train": "lora(size=2)", "lr": 0.002}
+    trained = {name: results["trainable_parameters"] for name, results in found.items()}
+    head = 150 * 32 + 150
+    assert trained["lora"] - head == 2 * 2 * 2 * 32 * 8 and trained["rated"] - head == 2 * 2 * 2 * 32 * 2
+    assert trained["recipe"] > trained["lora"]
+    assert main(["run", *FEW, "--method", "er", "--method.train", "lroa"]) == 2
+    shown = capsys.readouterr().err
+    assert "did you mean 'lora'?" in shown and "Traceback" not in shown
+
+
 def test_predict_writes_csv(finished, capsys, tmp_path):
     run = str(finished[0] / "run")
     asked = tmp_path / "new.csv"
@@ -283,13 +307,13 @@ def test_resume_of_a_finished_run_shows_it_and_report_writes_it_again(finished, 
 
 
 def test_compare_prints_a_table_and_a_pick(capsys, tmp_path):
-    assert main(["compare", *SMALL, "--methods", "frozen,simplecil", "--out", "both"]) == 0
+    assert main(["compare", *SMALL, "--methods", "lda,simplecil", "--out", "both"]) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 100
     assert "simplecil" in shown and "Joint was not run" in shown.replace("\n", " ")
-    assert main(["compare", *SMALL, "--methods", "frozen,simplecil", "--out", "both", "--json"]) == 0
+    assert main(["compare", *SMALL, "--methods", "lda,simplecil", "--out", "both", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert {r["method"] for r in again["results"]} == {"frozen", "simplecil"} and again["recommendation"]
+    assert {r["method"] for r in again["results"]} == {"lda", "simplecil"} and again["recommendation"]
     assert main(["report", "both"]) == 0
     assert again["recommendation"].split(".")[0] in (tmp_path / "both" / "report.html").read_text()
 

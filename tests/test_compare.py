@@ -12,10 +12,11 @@ import time
 import pytest
 
 from everlearn import console
+from everlearn.backbones.tiny import TinyBackbone
 from everlearn.comparison import compare, select
 from everlearn.errors import EverlearnError
+from everlearn.interrupts import Interrupted
 from everlearn.recommendation import recommendation
-from everlearn.session import Interrupted
 
 
 def result(method: str, final: float = 0.9, **changes) -> dict:
@@ -23,8 +24,8 @@ def result(method: str, final: float = 0.9, **changes) -> dict:
     tasks = changes.pop("tasks", 2)
     seconds = {"total": 10.0, "begin": 0.1, "train": 5.0, "end": 0.2, "evaluate": 1.0, "encode": 3.0}
     return {
-        "everlearn": "0.1.0", "method": method, "stream": "clinc150", "kind": "class-incremental", "modality": "text",
-        "backbone": "minilm", "seed": 0, "metric": "accuracy",
+        "everlearn": "0.1.0", "method": method, "stream": "clinc150", "kind": "class-incremental", "input": "text",
+        "goal": "classes", "backbone": "minilm", "seed": 0, "metric": "accuracy",
         "tasks": [{"name": f"task {i + 1}", "classes": ["a"], "train": 10, "test": 10} for i in range(tasks)],
         "accuracy_matrix": [[1.0 if j <= i else None for j in range(tasks)] for i in range(tasks)],
         "other_matrices": {}, "curve": [1.0] * tasks, "before": [None] * tasks, "initial": [None] * tasks,
@@ -165,7 +166,7 @@ def my_methods(tmp_path, monkeypatch):
             tags = replace(SimpleCIL.tags, trains="backbone")
 
         class TextOnly(SimpleCIL):
-            tags = replace(SimpleCIL.tags, modalities=("text",))
+            tags = replace(SimpleCIL.tags, inputs=("text",))
     '''))  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
     return [f"mine_for_compare:{name}" for name in ("Dear", "Broken", "TextOnly")]
@@ -198,6 +199,29 @@ def test_compare_orders_goes_on_says_why_and_repeats_nothing(tmp_path, capsys, m
         compare(["simplecil"], stream, backbone="tiny", out=out, seed=1)
     with pytest.raises(EverlearnError, match="on other data"):
         compare(["simplecil"], {**stream, "max_train_per_class": 10}, backbone="tiny", out=out)
+
+
+def test_what_is_trained_decides_the_cost(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
+    stream = {"name": "digits", "max_train_per_class": 5, "max_test_per_class": 2, "tasks": 2}
+    chosen = [{"name": "er", "epochs": 1}, "joint", {"name": "er", "epochs": 1, "train": "lora"},
+              {"name": "er", "epochs": 1, "train": "head"}, {"name": "lora", "epochs": 1}, "simplecil"]  # fmt: skip
+    results = compare(chosen, stream, backbone="tiny")
+    assert [r["method"] for r in results] == ["simplecil", "er-4", "er-3", "lora", "er", "joint"]
+    trained = {r["method"]: r["trainable_parameters"] for r in results}
+    assert 0 == trained["simplecil"] < trained["er-4"] < trained["er-3"] == trained["lora"] < trained["er"]
+
+
+def test_a_method_whose_needs_the_backbone_lacks_is_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(TinyBackbone, "reads", ("image",))
+    stream = {"name": "digits", "max_train_per_class": 5, "max_test_per_class": 2, "tasks": 2}
+    results = compare("simplecil,frozen", stream, backbone="tiny", out=tmp_path / "out", progress=True)
+    assert results[0] == {"skipped": "reads the names of the classes, and backbone 'tiny' reads no text",
+                          "method": "frozen"}  # fmt: skip
+    assert len(results[1]["curve"]) == 2 and not (tmp_path / "out" / "frozen").exists()
+    assert "frozen: skipped: reads the names of the classes" in capsys.readouterr().err
+    assert "reads no text" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_nothing_is_made_for_an_unknown_name(tmp_path):

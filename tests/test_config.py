@@ -123,6 +123,23 @@ def test_recipe_lies_under_explicit_options(recipes):
     assert built["method"]["width"] == 5 and built["stream"]["tasks"] == 6
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options", "left"),
+    [
+        ("lr: 0.1", {}, {"lr": 0.1}),
+        ("lr: 0.1", {"train": "lora"}, {"train": "lora"}),
+        ("lr: 0.1", {"train": "lora", "lr": "0.2"}, {"train": "lora", "lr": 0.2}),
+        ("lr: 0.1, train: lora", {}, {"lr": 0.1, "train": "lora"}),
+        ("lr: 0.1, train: lora", {"train": "lora"}, {"lr": 0.1, "train": "lora"}),
+        ("lr: 0.1, train: lora", {"train": "ssf"}, {"train": "ssf"}),
+        ("lr: 0.1, train: lora, epochs: 2", {"train": "full"}, {"train": "full", "epochs": 2}),
+    ],
+)
+def test_a_recipes_rate_is_for_what_the_recipe_trains(recipes, recipe, options, left):
+    (recipes / "er.yaml").write_text(f"method: {{name: er, {recipe}}}")
+    assert build_config({"method": {"name": "er", **options}})[0]["method"] == {"name": "er", **left}
+
+
 def test_recipe_is_only_for_its_stream_and_method(recipes):
     assert build_config({"stream": {"name": "digits"}})[1] is None
     assert build_config({"method": {"name": "simplecil"}})[1] is None

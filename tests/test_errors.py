@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from everlearn import backbones, load, methods, run
+from everlearn.backbones.tiny import TinyBackbone
 from everlearn.errors import ContractError, DataError, EverlearnError, unknown
 from everlearn.method import Tags
 from everlearn.protocol import resume
@@ -58,9 +59,9 @@ def test_a_wrong_name_or_setting_is_one_clear_line_and_leaves_no_folder(tmp_path
 def test_a_method_that_cannot_learn_the_stream_says_why(monkeypatch, as_instance):
     cls = methods.get("simplecil")
     method = cls(backbones.load("tiny")) if as_instance else "simplecil"
-    with pytest.raises(EverlearnError, match="method 'simplecil' learns text and image, and stream 'toy' has pairs"):
-        run(method, toy_stream("pairs", kind="domain-incremental"), backbone="tiny")
-    monkeypatch.setattr(cls, "tags", Tags(family="prompt", trains="nothing", needs_task_id=True))
+    with pytest.raises(EverlearnError, match="method 'simplecil' learns classes, and the goal of stream 'toy' is ranking"):
+        run(method, toy_stream(goal="ranking", kind="domain-incremental"), backbone="tiny")
+    monkeypatch.setattr(cls, "tags", Tags(family="prompt", trains="nothing", task_at_test="needed"))
     with pytest.raises(EverlearnError, match=r"needs the task's id at test, which stream 'toy' .class-incremental"):
         run(method, toy_stream(), backbone="tiny")
     monkeypatch.setattr(cls, "tags", Tags(family="prompt", trains="nothing", kinds=("online",)))
@@ -70,18 +71,30 @@ def test_a_method_that_cannot_learn_the_stream_says_why(monkeypatch, as_instance
 
 def test_a_backbone_that_cannot_read_the_stream_names_one_that_can(monkeypatch):
     tiny = backbones.load("tiny")
-    tiny.modality = ("image",)
+    tiny.reads = ("image",)
     with pytest.raises(EverlearnError, match=r"backbone 'tiny' reads image, but stream 'toy' has text: .*minilm"):
         run(methods.get("simplecil")(tiny), toy_stream())
+
+
+@pytest.mark.parametrize("as_instance", [False, True])
+def test_a_method_that_reads_class_names_needs_a_backbone_that_reads_text(tmp_path, monkeypatch, as_instance):
+    monkeypatch.setattr(TinyBackbone, "reads", ("image",))
+    method = methods.get("frozen")(TinyBackbone()) if as_instance else "frozen"
+    with pytest.raises(EverlearnError) as error:
+        run(method, DIGITS, backbone="tiny", out=tmp_path / "run")
+    assert str(error.value) == (
+        "method 'frozen' reads the names of the classes, and backbone 'tiny' reads no text"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_scores_that_are_nan_name_the_record(monkeypatch):
     cls = methods.get("simplecil")
     predict = cls.predict
 
-    def broken(self, batch):
-        scores = predict(self, batch)
-        scores[batch.inputs.index(toy_stream()[0].test.inputs[3])] = float("nan")
+    def broken(self, inputs, task=None):
+        scores = predict(self, inputs, task)
+        scores[inputs.index(toy_stream()[0].test.inputs[3])] = float("nan")
         return scores
 
     monkeypatch.setattr(cls, "predict", broken)

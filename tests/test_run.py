@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,16 @@ import torch
 import yaml
 from filelock import FileLock
 
-from everlearn import backbones, load, methods, run
-from everlearn.errors import EverlearnError
+from everlearn import backbones, checkpoint, load, methods, run, streams
+from everlearn.engine import learn
+from everlearn.errors import ContractError, EverlearnError
+from everlearn.interrupts import Interrupted
+from everlearn.methods.coda_prompt import quarter_cosine
+from everlearn.methods.slca import last_tenth
 from everlearn.protocol import resume
 from everlearn.results import TIMINGS
-from everlearn.session import Interrupted, _schedule
+from everlearn.schedules import constant, cosine
+from everlearn.streams.stream import Examples
 from everlearn.testing import session, toy_stream
 
 DIGITS = {"name": "digits", "tasks": 3, "max_train_per_class": 20, "max_test_per_class": 10}
@@ -96,6 +103,7 @@ def test_a_run_leaves_its_folder_and_gives_the_fields_of_results_json(tmp_path):
     assert set(result.stored) == {"head"} and result.stored_bytes == 10 * 32 * 8 + 10 * 8
     assert set(result.seconds) == {"total", "begin", "train", "end", "evaluate", "encode"}
     assert [line["score"] for line in lines(tmp_path / "run")] == result.curve
+    assert (result.input, result.goal) == ("image", "classes")
     with pytest.raises(AttributeError, match="a result has no field 'acuracy'"):
         _ = result.acuracy
 
@@ -116,13 +124,14 @@ def test_frozen_features_are_computed_once_for_all_runs(tmp_path):
     assert facts(second.results) == facts(first.results)
 
 
-@pytest.mark.parametrize("modality", ["text", "image"])
+@pytest.mark.parametrize("input", ["text", "image"])
 @pytest.mark.parametrize(
     "kind", ["class-incremental", "task-incremental", "domain-incremental", "online", "old-then-new"]
 )
-def test_every_kind_of_stream_gives_a_sane_matrix(kind, modality):
-    stream = toy_stream(modality, kind=kind)
-    learner = methods.get("er")(backbones.load("tiny"), epochs=8, memory_size=30, batch_size=8, lr=1e-3)
+def test_every_kind_of_stream_gives_a_sane_matrix(kind, input):
+    stream = toy_stream(input, kind=kind)
+    rate = 3e-3 if kind == "online" else 1e-3  # eight steps a task, where the others have 32
+    learner = methods.get("er")(backbones.load("tiny"), epochs=8, memory_size=30, batch_size=8, lr=rate)
     result = run(learner, stream)
     for i, row in enumerate(result.accuracy_matrix):
         assert all(0 <= score <= 1 for score in row[: i + 1]) and row[i + 1 :] == [None] * (2 - i)
@@ -150,7 +159,7 @@ def test_an_online_stream_is_one_pass_in_its_own_batches(monkeypatch):
     sizes, cls = [], methods.get("finetune")
     original = cls.step
     monkeypatch.setattr(
-        cls, "step", lambda self, batch, update: sizes.append(len(batch)) or original(self, batch, update)
+        cls, "step", lambda self, batch, then: sizes.append(len(batch)) or original(self, batch, then)
     )
     run(cls(backbones.load("tiny"), epochs=5, batch_size=32), toy_stream(kind="online"))
     assert sizes == [4] * (3 * 32 // 4)
@@ -158,7 +167,7 @@ def test_an_online_stream_is_one_pass_in_its_own_batches(monkeypatch):
 
 def test_retrieval_is_ranked_on_every_task_before_and_after():
     learner = methods.get("finetune")(backbones.load("tiny"), epochs=5, batch_size=8, lr=1e-3)
-    result = run(learner, toy_stream("pairs", kind="domain-incremental"))
+    result = run(learner, toy_stream(goal="ranking", kind="domain-incremental"))
     assert result.metric == "nDCG@10" and result.tasks[0]["classes"] == []
     assert set(result.other_matrices) >= {"recall@10", "mrr@10"}
     assert all(0 < score <= 1 for score in result.initial) and result.before[0] is None
@@ -166,6 +175,72 @@ def test_retrieval_is_ranked_on_every_task_before_and_after():
         sum(b - i for b, i in zip(result.before[1:], result.initial[1:], strict=True)) / 2
     )
     assert all(score > 0.5 for row in result.accuracy_matrix for score in row if score is not None)
+
+
+class Index(methods.Finetune):
+    """A method that keeps an index of its own, and so knows the answer, or what is none."""
+
+    def __init__(self, backbone, *, right: bool = True, **settings) -> None:
+        super().__init__(backbone, epochs=1, **settings)
+        self.right = right
+
+    def search(self, queries, documents, k=10):
+        assert type(queries) is list and type(documents) is list and k == 10
+        answers = [documents.index(f"answer to {query}") for query in queries]
+        return [[row if self.right else (row + 1) % len(documents)] for row in answers]
+
+
+@pytest.mark.parametrize(("right", "score"), [(True, 1.0), (False, 0.0)])
+def test_a_method_that_overrides_search_decides_the_ranking(right, score):
+    result = run(Index(backbones.load("tiny"), right=right), toy_stream(goal="ranking", kind="domain-incremental"))
+    assert result.accuracy_matrix == [[score, None, None], [score, score, None], [score] * 3]
+    assert result.initial == [score] * 3 and result.other_matrices["mrr@10"][2] == [score] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "told"),
+    [("finetune", "class-incremental", None), ("finetune", "task-incremental", None),
+     ("task_adapters", "task-incremental", "its own"), ("task_adapters", "class-incremental", "both")],
+)  # fmt: skip
+def test_a_method_is_asked_with_inputs_alone(monkeypatch, name, kind, told):
+    stream, asked = toy_stream(kind=kind), []
+    whose = {text: task.index for task in stream for text in task.test.inputs}
+    cls = methods.get(name)
+    predict, measures = cls.predict, cls.measures
+
+    def noted(self, inputs, task=None):
+        assert type(inputs) is list and {type(text) for text in inputs} == {str}
+        assert set(inputs) <= set(whose)
+        asked.append((task, whose[inputs[0]]))
+        return predict(self, inputs, task)
+
+    def measured(self, inputs, task):
+        assert type(inputs) is list and {whose[text] for text in inputs} == {task}
+        return measures(self, inputs, task)
+
+    monkeypatch.setattr(cls, "predict", noted)
+    monkeypatch.setattr(cls, "measures", measured)
+    run(cls(backbones.load("tiny"), epochs=1), stream)
+    tasks = [task for after in range(3) for task in range(after + 1)]
+    expected = {None: [(None, task) for task in tasks], "its own": [(task, task) for task in tasks],
+                "both": [pair for task in tasks for pair in ((None, task), (task, task))]}[told]  # fmt: skip
+    assert asked == expected
+
+
+@pytest.mark.parametrize("verb", ["begin_task", "batches", "end_task"])
+def test_whoever_learns_sees_no_test_examples(monkeypatch, verb):
+    cls = methods.get("finetune")
+    original, given = getattr(cls, verb), []
+
+    def peeking(self, task):
+        given.append(set(task.examples))
+        _ = task.test
+        return original(self, task)
+
+    monkeypatch.setattr(cls, verb, peeking)
+    with pytest.raises(ContractError, match="the method read the test data of task 0; "):
+        run(cls(backbones.load("tiny"), epochs=1), toy_stream())
+    assert given == [set() if verb == "begin_task" else {"train"}]
 
 
 # -- stopped and resumed -----------------------------------------------------------------------
@@ -210,6 +285,85 @@ def test_a_run_killed_twice_resumes_to_the_same_bits(monkeypatch, tmp_path, refe
         with pytest.raises(Killed):
             resume(folder)
     assert facts(resume(folder).results) == reference[0] and lines(folder) == reference[1]
+
+
+def test_every_step_and_every_task_is_in_metrics_jsonl_in_order(monkeypatch, tmp_path):
+    cls, losses = methods.get("er"), []
+    step = cls.step
+
+    def noted(self, batch, optimizer_step):
+        losses.append((self.task.index, step(self, batch, optimizer_step)))
+        return losses[-1][1]
+
+    monkeypatch.setattr(cls, "step", noted)
+    run(ER, DIGITS, backbone="tiny", out=tmp_path / "run", seed=1)
+    expected = []
+    for task in range(3):
+        own = [loss.item() for index, loss in losses if index == task]
+        assert len(own) > 2
+        expected += [{"task": task, "step": number, "loss": loss} for number, loss in enumerate(own, 1)]
+        expected.append({"task": task, "step": None})
+    found = lines(tmp_path / "run")
+    assert [{key: value for key, value in line.items() if key != "score"} for line in found] == expected
+
+
+def test_losses_written_after_the_checkpoint_are_written_once_again(monkeypatch, tmp_path):
+    """Losses are written fifty at a time, so a killed run leaves some that its checkpoint knows nothing of,
+    and has not written others that it saw."""
+    arguments = {"method": {**ER, "batch_size": 8, "epochs": 12}, "stream": DIGITS, "backbone": "tiny", "seed": 1}
+    run(**arguments, out=tmp_path / "whole")
+    run_killed(monkeypatch, "step", 118, **arguments, out=tmp_path / "run", save_steps=60)
+    left = [line["step"] for line in lines(tmp_path / "run")]
+    assert left == list(range(1, 111))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["task-000-step-000060"]
+    result = resume(tmp_path / "run")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert facts(result.results) == facts(json.loads((tmp_path / "whole" / "results.json").read_text()))
+
+
+def test_a_running_run_holds_two_checkpoints_and_a_finished_one_its_last(monkeypatch, tmp_path):
+    folder, held = tmp_path / "run" / "checkpoints", []
+    save = checkpoint.save
+
+    def counted(*arguments):
+        save(*arguments)
+        held.append(sorted(path.name for path in folder.iterdir()))
+
+    monkeypatch.setattr(checkpoint, "save", counted)
+    run(ER, DIGITS, backbone="tiny", out=tmp_path / "run", save_steps=2)
+    assert [len(names) for names in held] == [1, *[2] * (len(held) - 2), 1] and len(held) > 6
+    assert held[-1] == ["task-003-step-000000"] == [path.name for path in folder.iterdir()]
+    monkeypatch.setattr(checkpoint, "save", save)
+    run("simplecil", DIGITS, backbone="tiny", out=tmp_path / "quick")
+    assert [path.name for path in (tmp_path / "quick" / "checkpoints").iterdir()] == held[-1]
+
+
+def write_state(place, state):
+    """Write state.json as everlearn does, with a hash that is right."""
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    (place / "state.json").write_text(json.dumps({"sha256": digest, **state}))
+
+
+@pytest.mark.parametrize(("written", "told"), [(None, 1), (1, 1), (3, 3)])
+def test_a_checkpoint_of_another_format_is_refused_by_load_and_resume(monkeypatch, tmp_path, reference, written, told):
+    folder = tmp_path / "run"
+    run_killed(monkeypatch, "begin_task", 2, method=ER, stream=DIGITS, backbone="tiny", out=folder, seed=1,
+               save_steps=100)  # fmt: skip
+    (place,) = (folder / "checkpoints").iterdir()
+    state = json.loads((place / "state.json").read_text())
+    del state["sha256"]
+    other = {key: value for key, value in state.items() if key != "format"}
+    write_state(place, other if written is None else {"format": written, **other})
+    held = content(folder)
+    for ask in (load, resume):
+        with pytest.raises(EverlearnError, match=rf"written by another version of everlearn \(format {told}, this one "
+                                                 r"reads 2\): learn the run again") as error:  # fmt: skip
+            ask(folder)
+        assert "\n" not in str(error.value) and str(place) in str(error.value)
+        assert content(folder) == held
+    write_state(place, state)
+    assert len(load(folder).class_names) == 4
+    assert facts(resume(folder).results) == reference[0]
 
 
 def test_two_processes_do_not_learn_in_one_folder(monkeypatch, tmp_path, reference):
@@ -370,22 +524,23 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(monkeypatch, tmp_pa
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
-        ("constant", [1.0] * 20),
-        ("cosine", [(1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]),
-        ("quarter_cosine", [math.cos(0.495 * math.pi * part / 4) for part in (0, 0, 1, 2, 3) for _ in range(4)]),
-        ("step", [1.0] * 18 + [0.1] * 2),
+        (constant, [1.0] * 20),
+        (cosine, [(1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]),
+        (partial(quarter_cosine, epochs=5), [math.cos(0.495 * math.pi * part / 4) for part in (0, 0, 1, 2, 3) for _ in range(4)]),
+        (last_tenth, [1.0] * 18 + [0.1] * 2),
     ],
+    ids=["constant", "cosine", "quarter_cosine", "last_tenth"],
 )
 def test_the_learning_rate_falls_within_a_task_as_the_method_says(schedule, expected, monkeypatch):
     stream = toy_stream()
     method = methods.get("finetune")(backbones.load("tiny"), lr=1e-3, epochs=5)
-    monkeypatch.setattr(type(method), "schedule", schedule)
+    monkeypatch.setattr(type(method), "schedule", staticmethod(schedule))
     monkeypatch.setattr(method, "batches", lambda task: [task.train[[0, 1]]] * 20)
     rates, step = [], method.step
 
-    def noted(batch, update):
-        rates.append(update.optimizer.param_groups[0]["lr"] / 1e-3)
-        return step(batch, update)
+    def noted(batch, optimizer_step):
+        rates.append(optimizer_step.optimizer.param_groups[0]["lr"] / 1e-3)
+        return step(batch, optimizer_step)
 
     monkeypatch.setattr(method, "step", noted)
     session(method, stream).learn()
@@ -396,7 +551,7 @@ def test_the_learning_rate_falls_within_a_task_as_the_method_says(schedule, expe
 def test_a_rate_that_falls_by_epochs_falls_within_an_online_pass_of_any_length(steps):
     method = methods.get("coda_prompt")(backbones.load("tiny"), epochs=20)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    schedule, rates = _schedule(method, optimizer, steps), []
+    schedule, rates = method.schedule(optimizer, steps), []
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -410,26 +565,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_records(tmp_path)
         run({"name": "finetune", "lr": 1e30, "epochs": 3}, DIGITS, backbone="tiny", out=folder, save_steps=1)
     assert "--method.lr" in str(error.value) and "\n" not in str(error.value)
     assert not (folder / "results.json").exists()
-    (checkpoint, *_) = sorted((folder / "checkpoints").iterdir())
-    assert (checkpoint / "state.json").exists()
+    (first, *_) = sorted((folder / "checkpoints").iterdir())
+    assert (first / "state.json").exists()
 
 
 # -- a learned model ---------------------------------------------------------------------------
 LEARNERS = {"er": ER, "ranpac": {"name": "ranpac", "width": 64, "epochs": 2}, "simplecil": {"name": "simplecil"},
-            "l2p": {"name": "l2p", "epochs": 1}, "lora": {"name": "lora", "epochs": 2, "rank": 2}}  # fmt: skip
+            "l2p": {"name": "l2p", "epochs": 1}, "lora": {"name": "lora", "epochs": 2, "train": "lora(size=2)"}}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_loaded_model_answers_as_the_one_that_learned(tmp_path, name):
-    from everlearn import streams
-
     stream, settings = streams.load(**DIGITS), {k: v for k, v in LEARNERS[name].items() if k != "name"}
     learner = methods.get(name)(backbones.load("tiny"), **settings, seed=2)
     session(learner, stream).learn()
     result = run(LEARNERS[name], DIGITS, backbone="tiny", out=tmp_path / "run", seed=2)
     model = load(tmp_path / "run")
     with torch.no_grad():
-        expected = learner.eval().predict(stream[1].test)
+        expected = learner.eval().predict(stream[1].test.inputs)
     inputs = stream[1].test.inputs
     assert model.class_names == list(stream.class_names)
     assert torch.equal(model._scores(inputs), expected.float())
@@ -442,14 +595,42 @@ def test_a_loaded_model_answers_as_the_one_that_learned(tmp_path, name):
     assert model.predict([]) == []
 
 
+@pytest.mark.parametrize("name", ["simplecil", "er"])
+def test_a_loaded_model_learns_one_more_task(tmp_path, name):
+    """Without its old data it learns a new class, as the method would have that learned the others."""
+    stream = toy_stream(tasks=4)
+    settings = {"epochs": 8, "batch_size": 8, "lr": 1e-3, "memory_size": 60} if name == "er" else {}
+    learner = methods.get(name)(backbones.load("tiny"), **settings, seed=3)
+    run(learner, replace(stream, tasks=stream.tasks[:3]), out=tmp_path / "run")
+    model = load(tmp_path / "run")
+    assert model.class_names == [f"class {k}" for k in range(6)]
+
+    def right(model, tasks):
+        asked = Examples.concatenate([task.test for task in tasks])
+        answers = model.predict(asked.inputs)
+        return sum(a == f"class {k}" for a, k in zip(answers, asked.labels.tolist(), strict=True)) / len(asked)
+
+    before, new = right(model, stream.tasks[:3]), stream[3].train
+    assert before > 0.6 and right(model, stream.tasks[3:]) == 0
+    records = [streams.Record(text, f"class {k}") for text, k in zip(new.inputs, new.labels.tolist(), strict=True)]
+    task = streams.task_from(records, model.class_names, index=3)
+    learn(model.method, task)
+    assert model.class_names == [f"class {k}" for k in range(8)]
+    assert right(model, stream.tasks[:3]) > 0.6 and right(model, stream.tasks[3:]) > 0.6
+    learn(learner, task)
+    with torch.no_grad():
+        texts = [text for task in stream for text in task.test.inputs]
+        assert torch.equal(model._scores(texts), learner.predict(texts).float())
+
+
 def test_a_retrieval_model_embeds_and_has_no_classes(tmp_path):
     corpus = "id,text\n" + "\n".join(f"d{i},answer number {i} of the shop" for i in range(20))
     (tmp_path / "shop_corpus.csv").write_text(corpus)
     learner = methods.get("finetune")(backbones.load("tiny"), epochs=1)
     from everlearn.model import Model
 
-    session(learner, toy_stream("pairs", kind="domain-incremental")).learn()
-    model = Model(learner, [])
+    session(learner, toy_stream(goal="ranking", kind="domain-incremental")).learn()
+    model = Model(learner)
     assert model.embed(["one", "two"]).shape == (2, 32)
     with pytest.raises(EverlearnError, match="use embed"):
         model.predict(["one"])
@@ -478,7 +659,7 @@ def test_other_pretrained_weights_than_the_run_had_are_refused(tmp_path, monkeyp
 def test_a_method_instance_is_loaded_with_its_settings(tmp_path):
 
     stream = toy_stream()
-    method = methods.get("lora")(backbones.load("tiny"), rank=2, epochs=1, seed=3)
+    method = methods.get("lora")(backbones.load("tiny"), train="lora(size=2)", epochs=1, seed=3)
     run(method, stream, out=tmp_path / "out")
     texts = list(stream[0].test.inputs)
     again = load(tmp_path / "out")

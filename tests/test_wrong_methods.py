@@ -1,8 +1,10 @@
-"""Six methods that each break one promise: the contract's checks catch every one by name, and pass the right one."""
+"""Methods that each break one promise: the contract's checks catch every one by name, and pass the right one."""
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ import torch
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.errors import ContractError
-from everlearn.method import Method, Tags, seeded
+from everlearn.method import Method, Tags
 from everlearn.methods.simplecil import SimpleCIL
-from everlearn.streams.stream import Examples, Task
+from everlearn.seeds import seeded
+from everlearn.streams.inputs import Input
+from everlearn.streams.stream import Task
 from everlearn.testing import check_method
 
 
@@ -49,7 +53,7 @@ class ReadsDataInBeginTask(SimpleCIL):
         pass
 
 
-class PredictsByBatch(SimpleCIL):
+class NormalisesByTheBatch(SimpleCIL):
     """Subtracts the mean of the test batch, 2026, https://example.org/wrong
 
     Args:
@@ -57,12 +61,12 @@ class PredictsByBatch(SimpleCIL):
         seed: unused.
 
     >>> from everlearn import backbones
-    >>> PredictsByBatch(backbones.load("tiny")).seed
+    >>> NormalisesByTheBatch(backbones.load("tiny")).seed
     0
     """
 
-    def predict(self, batch: Examples) -> torch.Tensor:
-        scores = super().predict(batch)
+    def predict(self, inputs: Sequence[Input], task: int | None = None) -> torch.Tensor:
+        scores = super().predict(inputs)
         return scores - 0.1 * scores.mean(0)
 
 
@@ -78,9 +82,9 @@ class ChangesStateInPredict(SimpleCIL):
     0
     """
 
-    def predict(self, batch: Examples) -> torch.Tensor:
-        scores = super().predict(batch)
-        self.head.add(self.embed(batch.inputs), scores.argmax(1))
+    def predict(self, inputs: Sequence[Input], task: int | None = None) -> torch.Tensor:
+        scores = super().predict(inputs)
+        self.head.add(self.embed(inputs), scores.argmax(1))
         return scores
 
 
@@ -104,10 +108,117 @@ class ForgetsToSaveState(SimpleCIL):
         features, labels = self.embed(task.train.inputs), self.labels(task.train)
         self.means += [features[labels == k].mean(0) for k in task.classes]
 
-    def predict(self, batch: Examples) -> torch.Tensor:
+    def predict(self, inputs: Sequence[Input], task: int | None = None) -> torch.Tensor:
         missing = len(self.task.class_names) - len(self.means)
         means = torch.stack([torch.zeros(self.backbone.width)] * missing + self.means)
-        return -torch.cdist(self.embed(batch.inputs), means)
+        return -torch.cdist(self.embed(inputs), means)
+
+
+class ReadsLabelsInPredict(SimpleCIL):
+    """Answers with the labels that it hopes to be given, 2026, https://example.org/wrong
+
+    Args:
+        backbone: frozen.
+        seed: unused.
+
+    >>> from everlearn import backbones
+    >>> ReadsLabelsInPredict(backbones.load("tiny")).seed
+    0
+    """
+
+    def predict(self, batch: Any, task: int | None = None) -> torch.Tensor:
+        return torch.nn.functional.one_hot(batch.labels, len(self.task.class_names)).float()
+
+
+class KeepsStateInTheClass(SimpleCIL):
+    """Keeps its means in an attribute of the class, 2026, https://example.org/wrong
+
+    Args:
+        backbone: frozen.
+        seed: unused.
+
+    >>> from everlearn import backbones
+    >>> KeepsStateInTheClass(backbones.load("tiny")).seed
+    0
+    """
+
+    means: ClassVar[dict[int, torch.Tensor]] = {}
+
+    def end_task(self, task: Task) -> None:
+        features, labels = self.embed(task.train.inputs), self.labels(task.train)
+        self.means.update({k: features[labels == k].mean(0) for k in task.classes})
+
+    def predict(self, inputs: Sequence[Input], task: int | None = None) -> torch.Tensor:
+        means = [self.means[k] for k in range(len(self.task.class_names))]
+        return -torch.cdist(self.embed(inputs), torch.stack(means))
+
+
+class ReadsTestDataInEndTask(SimpleCIL):
+    """Learns the test examples as well, 2026, https://example.org/wrong
+
+    Args:
+        backbone: frozen.
+        seed: unused.
+
+    >>> from everlearn import backbones
+    >>> ReadsTestDataInEndTask(backbones.load("tiny")).seed
+    0
+    """
+
+    def end_task(self, task: Task) -> None:
+        super().end_task(task)
+        self.head.add(self.embed(task.test.inputs), self.labels(task.test))
+
+
+class ReadsIds(SimpleCIL):
+    """Leaves out every other record, by its id, 2026, https://example.org/wrong
+
+    Args:
+        backbone: frozen.
+        seed: unused.
+
+    >>> from everlearn import backbones
+    >>> ReadsIds(backbones.load("tiny")).seed
+    0
+    """
+
+    def end_task(self, task: Task) -> None:
+        rows = [row for row, name in enumerate(task.train.ids) if name.endswith(("1", "3", "5", "7", "9"))]
+        self.head.add(self.embed(task.train[rows].inputs), self.labels(task.train[rows]))
+
+
+class MutatesItsBatch(SimpleCIL):
+    """Numbers the classes of each task from 0, in place, 2026, https://example.org/wrong
+
+    Args:
+        backbone: frozen.
+        seed: unused.
+
+    >>> from everlearn import backbones
+    >>> MutatesItsBatch(backbones.load("tiny")).seed
+    0
+    """
+
+    def end_task(self, task: Task) -> None:
+        super().end_task(task)
+        task.train.labels.sub_(min(task.classes))
+
+
+class IsNotDeterministic(SimpleCIL):
+    """Disturbs its features by the time of day, 2026, https://example.org/wrong
+
+    Args:
+        backbone: frozen.
+        seed: unused.
+
+    >>> from everlearn import backbones
+    >>> IsNotDeterministic(backbones.load("tiny")).seed
+    0
+    """
+
+    def end_task(self, task: Task) -> None:
+        noise = 1e-3 * (time.time_ns() % 1000)
+        self.head.add(self.embed(task.train.inputs) + noise, self.labels(task.train))
 
 
 class TrainsTheFrozenBackbone(Method):
@@ -148,7 +259,7 @@ class DrawsFromGlobalState(SimpleCIL):
     def draw(self, width: int) -> torch.Tensor:
         return torch.from_numpy(np.random.standard_normal((width, width)).astype(np.float32))
 
-    def embed(self, inputs: Any) -> torch.Tensor:
+    def embed(self, inputs: Sequence[Input], role: Any = "query") -> torch.Tensor:
         return super().embed(inputs) @ self.turn
 
 
@@ -186,10 +297,16 @@ class DrawsFromItsSeed(DrawsFromGlobalState):
 
 
 WRONG = {
+    ReadsLabelsInPredict: ("predicts from inputs alone", "was given a list of inputs"),
+    KeepsStateInTheClass: ("two methods share nothing", "they share state"),
+    ReadsTestDataInEndTask: ("learning reads no test data", "read the test data of task 0"),
+    ReadsIds: ("ids decide nothing", "an id is a name"),
+    MutatesItsBatch: ("a batch is not changed", "changed the examples it was given"),
+    IsNotDeterministic: ("the same seed gives the same result", "on the time"),
     ReadsDataInBeginTask: ("begin task reads no data", "read the train data"),
-    PredictsByBatch: ("a prediction depends on its example alone", "depend on the other examples"),
+    NormalisesByTheBatch: ("a prediction depends on its example alone", "depend on the other examples"),
     ChangesStateInPredict: ("predict changes nothing", "changed the method's state"),
-    ForgetsToSaveState: ("resumes exactly", "not in the state dict"),
+    ForgetsToSaveState: ("a checkpoint holds everything", "not in the state dict"),
     TrainsTheFrozenBackbone: ("frozen stays frozen", "the tags say that the backbone is frozen"),
     DrawsFromGlobalState: ("the same seed gives the same result", "global random state"),
     DrawsFromTorchOutsideItsSeed: ("the same seed gives the same result", "global random state"),

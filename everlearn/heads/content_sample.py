@@ -87,10 +87,10 @@ class ContentSample(Stateful):
         inside = self.keys_of(features) < self.limit - 1e-3
         for row, label in zip(features[inside].to(self.features), labels[inside].tolist(), strict=True):
             distance = (self.features - row).abs().amax(1) / row.abs().amax()
-            same = (stay & (self.labels == label) & (distance < 1e-4)).nonzero()
-            if not len(same):
+            distance[~stay | (self.labels != label)] = torch.inf
+            if not len(distance) or distance.min() > 1e-4:
                 raise EverlearnError("remove: an example was never added with this label; nothing was removed")
-            stay[same[0]] = False
+            stay[distance.argmin()] = False
         self._keep(stay)
 
     def _add(self, features: Tensor, labels: Tensor, keys: Tensor) -> None:

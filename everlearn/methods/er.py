@@ -44,13 +44,12 @@ class ER(Finetune):
         self.memory = Memory(memory_size, seed=self.seed)
 
     def loss(self, batch: Examples) -> Tensor:
-        loss = super().loss(batch)
         if not len(self.memory):
-            return loss
-        old = self.replayed(batch)
+            return super().loss(batch)
+        old = self.replayed(batch)  # first: whoever chooses by a trial step changes weights meanwhile
         if self.task.augment:
             old = augmented(old, self.seed, int(self.memory.draws))
-        return loss + super().loss(old)
+        return super().loss(batch) + super().loss(old)
 
     def replayed(self, batch: Examples) -> Examples:
         """What is trained on together with the new batch."""

@@ -9,7 +9,7 @@ from sklearn.covariance import oas
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from everlearn.errors import ContractError, EverlearnError
-from everlearn.heads import gaussian
+from everlearn.heads import gaussian, gaussians
 from everlearn.heads.gaussian import LEAST, Gaussian, shrink
 
 WIDTH, CLASSES = 8, 5
@@ -18,7 +18,8 @@ WIDTH, CLASSES = 8, 5
 @pytest.fixture(autouse=True)
 def same_numbers_every_time(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(gaussian, "ROWS", 37)  # far fewer than the data, so that blocks are crossed
+    for module in (gaussian, gaussians):  # far fewer than the data, so that blocks are crossed
+        monkeypatch.setattr(module, "ROWS", 37)
 
 
 def data(n=300, seed=0):
@@ -69,9 +70,9 @@ def test_oas_equals_that_of_scikit_learn_on_the_same_scatter(n):
     expected, strength = oas(rows.numpy(), assume_centered=True)
     head = learned(x, y)
     assert 0 < strength <= 1
-    found = shrink(head.statistics.covariances()[0], int(head.statistics.freedom), "oas")
+    found = shrink(head.covariances()[0], int(head.freedom), "oas")
     assert near(found, torch.from_numpy(expected))
-    assert near(head.weight, torch.linalg.solve(torch.from_numpy(expected), head.statistics.means.T))
+    assert near(head.weight, torch.linalg.solve(torch.from_numpy(expected), head.means.T))
 
 
 @pytest.mark.parametrize("rff", [0, 60])

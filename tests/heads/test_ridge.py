@@ -34,7 +34,7 @@ def learned(features, labels, parts=1, **options):
     head.grow(CLASSES)
     for x, y in zip(features.chunk(parts), labels.chunk(parts), strict=True):
         head.add(x, y)
-    head.choose_lambda(features.chunk(parts)[-1], labels.chunk(parts)[-1])
+    head.solve()
     return head
 
 
@@ -85,7 +85,6 @@ def test_classes_that_arrive_later_change_nothing():
         rows = (y < classes) & (y >= head.classes)
         head.grow(classes)
         head.add(x[rows], y[rows])
-    head.choose_lambda()
     assert near(head.solve(), learned(x, y).solve())
 
 
@@ -93,7 +92,6 @@ def test_merge_equals_seeing_both():
     x, y = data()
     one, other, both = learned(x[:150], y[:150]), learned(x[150:], y[150:]), learned(x, y)
     one.merge(other)
-    one.choose_lambda()
     assert torch.equal(one.counts, both.counts) and torch.equal(one.sample.keys, both.sample.keys)
     assert near(one.solve(), both.solve())
 
@@ -236,7 +234,6 @@ def test_checkpoint_into_a_fresh_head(tmp_path):
     assert torch.equal(fresh(x), head(x))
     for each in (head, fresh):
         each.add(*data(50, seed=3))
-        each.choose_lambda()
     assert torch.equal(fresh.solve(), head.solve())
     assert "projection" not in head.state_dict()
     assert head.stored_bytes() == sum(t.nbytes for t in head.state_dict().values())

@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from everlearn.memory.reservoir import Reservoir
 from safetensors.torch import load_file, save_file
 
 from everlearn.heads.linear import Linear
+from everlearn.memory.memory import Memory
 from everlearn.memory.per_parameter import PerParameter
 from everlearn.streams.stream import NO_EXAMPLES, Examples
 
@@ -32,7 +32,7 @@ def test_every_example_is_equally_likely_to_be_kept(batch):
     total, capacity, trials = 50, 10, 100 if batch == 1 else 600
     kept = np.zeros(total)
     for seed in range(trials):
-        memory = Reservoir(capacity, seed)
+        memory = Memory(capacity, seed=seed)
         for start in range(0, total, batch):
             memory.add(texts(start, min(total, start + batch)))
         assert len(memory) == capacity and int(memory.seen) == total
@@ -44,7 +44,7 @@ def test_every_example_is_equally_likely_to_be_kept(batch):
 
 
 def test_samples_are_uniform_distinct_and_differ_from_call_to_call():
-    memory = Reservoir(None)
+    memory = Memory()
     memory.add(texts(0, 20))
     counts = np.zeros(20)
     for _ in range(2000):
@@ -57,23 +57,23 @@ def test_samples_are_uniform_distinct_and_differ_from_call_to_call():
 
 
 def test_no_capacity_keeps_everything_in_order():
-    memory = Reservoir(None)
+    memory = Memory()
     memory.add(texts(0, 5))
     memory.add(texts(5, 12))
     expected = texts(0, 12)
     assert memory.examples().digest() == expected.digest() and list(memory.examples().ids) == list(expected.ids)
-    empty = Reservoir(3)
+    empty = Memory(3)
     empty.add(NO_EXAMPLES)
     assert len(empty.sample(2)) == len(empty.examples()) == 0
 
 
 @pytest.mark.parametrize("capacity", [6, None])
 def test_a_resumed_memory_is_and_draws_the_same(capacity, tmp_path):
-    memory = Reservoir(capacity, seed=5)
+    memory = Memory(capacity, seed=5)
     memory.add(texts(0, 20))
     memory.sample(3)
     save_file(memory.state_dict(), tmp_path / "memory.safetensors")
-    fresh = Reservoir(capacity, seed=5)
+    fresh = Memory(capacity, seed=5)
     fresh.load_state_dict(load_file(tmp_path / "memory.safetensors"))
     for each in (memory, fresh):
         each.add(texts(20, 60))
@@ -91,14 +91,14 @@ def test_images_paths_positives_and_missing_labels_survive_a_checkpoint(tmp_path
         ["query", "", "q"], torch.empty(0, dtype=torch.long), ["1", "2", "3"], positives=["doc", "", "d\n"]
     )
     for examples in (images, pairs, NO_EXAMPLES):
-        memory, fresh = Reservoir(None), Reservoir(None)
+        memory, fresh = Memory(), Memory()
         memory.add(examples)
         fresh.load_state_dict(memory.state_dict())
         back = fresh.examples()
         assert back.digest() == examples.digest() and list(back.ids) == list(examples.ids)
         assert [type(item) for item in back.inputs] == [bytes if examples is images else str] * len(examples)
     path.unlink()
-    kept = Reservoir(None)
+    kept = Memory()
     kept.load_state_dict({name: value for name, value in memory.state_dict().items()})
     assert len(kept) == 0
 
@@ -106,14 +106,14 @@ def test_images_paths_positives_and_missing_labels_survive_a_checkpoint(tmp_path
 def test_a_path_is_read_when_it_is_stored(tmp_path):
     path = tmp_path / "x.png"
     path.write_bytes(b"first")
-    memory = Reservoir(1)
+    memory = Memory(1)
     memory.add(Examples([path], torch.tensor([0]), ["a"]))
     path.unlink()
     assert memory.examples().inputs == [b"first"]
 
 
 def test_removal_forgets_by_id_and_makes_room():
-    memory = Reservoir(5, seed=1)
+    memory = Memory(5, seed=1)
     memory.add(texts(0, 5))
     assert memory.remove(["id1", "id3", "nobody"]) == 2
     assert list(memory.examples().ids) == ["id0", "id2", "id4"]
@@ -122,7 +122,7 @@ def test_removal_forgets_by_id_and_makes_room():
 
 
 def test_copies_are_independent_and_a_checkpoint_leaves_no_second_copy():
-    memory = Reservoir(5)
+    memory = Memory(5)
     memory.add(texts(0, 5))
     twin = copy.deepcopy(memory)
     twin.add(texts(5, 500))

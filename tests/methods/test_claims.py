@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from everlearn import backbones, methods
+from everlearn.batches import Batches
 from everlearn.features import FeatureStore, using_store
-from everlearn.method import Batches, Method, seeded
+from everlearn.method import Method
+from everlearn.seeds import seeded
 from everlearn.streams.stream import Examples, Stream
 from everlearn.testing import session, toy_stream
 
@@ -38,9 +40,9 @@ def regrouped(stream: Stream, groups: list[list[int]]) -> Stream:
 def test_order_and_number_of_tasks_do_not_matter(name: str, settings: dict) -> None:
     stream = toy_stream(tasks=4)
     everything = Examples.concatenate([task.test for task in stream])
-    expected = learn(name, stream, **settings).predict(everything)
+    expected = learn(name, stream, **settings).predict(everything.inputs)
     for groups in ([[0, 1, 2, 3]], [[0, 1], [2, 3]], [[3], [0], [2], [1]]):
-        found = learn(name, regrouped(stream, groups), **settings).predict(everything)
+        found = learn(name, regrouped(stream, groups), **settings).predict(everything.inputs)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -53,7 +55,7 @@ def test_simplecil_is_the_nearest_class_mean() -> None:
     test = stream[1].test
     queries = method.backbone.encode(test.inputs).double()
     expected = torch.nn.functional.cosine_similarity(queries[:, None], means[None], dim=2)
-    torch.testing.assert_close(method.predict(test).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(method.predict(test.inputs).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_ranpac_is_ridge_regression_in_float64() -> None:
@@ -71,14 +73,14 @@ def test_ranpac_is_ridge_regression_in_float64() -> None:
 def test_ranpac_trains_adapters_on_the_first_task_only() -> None:
     stream = toy_stream()
     method = methods.get("ranpac")(backbones.load("tiny"), width=64, epochs=2)
-    before = method.adapters[0].up.weight.clone()
+    before = method.deltas[0].up.weight.clone()
     one = replace(stream, tasks=stream.tasks[:1])
     session(method, one).learn()
-    after_first = method.adapters[0].up.weight.clone()
+    after_first = method.deltas[0].up.weight.clone()
     assert not torch.equal(before, after_first)
     learned = learn("ranpac", stream, width=64, epochs=2)
-    assert torch.equal(learned.adapters[0].up.weight, after_first)
-    assert not learned.adapters[0].up.weight.requires_grad
+    assert torch.equal(learned.deltas[0].up.weight, after_first)
+    assert not learned.deltas[0].up.weight.requires_grad
 
 
 def test_l2p_gradient_reaches_the_selected_prompts_keys_and_the_head_only() -> None:

@@ -11,7 +11,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from everlearn import backbones, methods
 from everlearn.checkpoint import load_method_state, method_state
-from everlearn.method import Method, seeded
+from everlearn.method import Method
+from everlearn.seeds import seeded
 from everlearn.streams.stream import Examples, Stream
 from everlearn.testing import session, toy_stream
 
@@ -32,11 +33,11 @@ def everything(stream: Stream, part: str) -> Examples:
 )
 def test_number_and_order_of_tasks_do_not_matter(name: str, settings: dict) -> None:
     stream = toy_stream(tasks=3)
-    expected = learn(name, stream, **settings).predict(everything(stream, "test"))
+    expected = learn(name, stream, **settings).predict(everything(stream, "test").inputs)
     parts = {part: everything(stream, part) for part in ("train", "test")}
     shuffled = {part: data[torch.randperm(len(data))] for part, data in parts.items()}
     joined = replace(stream[2], index=0, classes=tuple(range(6)), examples=shuffled)
-    found = learn(name, replace(stream, tasks=(joined,)), **settings).predict(everything(stream, "test"))
+    found = learn(name, replace(stream, tasks=(joined,)), **settings).predict(everything(stream, "test").inputs)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -50,7 +51,7 @@ def test_lda_is_that_of_scikit_learn() -> None:
     # Theirs divides the scatter by n, ours by n - classes; the classes are of one size, so priors are one constant.
     ratio = (len(train) - 6) / len(train)
     expected = ratio * (torch.from_numpy(expected) - torch.tensor(1 / 6).log())
-    torch.testing.assert_close(method.predict(test), expected.float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(method.predict(test.inputs), expected.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_klda_averages_the_probabilities_of_different_maps() -> None:
@@ -60,8 +61,8 @@ def test_klda_averages_the_probabilities_of_different_maps() -> None:
     features = method.embed(test.inputs)
     each = [head(features).softmax(1) for head in method.head]
     assert not torch.allclose(each[0], each[1])
-    torch.testing.assert_close(method.predict(test), sum(each) / 3)
-    torch.testing.assert_close(method.predict(test).sum(1), torch.ones(len(test)))
+    torch.testing.assert_close(method.predict(test.inputs), sum(each) / 3)
+    torch.testing.assert_close(method.predict(test.inputs).sum(1), torch.ones(len(test)))
 
 
 def test_klda_resumes_without_saving_its_maps() -> None:
@@ -78,7 +79,7 @@ def test_klda_resumes_without_saving_its_maps() -> None:
         each.begin_task(stream[2].sealed())
         each.end_task(stream[2])
     test = everything(stream, "test")
-    assert torch.equal(fresh.predict(test), method.predict(test))
+    assert torch.equal(fresh.predict(test.inputs), method.predict(test.inputs))
 
 
 @pytest.mark.parametrize(("power", "gamma1", "gamma2"), [(1.0, 1.0, 0.0), (0.5, 1.0, 1.0), (0.7, 10.0, 2.0)])
@@ -107,7 +108,7 @@ def test_fecam_equals_the_paper_class_by_class(power: float, gamma1: float, gamm
         for row, query in enumerate(queries):
             difference = query - x[train.labels == k].mean(0)
             expected[row, k] = -difference @ precision @ difference
-    torch.testing.assert_close(method.predict(test).double(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(method.predict(test.inputs).double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_fecam_of_one_example_a_class_is_the_nearest_mean() -> None:
@@ -117,7 +118,7 @@ def test_fecam_of_one_example_a_class_is_the_nearest_mean() -> None:
     test = everything(stream, "test")
     means = torch.nn.functional.normalize(method.embed(everything(replace(stream, tasks=few), "train").inputs), dim=1)
     queries = torch.nn.functional.normalize(method.embed(test.inputs), dim=1)
-    torch.testing.assert_close(method.predict(test), -torch.cdist(queries, means).square(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(method.predict(test.inputs), -torch.cdist(queries, means).square(), rtol=1e-4, atol=1e-5)
 
 
 def test_slca_moves_the_backbone_a_hundred_times_less_than_the_head() -> None:
@@ -231,5 +232,5 @@ def test_slca_alignment_makes_tasks_learned_apart_comparable() -> None:
         method = learn("slca", stream, alignment_epochs=alignment, **settings)
         test = everything(stream, "test")
         with torch.no_grad():
-            accuracy[alignment] = (method.predict(test).argmax(1) == test.labels).double().mean().item()
+            accuracy[alignment] = (method.predict(test.inputs).argmax(1) == test.labels).double().mean().item()
     assert accuracy[5] > accuracy[0] + 0.05

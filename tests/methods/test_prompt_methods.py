@@ -279,7 +279,7 @@ def test_plug_ins_of_earlier_tasks_never_change_and_the_router_alone_loses():
     assert all(torch.equal(now[name], value) for name, value in old.items())
     measured = method.measures(stream[0])
     assert measured["head accuracy"] == alone  # a head that is told its task forgets nothing
-    right = method.predict(stream[0].test).argmax(1) == stream[0].test.labels
+    right = method.predict(stream[0].test.inputs).argmax(1) == stream[0].test.labels
     assert right.double().mean().item() <= min(1.0, measured["router accuracy"] + 1e-9)
 
 
@@ -300,4 +300,4 @@ def test_aper_adapts_once_and_is_the_nearest_mean_of_both_features(form):
     means = torch.stack([seen[train.labels == k].mean(0) for k in range(6)])
     asked = whole.embed(stream[2].test.inputs).double()
     expected = torch.nn.functional.cosine_similarity(asked[:, None], means[None], dim=2)
-    torch.testing.assert_close(whole.predict(stream[2].test).double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole.predict(stream[2].test.inputs).double(), expected, rtol=1e-4, atol=1e-5)

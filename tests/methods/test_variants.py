@@ -8,8 +8,8 @@ from everlearn import methods
 from everlearn.testing import check_method
 
 VARIANTS = [
-    ("aper", {"form": "finetune"}), ("aper", {"form": "vpt_deep"}), ("aper", {"form": "ssf"}),
-    ("sequential", {"kind": "prefix_mlp"}), ("task_adapters", {"kind": "mam"}), ("vpt", {"deep": False}),
+    ("aper", {"train": "full"}), ("aper", {"train": "deep_prompt"}), ("aper", {"train": "ssf"}),
+    ("sequential", {"train": "prefix_mlp"}), ("task_adapters", {"train": "mam"}), ("vpt", {"train": "prompt"}),
     ("coda_prompt", {"attention": "topk", "components": 4}),
     ("coda_prompt", {"attention": "sparsemax", "components": 4, "orthogonality": 0.1}),
     ("dual_prompt", {"form": "prompt", "general_length": 6, "expert_length": 6}),

@@ -37,7 +37,7 @@ def results(
     ]
     return {
         "everlearn": "0.1.0", "method": method, "stream": "clinc150", "kind": "class-incremental",
-        "modality": "text", "backbone": "minilm", "seed": seed, "metric": "accuracy",
+        "input": "text", "goal": "classes", "backbone": "minilm", "seed": seed, "metric": "accuracy",
         "tasks": [
             {"name": f"task {i + 1}", "classes": [f"intent {i}.{c}" for c in range(classes)],
              "train": 1500, "test": 450}
@@ -82,7 +82,7 @@ def rich() -> dict[str, Any]:
 def retrieval() -> dict[str, Any]:
     run = results(
         2, "replay", level=0.42, loss=0.05, metric="nDCG@10", stream="scifact-then-nfcorpus", kind="old-then-new",
-        modality="pairs", before=[0.3, 0.25], initial=[0.3, 0.22], forward_transfer=0.03,
+        goal="ranking", before=[0.3, 0.25], initial=[0.3, 0.22], forward_transfer=0.03,
     )  # fmt: skip
     for i, task in enumerate(run["tasks"]):
         task.update(classes=[], name=["scifact", "nfcorpus"][i])

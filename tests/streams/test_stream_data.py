@@ -67,7 +67,7 @@ def test_clinc150_domains_are_ten_of_fifteen_classes():
 def test_digits_are_png_images_of_ten_classes():
     image = pytest.importorskip("PIL.Image")
     stream = streams.load("digits")
-    assert [len(task.classes) for task in stream] == [2] * 5 and stream.modality == "image"
+    assert [len(task.classes) for task in stream] == [2] * 5 and stream.input == "image"
     assert count(stream, "train") + count(stream, "test") == 1797
     import io
 
@@ -170,7 +170,7 @@ def write_images(root: Path, png, folders: list[str], each: int = 4) -> Path:
 
 def test_image_folders_with_and_without_splits(tmp_path, png):
     plain = streams.load(str(write_images(tmp_path / "plain", png, ["cat", "dog", "emu"])))
-    assert plain.modality == "image" and set(plain.class_names) == {"cat", "dog", "emu"}
+    assert plain.input == "image" and set(plain.class_names) == {"cat", "dog", "emu"}
     assert isinstance(plain[0].train.inputs[0], Path) and plain[0].train.ids[0].split("/")[0] in plain.class_names
     split = write_images(tmp_path / "split", png, [f"{s}/{c}" for s in ("train", "test") for c in ("cat", "dog")])
     stream = streams.load(str(split))
@@ -187,7 +187,7 @@ def test_image_folders_of_domains(tmp_path, png):
 def test_csv_of_image_paths_starts_at_its_own_folder(tmp_path, png, write_csv):
     write_images(tmp_path, png, ["cat", "dog"])
     path = write_csv([{"image": f"{c}/{i}.png", "label": c} for c in ("cat", "dog") for i in range(4)])
-    assert streams.load(path).modality == "image"
+    assert streams.load(path).input == "image"
 
 
 def test_shared_images(shared):

@@ -28,7 +28,7 @@ def test_class_incremental_tasks_partition_the_classes_in_label_order(write_csv,
         assert labels(task) == labels(task, "test") == list(task.classes)
         assert len(task.class_names) == max(task.classes) + 1
         assert task.class_names == stream.class_names[: len(task.class_names)]
-    assert stream.kind == "class-incremental" and stream.modality == "text"
+    assert (stream.kind, stream.input, stream.goal) == ("class-incremental", "text", "classes")
 
 
 def test_labels_name_the_class_of_the_text(write_csv, rows):

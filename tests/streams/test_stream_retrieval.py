@@ -34,7 +34,8 @@ def medical(tmp_path):
 
 def test_pairs_tests_and_corpora(medical):
     stream = streams.load(medical())
-    assert (stream.kind, stream.modality, stream.class_names) == ("domain-incremental", "pairs", ())
+    assert (stream.kind, stream.input, stream.goal) == ("domain-incremental", "text", "ranking")
+    assert stream.class_names == ()
     heart = stream[0]
     assert [task.name for task in stream] == ["heart", "skin"] and heart.classes == ()
     assert heart.train.inputs == ["query heart 0", "query heart 1", "query heart 1"]

@@ -7,16 +7,17 @@ import io
 import numpy as np
 import pytest
 import torch
-from everlearn.memory.reservoir import Reservoir
 from PIL import Image
 
 import everlearn
 from everlearn import backbones, streams
+from everlearn.batches import Batches
 from everlearn.errors import EverlearnError
 from everlearn.features import FeatureStore, using_store
-from everlearn.method import Batches
-from everlearn.streams.stream import Examples, content
-from everlearn.streams.views import View, original
+from everlearn.memory.memory import Memory
+from everlearn.streams.inputs import content, original
+from everlearn.streams.stream import Examples
+from everlearn.streams.views import View
 
 
 def gradient(width: int = 40, height: int = 30) -> bytes:
@@ -67,7 +68,7 @@ def test_every_epoch_has_new_views_and_batch_k_is_the_same_whenever_it_is_drawn(
 
 def test_memories_queries_and_stored_features_are_of_the_image_itself(tmp_path):
     tiny, image = backbones.load("tiny"), gradient()
-    memory = Reservoir(2)
+    memory = Memory(2)
     memory.add(Examples([View(image, 1)], torch.tensor([0]), ["a"]))
     assert memory.examples().inputs == [image] and original(View(image, 1)) is image
     with using_store(FeatureStore(tmp_path)):

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from everlearn.memory.gaussians import Gaussians
 from safetensors.torch import load_file, save_file
 
 from everlearn.errors import ContractError, EverlearnError
+from everlearn.heads.gaussians import Gaussians, SharedGaussians
 
 WIDTH, CLASSES = 6, 5
 
@@ -24,8 +24,12 @@ def same_numbers_every_time():
     torch.manual_seed(0)
 
 
+def empty(shared):
+    return (SharedGaussians if shared else Gaussians)(WIDTH)
+
+
 def filled(features, labels, shared, parts=1):
-    memory = Gaussians(WIDTH, shared=shared)
+    memory = empty(shared)
     memory.grow(CLASSES)
     for x, y in zip(features.chunk(parts), labels.chunk(parts), strict=True):
         memory.add(x, y)
@@ -73,13 +77,13 @@ def test_merge_equals_seeing_both_and_remove_never_having_seen(shared):
 @pytest.mark.parametrize("shared", [False, True])
 def test_classes_that_arrive_later_change_nothing(shared):
     x, y = data()
-    memory = Gaussians(WIDTH, shared=shared)
+    memory = empty(shared)
     for classes in (2, 3, CLASSES):
         rows = (y < classes) & (y >= memory.classes)
         memory.grow(classes)
         memory.add(x[rows], y[rows])
     agree(memory, filled(x, y, shared))
-    wider = Gaussians(WIDTH, shared=shared)
+    wider = empty(shared)
     wider.merge(memory)
     agree(wider, memory)
 
@@ -89,7 +93,7 @@ def test_checkpoint_into_a_fresh_memory(shared, tmp_path):
     x, y = data()
     memory = filled(x, y, shared)
     save_file(memory.state_dict(), tmp_path / "memory.safetensors")
-    fresh = Gaussians(WIDTH, shared=shared)
+    fresh = empty(shared)
     fresh.load_state_dict(load_file(tmp_path / "memory.safetensors"))
     for each in (memory, fresh):
         each.add(*data(50, seed=3))
@@ -115,6 +119,6 @@ def test_bad_input_is_refused_and_leaves_nothing_behind():
         memory.add(x, y + CLASSES)
     with pytest.raises(ContractError, match="fewer than 0"):
         memory.remove(torch.cat([x, x]), torch.cat([y, y]))
-    with pytest.raises(EverlearnError, match="shared"):
+    with pytest.raises(EverlearnError, match="cannot merge gaussians heads of different kinds"):
         memory.merge(filled(x, y, True))
     assert all(torch.equal(before[name], value) for name, value in memory.state_dict().items())

@@ -5,9 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from everlearn.memory.content_sample import ContentSample
 
 from everlearn.errors import EverlearnError
+from everlearn.heads.content_sample import ContentSample
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,77 @@
+"""Two towers: two encoders side by side, each with weights, sites and an identity of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from everlearn.backbones.backbone import Backbone
+from everlearn.errors import EverlearnError
+from everlearn.peft.delta import only
+from everlearn.streams.inputs import Input, kind
+
+
+class TwoTowers(Backbone):
+    """An input goes to the tower that reads its kind. The features of each tower are stored under the tower's own
+    identity, so training one tower leaves those of the other in the feature store.
+
+    Args:
+        towers: the encoders by name, the one that the examples go to first; `towers["image"].block(0)` is a site.
+
+    Raises:
+        EverlearnError: their features differ in size.
+
+    >>> from everlearn import backbones
+    >>> both = TwoTowers(image=backbones.load("tiny"), text=backbones.load("tiny"))
+    >>> both.encode(["a cat"]).shape, len(both.encoders())
+    (torch.Size([1, 32]), 2)
+    """
+
+    def __init__(self, **towers: Backbone) -> None:
+        super().__init__()
+        self.towers = nn.ModuleDict(towers)
+        self.name = " and ".join(tower.name for tower in towers.values())
+        self.reads = tuple(dict.fromkeys(kind for tower in towers.values() for kind in tower.reads))
+        widths = {tower.width for tower in towers.values()}
+        if len(widths) > 1:
+            raise EverlearnError(f"two towers need features of one size, but {self.name} have {sorted(widths)}")
+        self.width = widths.pop()
+        self.settings = {name: tower.settings for name, tower in towers.items()}
+
+    def tower(self, inputs: Sequence[Input]) -> Backbone:
+        """The tower that reads these inputs."""
+        towers = [cast(Backbone, tower) for tower in self.towers.values()]
+        return next((tower for tower in towers if inputs and kind(inputs[0]) in tower.reads), towers[0])
+
+    def forward(self, inputs: Sequence[Input]) -> torch.Tensor:
+        return self.tower(inputs)(inputs)
+
+    def encode(self, inputs: Sequence[Input]) -> torch.Tensor:
+        return self.tower(inputs).encode(inputs)
+
+    def infer(
+        self, inputs: Sequence[Input], compute: Callable[[list[Input], list[int]], torch.Tensor] | None = None,
+        batch_size: int = 64,
+    ) -> torch.Tensor:  # fmt: skip
+        return self.tower(inputs).infer(inputs, compute, batch_size)
+
+    def lengths(self, inputs: Sequence[Input]) -> list[int]:
+        return self.tower(inputs).lengths(inputs)
+
+    def encoders(self) -> list[Backbone]:
+        return [encoder for tower in self.towers.values() for encoder in cast(Backbone, tower).encoders()]
+
+    @property
+    def is_frozen(self) -> bool:
+        return all(encoder.is_frozen for encoder in self.encoders())
+
+    def pretrained(self) -> Any:
+        return only([delta for encoder in self.encoders() for delta in encoder.attached], active=False)
+
+    def identity(self) -> str:
+        joined = " ".join(encoder.identity() for encoder in self.encoders())
+        return hashlib.sha256(joined.encode()).hexdigest()[:32]
