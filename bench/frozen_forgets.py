@@ -12,6 +12,7 @@ is included for comparison. Writes docs/results/frozen_forgets.md.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from common import command, machine, write_page
 from everlearn import backbones, methods, run, streams
 from everlearn.heads.prototype import Prototype
 from everlearn.method import Method
-from everlearn.peft.unified import KINDS
+from everlearn.peft.unified import INSERTIONS
 from everlearn.streams.stream import Stream
 
 
@@ -29,33 +30,33 @@ def main() -> None:
     parser.add_argument("--stream", default="clinc150")
     parser.add_argument("--probe", default="banking77")
     parser.add_argument("--backbone", default="minilm")
-    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--insertions", default=",".join(INSERTIONS), help="names separated by commas")
     for name, default in (("tasks", 3), ("train-per-class", 30), ("test-per-class", 10), ("epochs", 3), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     size = {"max_train_per_class": args.train_per_class, "max_test_per_class": args.test_per_class}
     learned = streams.load(args.stream, tasks=10, **size)
-    learned = Stream(learned.name, learned.kind, learned.modality, learned.tasks[: args.tasks], learned.config)
+    learned = replace(learned, tasks=learned.tasks[: args.tasks])
     probe = streams.load(args.probe, tasks=1, **size)
     untouched = backbones.load(args.backbone)
     before, reference = capability(untouched, probe)
     rows = []
-    for kind in [*args.kinds.split(","), "finetune"]:
-        method = build(kind, args)
+    for insertion in [*args.insertions.split(","), "finetune"]:
+        method = build(insertion, args)
         result = run(method, learned)
         after, embedded = capability(method.backbone, probe)
         likeness = torch.nn.functional.cosine_similarity(embedded, reference, dim=1).mean().item()
-        rows.append((kind, result.trainable_parameters, result.final_accuracy, after, likeness))
-        print(f"{kind}: learned {100 * result.final_accuracy:.1f}, {args.probe} {100 * before:.1f} -> "
+        rows.append((insertion, result.trainable_parameters, result.final_accuracy, after, likeness))
+        print(f"{insertion}: learned {100 * result.final_accuracy:.1f}, {args.probe} {100 * before:.1f} -> "
               f"{100 * after:.1f}, cosine {likeness:.3f}", flush=True)  # fmt: skip
     write(args, command(parser, args), before, rows, result.environment)
 
 
-def build(kind: str, args: argparse.Namespace) -> Method:
+def build(insertion: str, args: argparse.Namespace) -> Method:
     backbone = backbones.load(args.backbone)
-    if kind == "finetune":
+    if insertion == "finetune":
         return methods.get("finetune")(backbone, epochs=args.epochs, lr=1e-4, seed=args.seed)
-    return methods.get("sequential")(backbone, kind=kind, epochs=args.epochs, seed=args.seed)
+    return methods.get("sequential")(backbone, train=insertion, epochs=args.epochs, seed=args.seed)
 
 
 def capability(backbone: Any, probe: Stream) -> tuple[float, torch.Tensor]:
@@ -78,8 +79,8 @@ def write(args: argparse.Namespace, called: str, before: float, rows: list[Any],
         "", f"| insertion | trained | final on {args.stream} | {args.probe} after | lost | cosine to pre-trained |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for kind, trained, final, after, likeness in sorted(rows, key=lambda row: -row[3]):
-        lines.append(f"| {kind} | {trained:,} | {100 * final:.1f} | {100 * after:.1f} | {100 * (before - after):.1f} "
+    for insertion, trained, final, after, likeness in sorted(rows, key=lambda row: -row[3]):
+        lines.append(f"| {insertion} | {trained:,} | {100 * final:.1f} | {100 * after:.1f} | {100 * (before - after):.1f} "
                      f"| {likeness:.3f} |")  # fmt: skip
     write_page("frozen_forgets", lines)
 

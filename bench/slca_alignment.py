@@ -15,44 +15,43 @@ import argparse
 import time
 from collections.abc import Iterator
 from statistics import median
+from typing import Any
 
 import torch
-from everlearn.memory.gaussians import Gaussians
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from everlearn import backbones
 from everlearn.heads.linear import Linear
+from everlearn.memory.gaussian_replay import JITTER, GaussianReplay
 from everlearn.methods import SLCA
-from everlearn.methods.slca import JITTER
 from everlearn.streams.stream import Task
 
 EXAMPLES = 200  # per class
 
 
-class OneAClass(SLCA):
-    """SLCA that builds a new distribution for every class in every epoch; the rest is the same."""
+class OneAClass(GaussianReplay):
+    """Gaussians that build a new distribution for every class in every epoch; the rest is the same."""
 
-    def drawn(self) -> Iterator[tuple[Tensor, Tensor]]:
-        means = self.means()
-        covariances = self.memory.covariances().float()
+    def drawn(self, samples: int, *, times: int, shrink: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        means = (self.means if shrink is None else self.means * shrink[:, None]).float()
+        covariances = self.covariances().float()
         covariances.diagonal(dim1=1, dim2=2).add_(JITTER)
-        labels = torch.arange(len(means)).repeat_interleave(self.samples)
-        for _ in range(self.alignment_epochs):
-            draws = [MultivariateNormal(means[k], covariances[k]).sample((self.samples,)) for k in range(len(means))]
+        labels = torch.arange(len(means)).repeat_interleave(samples)
+        for _ in range(times):
+            draws = [MultivariateNormal(means[k], covariances[k]).sample((samples,)) for k in range(len(means))]
             yield torch.cat(draws), labels
 
 
-def run(method: SLCA, args: argparse.Namespace) -> tuple[float, float, Tensor]:
+def run(method: SLCA, memory: GaussianReplay, args: argparse.Namespace) -> tuple[float, float, Tensor]:
     """The seconds of drawing, of the whole alignment, and mean and deviation of the last draws of the first class."""
     torch.manual_seed(0)
-    method.memory, method.head = Gaussians(args.width), Linear(args.width)
-    method.factors = torch.zeros(0, args.width, args.width)
-    ours, drawing, aligning, last = method.drawn, 0.0, 0.0, torch.empty(0)
+    method.memory, method.head = memory, Linear(args.width)
+    ours, drawing, aligning, last = memory.drawn, 0.0, 0.0, torch.empty(0)
 
-    def timed() -> Iterator[tuple[Tensor, Tensor]]:
+    def timed(samples: int, **more: Any) -> Iterator[tuple[Tensor, Tensor]]:
         nonlocal drawing, last
-        draws = ours()
+        draws = ours(samples, **more)
         while True:
             start = time.perf_counter()
             drawn = next(draws, None)
@@ -62,11 +61,11 @@ def run(method: SLCA, args: argparse.Namespace) -> tuple[float, float, Tensor]:
             last = drawn[0][: args.samples]
             yield drawn
 
-    object.__setattr__(method, "drawn", timed)
+    object.__setattr__(memory, "drawn", timed)
     for index in range(args.tasks):
         names = tuple(map(str, range((index + 1) * args.classes)))
         classes = tuple(range(index * args.classes, len(names)))
-        method.begin_task(Task(index, f"task {index + 1}", classes, names, "text"))
+        method.begin_task(Task(index, f"task {index + 1}", classes, names))
         labels = torch.tensor(classes).repeat_interleave(EXAMPLES)
         centres, mixing = torch.randn(len(names), args.width), torch.randn(args.width, args.width) / args.width**0.5
         method.memory.add(centres[labels] + torch.randn(len(labels), args.width) @ mixing, labels)
@@ -85,15 +84,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = {"alignment_epochs": args.epochs, "samples": args.samples}
-    run(
-        SLCA(backbones.load("tiny"), **settings), argparse.Namespace(tasks=1, classes=2, width=4, samples=256)
-    )  # a warm-up: torch imports some modules at first use
+    small = argparse.Namespace(tasks=1, classes=2, width=4, samples=args.samples)
+    run(SLCA(backbones.load("tiny"), **settings), GaussianReplay(4), small)  # torch imports some modules at first use
 
     drawing, aligning, spread = {}, {}, {}
-    for name, method, repeats in (("batched", SLCA, args.repeats), ("one per class", OneAClass, 1)):
-        draws, alignments, spreads = zip(
-            *(run(method(backbones.load("tiny"), **settings), args) for _ in range(repeats)), strict=True
-        )
+    for name, memory, repeats in (("batched", GaussianReplay, args.repeats), ("one per class", OneAClass, 1)):
+        methods = [SLCA(backbones.load("tiny"), **settings) for _ in range(repeats)]
+        draws, alignments, spreads = zip(*(run(method, memory(args.width), args) for method in methods), strict=True)
         drawing[name], aligning[name], spread[name] = median(draws), median(alignments), spreads[-1]
         print(f"{name:>13}: {drawing[name]:7.2f} s to draw, {aligning[name]:7.2f} s to align", flush=True)
     fast, slow = drawing

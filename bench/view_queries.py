@@ -61,22 +61,18 @@ def main() -> None:
 def ask_every_view(method: Any) -> dict[str, int]:
     """Make training query with the view; count the views, and those that select other prompts."""
     backbone, counts = method.backbone, {"views": 0, "other": 0}
-    stored, select = backbone.encode, method.select
+    stored = backbone.encode
 
-    def chosen(inputs: Any, learning: bool = False) -> Any:
+    def encoded(inputs: Any) -> Any:
         if not isinstance(inputs[0], View):
-            return select(inputs, learning)
-        object.__setattr__(backbone, "encode", backbone.infer)
-        try:
-            now = select(inputs, learning)
-        finally:
-            object.__setattr__(backbone, "encode", stored)
-        usual = select(inputs, learning)[0].sort(1).values
+            return stored(inputs)
+        usual, now = stored(inputs), backbone.infer(inputs)
+        chosen = [method.choose(queries, learning=True).sort(1).values for queries in (usual, now)]
         counts["views"] += len(inputs)
-        counts["other"] += int((now[0].sort(1).values != usual).any(1).sum())
+        counts["other"] += int((chosen[0] != chosen[1]).any(1).sum())
         return now
 
-    object.__setattr__(method, "select", chosen)
+    object.__setattr__(backbone, "encode", encoded)
     return counts
 
 

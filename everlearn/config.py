@@ -58,10 +58,15 @@ def build_config(
         return check_config(wanted), None
     names = {section: {"name": wanted[section]["name"]} for section in ("stream", "method")}
     base = merge(merge(DEFAULTS, names), read_config(path))
-    asked = merge({"method": base["method"]}, options)["method"].get("train")
-    if asked != base["method"].get("train"):
-        base["method"].pop("lr", None)  # it was chosen for what the recipe trains, not for what was asked for
-    return check_config(merge(merge(base, from_file), options)), path
+    config = merge(merge(base, from_file), options)
+    if (asked := config["method"].get("train")) is not None:
+        from everlearn import methods
+
+        train = arguments(methods.get(method)).get("train")
+        if asked != base["method"].get("train", train and train.default):
+            base["method"].pop("lr", None)  # it was chosen for what the recipe trains, not for what was asked for
+            config = merge(merge(base, from_file), options)
+    return check_config(config), path
 
 
 def read_config(path: str | Path) -> Config:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from everlearn.checkpoint import load_optimizer_state, optimizer_state
+from everlearn.errors import EverlearnError
 from everlearn.method import Method
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.seeds import seeded
@@ -112,7 +113,7 @@ def learn(
         step, training: where to continue inside the task, as a checkpoint kept it.
 
     Raises:
-        EverlearnError: a loss is not finite.
+        EverlearnError: a loss is not finite, or the method has learned a task of this index already.
         ContractError: the method reads data that it may not see.
 
     >>> from everlearn import backbones, methods, streams
@@ -123,6 +124,9 @@ def learn(
     torch.Size([1, 2])
     """
     learning = Learning(method, task.for_learning(), step)
+    if step == 0 and hasattr(method, "task") and task.index <= method.task.index:
+        raise EverlearnError(f"the method has learned {method.task.index + 1} tasks, and the new one has the index "
+                             f"{task.index}: give it the index {method.task.index + 1}")  # fmt: skip
 
     def tell(event: str) -> None:
         for listener in listeners:

@@ -119,7 +119,10 @@ def test_a_state_of_another_method_or_size_is_refused():
     lora = methods.get("lora")(tiny, train="lora(size=2)")
     lora.begin_task(task.sealed())
     state = checkpoint.method_state(lora)
-    for name, settings, reason in (("finetune", {}, "unexpected"), ("lora", {"train": "lora(size=4)"}, "size mismatch")):
+    for name, settings, reason in (
+        ("finetune", {}, "unexpected"),
+        ("lora", {"train": "lora(size=4)"}, "size mismatch"),
+    ):
         other = methods.get(name)(TinyBackbone(), **settings)
         other.begin_task(task.sealed())
         with pytest.raises(EverlearnError, match=f"does not fit the method.*{reason}") as error:

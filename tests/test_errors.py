@@ -59,7 +59,9 @@ def test_a_wrong_name_or_setting_is_one_clear_line_and_leaves_no_folder(tmp_path
 def test_a_method_that_cannot_learn_the_stream_says_why(monkeypatch, as_instance):
     cls = methods.get("simplecil")
     method = cls(backbones.load("tiny")) if as_instance else "simplecil"
-    with pytest.raises(EverlearnError, match="method 'simplecil' learns classes, and the goal of stream 'toy' is ranking"):
+    with pytest.raises(
+        EverlearnError, match="method 'simplecil' learns classes, and the goal of stream 'toy' is ranking"
+    ):
         run(method, toy_stream(goal="ranking", kind="domain-incremental"), backbone="tiny")
     monkeypatch.setattr(cls, "tags", Tags(family="prompt", trains="nothing", task_at_test="needed"))
     with pytest.raises(EverlearnError, match=r"needs the task's id at test, which stream 'toy' .class-incremental"):
@@ -82,9 +84,7 @@ def test_a_method_that_reads_class_names_needs_a_backbone_that_reads_text(tmp_pa
     method = methods.get("frozen")(TinyBackbone()) if as_instance else "frozen"
     with pytest.raises(EverlearnError) as error:
         run(method, DIGITS, backbone="tiny", out=tmp_path / "run")
-    assert str(error.value) == (
-        "method 'frozen' reads the names of the classes, and backbone 'tiny' reads no text"
-    )
+    assert str(error.value) == "method 'frozen' reads the names of the classes, and backbone 'tiny' reads no text"
     assert not (tmp_path / "run").exists()
 
 

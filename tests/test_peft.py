@@ -160,8 +160,9 @@ def test_prompts_act_only_while_given_and_reach_the_output():
     with prompts.given(tokens):
         hidden = backbone.hidden(backbone.prepare(TEXTS))
     assert hidden.states.shape == (2, 1 + 3 + 3, 32) and hidden.mask.tolist() == [[1] * 7, [1, 1, 0, 0, 1, 1, 1]]
-    backbone.pool(hidden).sum().backward()
-    assert (tokens.grad.abs().sum((1, 2)) > 0).all()
+    # The plain sum of a normalised feature is the same for every feature: no gradient comes from it but rounding.
+    (backbone.pool(hidden) * torch.arange(32.0)).sum().backward()
+    assert (tokens.grad.abs().sum((1, 2)) > 1e-2).all()
 
 
 def test_a_delta_without_forward_says_so():

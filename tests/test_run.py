@@ -158,9 +158,7 @@ def test_telling_the_task_at_test_makes_it_easier():
 def test_an_online_stream_is_one_pass_in_its_own_batches(monkeypatch):
     sizes, cls = [], methods.get("finetune")
     original = cls.step
-    monkeypatch.setattr(
-        cls, "step", lambda self, batch, then: sizes.append(len(batch)) or original(self, batch, then)
-    )
+    monkeypatch.setattr(cls, "step", lambda self, batch, then: sizes.append(len(batch)) or original(self, batch, then))
     run(cls(backbones.load("tiny"), epochs=5, batch_size=32), toy_stream(kind="online"))
     assert sizes == [4] * (3 * 32 // 4)
 
@@ -526,7 +524,10 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(monkeypatch, tmp_pa
     [
         (constant, [1.0] * 20),
         (cosine, [(1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]),
-        (partial(quarter_cosine, epochs=5), [math.cos(0.495 * math.pi * part / 4) for part in (0, 0, 1, 2, 3) for _ in range(4)]),
+        (
+            partial(quarter_cosine, epochs=5),
+            [math.cos(0.495 * math.pi * part / 4) for part in (0, 0, 1, 2, 3) for _ in range(4)],
+        ),
         (last_tenth, [1.0] * 18 + [0.1] * 2),
     ],
     ids=["constant", "cosine", "quarter_cosine", "last_tenth"],
@@ -570,8 +571,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_records(tmp_path)
 
 
 # -- a learned model ---------------------------------------------------------------------------
-LEARNERS = {"er": ER, "ranpac": {"name": "ranpac", "width": 64, "epochs": 2}, "simplecil": {"name": "simplecil"},
-            "l2p": {"name": "l2p", "epochs": 1}, "lora": {"name": "lora", "epochs": 2, "train": "lora(size=2)"}}  # fmt: skip
+LEARNERS = {
+    "er": ER, "ranpac": {"name": "ranpac", "width": 64, "epochs": 2}, "simplecil": {"name": "simplecil"},
+    "l2p": {"name": "l2p", "epochs": 1}, "lora": {"name": "lora", "epochs": 2, "train": "lora(size=2)"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LEARNERS)

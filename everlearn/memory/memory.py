@@ -17,7 +17,6 @@ from everlearn.state import Stateful
 from everlearn.streams.inputs import content, kind, original
 from everlearn.streams.stream import NO_EXAMPLES, Examples
 
-TEXT, LABEL, POSITIVE = 1, 2, 4  # flags of a packed example: what it has
 COLUMN = "column "  # how the buffers of named tensors begin
 
 
@@ -47,8 +46,7 @@ class Memory(Stateful):
 
     seen: Tensor
     draws: Tensor
-    flags: Tensor
-    labels: Tensor
+    records: Tensor
 
     def __init__(
         self, examples: int | None = None, *, bytes: int | None = None, policy: Policy | None = None, seed: int = 0
@@ -71,6 +69,8 @@ class Memory(Stateful):
         A column may grow wider from task to task, as logits do. What was stored before is NaN there (-1
         where the column holds whole numbers).
         """
+        if not len(examples):
+            return
         draw = np.random.default_rng([self.seed, 0, int(self.seen)]).random(len(examples))
         named = {**examples.columns, **columns, "draw": torch.from_numpy(draw)}
         stored = [item if kind(item) == "text" else content(item) for item in map(original, examples.inputs)]
@@ -112,36 +112,12 @@ class Memory(Stateful):
     # -- examples as tensors, so that a state dict carries them
 
     def _pack(self, held: Examples) -> None:
-        labels = held.labels if len(held.labels) else torch.zeros(len(held), dtype=torch.long)
-        known = LABEL * bool(len(held.labels)) + POSITIVE * (held.positives is not None)
-        flags = [TEXT * (kind(item) == "text") + known for item in held.inputs]
-        self.register_buffer("flags", torch.tensor(flags, dtype=torch.uint8))
-        self.register_buffer("labels", labels)
-        positives = held.positives if held.positives is not None else [""] * len(held)
-        for name, column in (("inputs", held.inputs), ("ids", held.ids), ("positives", positives)):
-            parts = [content(item) for item in column]
-            self.register_buffer(name, torch.from_numpy(np.frombuffer(b"".join(parts), np.uint8).copy()))
-            self.register_buffer(f"{name}_length", torch.tensor([len(part) for part in parts], dtype=torch.long))
+        """Have the examples in buffers: the named tensors as they are, the rest as one table in Arrow's format."""
+        self.register_buffer("records", _to_bytes(held) if len(held) else torch.empty(0, dtype=torch.uint8))
         for name in [name for name in self._buffers if name.startswith(COLUMN)]:
             del self._buffers[name]
         for name, tensor in held.columns.items():
             self.register_buffer(COLUMN + name, tensor)
-
-    def _unpack(self) -> Examples:
-        def column(name: str) -> list[bytes]:
-            blob = getattr(self, name).cpu().numpy().tobytes()
-            ends = getattr(self, f"{name}_length").cumsum(0).tolist()
-            return [blob[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
-
-        flags = self.flags.tolist()
-        inputs = [item.decode() if flag & TEXT else item for item, flag in zip(column("inputs"), flags, strict=True)]
-        has_labels, has_positives = (bool(flags and flags[0] & flag) for flag in (LABEL, POSITIVE))
-        return Examples(
-            inputs, self.labels.cpu() if has_labels else torch.empty(0, dtype=torch.long),
-            [name.decode() for name in column("ids")],
-            [text.decode() for text in column("positives")] if has_positives else None, None,
-            {name.removeprefix(COLUMN): getattr(self, name).cpu() for name in self._buffers if name.startswith(COLUMN)},
-        )  # fmt: skip
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self._pack(self._held)
@@ -149,13 +125,41 @@ class Memory(Stateful):
         self._pack(NO_EXAMPLES)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        for name in state_dict:
-            if name.startswith(prefix + COLUMN):
-                self.register_buffer(name.removeprefix(prefix), torch.empty_like(state_dict[name]))
+        columns = {name.removeprefix(prefix): t for name, t in state_dict.items() if name.startswith(prefix + COLUMN)}
+        for name, tensor in columns.items():
+            self.register_buffer(name, torch.empty_like(tensor))
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        if prefix + "flags" in state_dict:
-            self._held = self._unpack()
+        if prefix + "records" in state_dict:
+            held = _from_bytes(self.records) if len(self.records) else NO_EXAMPLES
+            named = {name.removeprefix(COLUMN): tensor.cpu().clone() for name, tensor in columns.items()}
+            self._held = replace(held, columns=named)
         self._pack(NO_EXAMPLES)
+
+
+def _to_bytes(held: Examples) -> Tensor:
+    """All but the named tensors as a table in Arrow's stream format, (bytes,)."""
+    import pyarrow
+
+    nothing = [None] * len(held)
+    table = pyarrow.table({
+        "input": [content(item) for item in held.inputs], "is_text": [kind(item) == "text" for item in held.inputs],
+        "label": held.labels.tolist() or nothing, "id": list(held.ids), "positive": held.positives or nothing,
+    })  # fmt: skip
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return torch.from_numpy(np.frombuffer(sink.getvalue(), np.uint8).copy())
+
+
+def _from_bytes(packed: Tensor) -> Examples:
+    """What `_to_bytes` packed."""
+    import pyarrow
+
+    columns = pyarrow.ipc.open_stream(packed.cpu().numpy().tobytes()).read_all().to_pydict()
+    inputs = [item.decode() if text else item for item, text in zip(columns["input"], columns["is_text"], strict=True)]
+    labels = [] if columns["label"][0] is None else columns["label"]
+    positives = None if columns["positive"][0] is None else columns["positive"]
+    return Examples(inputs, torch.tensor(labels, dtype=torch.long), columns["id"], positives)
 
 
 def _sizes(examples: Examples) -> list[int]:

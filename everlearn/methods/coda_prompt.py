@@ -27,26 +27,26 @@ class CODAPrompt(Prompted):
     """CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual
     Learning. Smith, Karlinsky, Gutta et al., CVPR 2023, https://arxiv.org/abs/2211.13218
 
-    Component m weighs alpha_m = cos(q ∘ A_m, K_m), with q the frozen feature; the prompt of a block is
-    sum alpha_m P_m, its first half keys and its second values of attention. Every task adds
-    components, Gram-Schmidt orthogonal to all before, and trains only them.
+    Component m has the weight alpha_m = cos(q ∘ A_m, K_m), with q the frozen feature. The prompt of a block
+    is sum alpha_m P_m; its first half joins the keys of attention and its second half the values. Every task
+    adds components that are orthogonal to all before (Gram-Schmidt), and trains only these.
 
     Args:
         backbone: a pre-trained encoder, frozen.
         components: components per task (the paper: 100 over all tasks).
         length: tokens of a prompt, half keys and half values.
         blocks: how many blocks, from the first, get a prompt.
-        attention: "dense" is the paper's; "topk" keeps each example's `kept` largest weights; "sparsemax"
+        attention: "dense" is the paper's; "topk" keeps the `kept` largest weights of each example; "sparsemax"
             projects √width times the weights onto the simplex, which leaves most of them at zero.
         kept: weights that "topk" keeps.
-        orthogonality: mu of the paper: weight of mean((B Bᵀ - I)²) for P, K and A; the released code
-            has 0, for components start orthogonal.
+        orthogonality: mu of the paper, the weight of mean((B Bᵀ - I)²) for P, K and A; 0 in the released code,
+            because components start orthogonal.
         epochs: passes over each task.
         batch_size: examples per step.
-        lr: learning rate (Adam, the released code's quarter of a cosine).
+        lr: learning rate (Adam; it falls as in the released code, see `quarter_cosine`).
         seed: of the components, the head and the order of examples.
 
-    Relations: `l2p` and `dual_prompt` choose prompts where this one weighs them.
+    Relations: `l2p` and `dual_prompt` choose prompts; this one takes a weighted sum of all.
 
     >>> from everlearn import backbones
     >>> CODAPrompt(backbones.load("tiny"), components=4, blocks=5).blocks

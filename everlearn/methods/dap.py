@@ -19,7 +19,7 @@ from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Task
 
 EMBEDDING = 16  # length of a task's embedding, as published
-KEY = 0.0625  # within which a key starts: Xavier's bound for ViT-B's patches, as published
+KEY = 0.0625  # first values of a key lie within ± this: Xavier's bound for ViT-B's patches, as published
 
 
 class DAP(Prompted):
@@ -27,21 +27,22 @@ class DAP(Prompted):
     ICCV 2023, https://openaccess.thecvf.com/content/ICCV2023/html/Jung_Generating_Instance-level_Prompts_for_Rehearsal-free_Continual_Learning_ICCV_2023_paper.html
 
     Before every block a linear map over positions, zero at first and trained on the first task only,
-    condenses the normalised tokens to `length` vectors; an embedding of the task scales and shifts
-    them; the result takes the place of the last block's prompts. A key a task, pulled to its queries,
-    says whose embedding an example gets.
+    condenses the normalised tokens to `length` vectors. An embedding of the task scales and shifts
+    them, and the result replaces the prompts of the block before. Each task has a key, which is pulled
+    towards its queries; the nearest key decides whose embedding an example gets.
 
-    Departs from the released code, which lets a batch vote for one task: here each example has its
-    own. A new task's embedding starts as the last one: at random its prompts may take all attention. On
-    texts, whose lengths differ, padding is masked and the map has `positions` columns.
+    Departures from the released code: there a batch votes for one task, here each example has its own. The
+    embedding of a new task starts as a copy of the last one, because the prompts of a random embedding
+    may attract all attention. Texts differ in length, so padding is masked and the map has `positions`
+    columns.
 
     Args:
         backbone: a pre-trained encoder, frozen.
-        length: prompts a block.
+        length: prompts per block.
         positions: the longest sequence, in tokens, that the map over positions can read.
         pull: weight of the keys' cosine to the query.
         epochs: passes over each task.
-        batch_size: examples a step.
+        batch_size: examples per step.
         lr: learning rate (Adam, betas 0.9 and 0.9, amsgrad).
         seed: of the task embeddings, keys, head and the order of examples.
 

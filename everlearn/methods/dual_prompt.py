@@ -26,16 +26,14 @@ class DualPrompt(Prompted):
     """DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning. Wang, Zhang, Ebrahimi
     et al., ECCV 2022, https://arxiv.org/abs/2204.04799
 
-    One general prompt is trained on every task; one expert prompt and its key belong to each. An
-    example gets the expert whose key is nearest to its frozen feature; in training, its task's own.
-    As prefixes, the first half of a prompt joins the keys and the second the values of attention.
+    One general prompt is trained on every task; each task has one expert prompt and its key. An example
+    gets the expert whose key is nearest to its frozen feature; in training, the expert of its own task.
+    As prefixes, the first half of a prompt joins the keys and the second half the values of attention.
 
-    Every example brings its own prompts, so a prediction does not depend on its place in a batch.
-
-    Prompts and keys start within (0, 0.01), as released, and not within (-1, 1), as in its ports to PyTorch;
+    Prompts and keys start within (0, 0.01), as released, and not within (-1, 1), as in the ports to PyTorch;
     a new expert starts as a copy of the last one, as released. Departures from the released code: the
-    learning rate is taken as given (there it is multiplied by batch size / 256, which makes 0.03 the default
-    here), and only experts of tasks seen so far are chosen among.
+    learning rate is used as given (the released code multiplies it by batch size / 256), and the choice is
+    among the experts of tasks seen so far only.
 
     Args:
         backbone: a pre-trained encoder, frozen.
@@ -47,7 +45,7 @@ class DualPrompt(Prompted):
             block before's instead of being added to them: the sequence grows once.
         pull: weight of the key's distance to the query, lambda of the paper.
         epochs: passes over each task.
-        batch_size: examples a step.
+        batch_size: examples per step.
         lr: learning rate (Adam).
         seed: of the prompts, the head and the order of examples.
 

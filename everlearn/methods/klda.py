@@ -18,7 +18,7 @@ class KLDA(SimpleCIL):
     AAAI 2025, https://arxiv.org/abs/2412.15571
 
     Freeze the encoder and map its features at random so that inner products approximate a Gaussian
-    kernel; a class is the mean of its mapped features, and all share one covariance. With more than
+    kernel; a class is the mean of its mapped features, and all classes share one covariance. With more than
     one member (the paper's KLDA-E) the probabilities of several maps are averaged. The statistics
     are sums, so the result does not depend on the order or the number of tasks.
 
@@ -27,8 +27,7 @@ class KLDA(SimpleCIL):
 
     Args:
         backbone: a pre-trained encoder, frozen.
-        rff: number of random Fourier features, D of the paper, which takes 5,000; on CLINC150 (validation
-            examples) 2,000 are as good in a sixth of the time. A member keeps 8 `rff`² bytes.
+        rff: number of random Fourier features, D of the paper (there 5,000). A member keeps 8 `rff`² bytes.
         gamma: γ of the kernel exp(-γ |x - y|²) between features of length one.
         members: number of random maps; 1 is KLDA, more is KLDA-E.
         shrinkage: weight of the spherical part of the covariance, above 0 and at most 1; "oas" takes it

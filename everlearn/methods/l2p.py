@@ -26,27 +26,27 @@ class L2P(Prompted):
     The feature of the un-prompted frozen encoder is the query. The `selected` nearest keys by cosine
     bring their prompts, which join the embedded sequence; the mean of their outputs is classified.
     The loss is cross-entropy over the task's classes plus a pull of the chosen keys to the query.
-    Queries come from the feature store: one encoding an example in a whole run.
+    Queries come from the feature store, so each example is encoded without prompts once in a run.
 
-    Departs from the released code where that leaks: prompts are chosen for each example, never by a
-    vote of the batch, unless `paper_compat` asks for it. Prompts and keys start within (-1, 1), as in the
-    ports to PyTorch: within (0, 0.01), as in the authors' code, they need more steps than small tasks have.
+    Departures from the released code: prompts are chosen for each example, and not by a vote of the batch,
+    which leaks (`paper_compat` asks for the vote). Prompts and keys start within (-1, 1), as in the ports
+    to PyTorch; those that start within (0, 0.01), as in the authors' code, need more steps than small tasks have.
 
     Args:
         backbone: a pre-trained encoder, frozen.
         pool_size: prompts in the pool, M of the paper.
-        length: tokens a prompt.
+        length: tokens per prompt.
         selected: prompts an example, N of the paper.
         pull: weight of the keys' distance to the query, lambda of the paper.
-        diversify: how training keeps tasks on prompts of their own. "frequency" weighs distances by
-            how often a prompt was chosen in earlier tasks (the paper); "mask" gives task t the prompts
-            t·N … (t+1)·N - 1 (the released code); "none" neither.
-        readout: what is classified: the mean output of the "prompts" (the paper), or the encoder's own feature,
-            "pooled", which is not learned anew (the released code has the choice too).
+        diversify: how training makes tasks use different prompts. "frequency" weighs distances by how often
+            a prompt was chosen in earlier tasks (the paper); "mask" gives task t the prompts
+            t·N … (t+1)·N - 1 (the released code); "none" does neither.
+        readout: what is classified: the mean output of the "prompts" (the paper), or "pooled", the encoder's
+            own feature (an option of the released code).
         grow: prompts added to the pool with every task after the first.
         paper_compat: choose by a vote of each batch, also when predicting, as released. It leaks.
         epochs: passes over each task.
-        batch_size: examples a step.
+        batch_size: examples per step.
         lr: learning rate (Adam), of prompts, keys and head.
         seed: of the pool, the head and the order of examples.
 

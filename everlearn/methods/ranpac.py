@@ -33,10 +33,10 @@ class RanPAC(SimpleCIL):
         first_session: whether phase 1 is run.
         train: what phase 1 trains: the paper's adapters, another insertion, or "full".
         epochs: passes over the first task in phase 1.
-        batch_size: examples a step in phase 1.
+        batch_size: examples per step in phase 1.
         lr: learning rate of phase 1 (SGD, momentum 0.9, weight decay 5e-4, cosine schedule).
-        select: how the ridge penalty is chosen: "sample" on a content-hashed sample of everything
-            seen, "current" on the last task only, as published.
+        select: how the ridge penalty is chosen: on a "sample" of everything seen, which depends on the
+            content of the examples alone, or on the "current" task only, as published.
         seed: of the projection, the adapters and the order of examples.
 
     Relations: `simplecil` is the same without projection and ridge.

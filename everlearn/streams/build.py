@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from everlearn.errors import DataError, EverlearnError, unknown
@@ -12,16 +12,14 @@ from everlearn.streams.digits import read_digits
 from everlearn.streams.hub import read_hub
 from everlearn.streams.images import only_decodable
 from everlearn.streams.packaged import PACKAGED
-from everlearn.streams.readers import ColumnNames, read_table
+from everlearn.streams.readers import COMMON_NAMES, read_table
 from everlearn.streams.records import BadRows, Table, of_split, with_ids
 from everlearn.streams.retrieval import find_retrieval_files, make_retrieval_tasks
 from everlearn.streams.steps import Step, classes_of, make_tasks
 from everlearn.streams.stream import Stream, Task
 
 SHUFFLING = frozenset({"class_order", "class_seed"})
-EXAMPLES = frozenset({"max_train_per_class", "max_test_per_class"}) | {
-    f"{role}_column" for role in ("text", "label", "image", "domain", "split", "id")
-}
+EXAMPLES = frozenset({"max_train_per_class", "max_test_per_class"}) | {f"{role}_column" for role in COMMON_NAMES}
 BY_CLASS = SHUFFLING | EXAMPLES | {"tasks", "base", "increment"}
 KINDS = {
     "class-incremental": BY_CLASS,
@@ -35,55 +33,13 @@ PAIRS = frozenset({"domains", "titles"})
 COMMON = frozenset({"kind", "test", "validation", "split_seed", "skip_bad_rows", "augment"})
 
 
-@dataclass(frozen=True)
-class Options:
-    """The arguments of `everlearn.streams.load`, which documents them."""
-
-    name: str
-    kind: str | None
-    tasks: int | None
-    base: int | None
-    increment: int | None
-    class_order: str
-    class_seed: int
-    domains: str | list[str] | None
-    old: float
-    new: str | None
-    batch_size: int
-    test: float | str
-    validation: float | str
-    split_seed: int
-    max_train_per_class: int | None
-    max_test_per_class: int | None
-    titles: bool
-    augment: bool
-    skip_bad_rows: bool
-    text_column: str | None
-    label_column: str | None
-    image_column: str | None
-    domain_column: str | None
-    split_column: str | None
-    id_column: str | None
-
-    @property
-    def domain_list(self) -> list[str] | None:
-        if isinstance(self.domains, str):
-            return [name.strip() for name in self.domains.split(",") if name.strip()]
-        return None if self.domains is None else list(self.domains)
-
-    @property
-    def columns(self) -> ColumnNames:
-        return ColumnNames(
-            text=self.text_column, label=self.label_column, image=self.image_column,
-            domain=self.domain_column, split=self.split_column, id=self.id_column,
-        )  # fmt: skip
-
-
-def build(options: Options, given: dict[str, Any]) -> Stream:
-    """Build the stream. `given` holds the arguments that differ from their defaults."""
+def build(options: SimpleNamespace, given: dict[str, Any]) -> Stream:
+    """Build the stream. `options` are the arguments of `load`, and `given` those that differ from their defaults."""
     bad = BadRows(options.skip_bad_rows)
-    if options.domain_list is not None:
-        given = {**given, "domains": options.domain_list}
+    if isinstance(options.domains, str):
+        options.domains = [name.strip() for name in options.domains.split(",") if name.strip()]
+    if options.domains is not None:
+        given = {**given, "domains": list(options.domains)}
     files = None if options.name in PACKAGED else find_retrieval_files(options.name)
     if files:
         kind = options.kind or "domain-incremental"
@@ -92,10 +48,9 @@ def build(options: Options, given: dict[str, Any]) -> Stream:
         _refuse_other_options(given, PAIRS, "a stream of pairs")
         tasks, notes = make_retrieval_tasks(
             files,
-            domains=options.domain_list,
+            domains=options.domains,
             titles=options.titles,
-            test=_share("test", options.test),
-            validation=_share("validation", options.validation),
+            shares=_shares(options),
             seed=options.split_seed,
             bad=bad,
         )
@@ -109,7 +64,7 @@ def build(options: Options, given: dict[str, Any]) -> Stream:
     return Stream(options.name, kind, tuple(tasks), config, (*notes, *bad.notes()))
 
 
-def _kind(options: Options) -> str:
+def _kind(options: SimpleNamespace) -> str:
     """The requested kind, or else the kind that follows from the other options."""
     if options.kind is None:
         natural = "domain-incremental" if options.domains is not None else "class-incremental"
@@ -126,13 +81,17 @@ def _refuse_other_options(given: dict[str, Any], allowed: frozenset[str], what: 
             raise EverlearnError(f"{key} does not apply to {what}; it applies to {', '.join(homes)}: drop it")
 
 
-def _share(name: str, value: float | str) -> float:
-    if isinstance(value, str):
-        raise EverlearnError(f"{name}={value} is not a share; give a number of at least 0 and below 1")
-    return value
+def _shares(options: SimpleNamespace, or_file: str = "") -> dict[str, float | str]:
+    """The shares to take for testing and validation, or the files with these examples where the kind allows them."""
+    shares = {"test": options.test, "validation": options.validation}
+    for name, share in shares.items():
+        is_file = isinstance(share, str) and or_file
+        if not is_file and (isinstance(share, str) or not 0 <= share < 1):
+            raise EverlearnError(f"{name}={share} is not a share; give a number of at least 0 and below 1{or_file}")
+    return shares
 
 
-def _labelled_tasks(options: Options, kind: str, bad: BadRows) -> tuple[list[Task], list[str]]:
+def _labelled_tasks(options: SimpleNamespace, kind: str, bad: BadRows) -> tuple[list[Task], list[str]]:
     by_domain = kind == "domain-incremental"
     table = _with_part_files(_read(options.name, options, by_domain, bad), options, by_domain, bad)
     if options.new:
@@ -168,7 +127,7 @@ def _labelled_tasks(options: Options, kind: str, bad: BadRows) -> tuple[list[Tas
     return tasks, [*notes, *left_out]
 
 
-def _steps(options: Options, kind: str, parts: splits.Parts, classes: list[str], domains: list[str]) -> list[Step]:
+def _steps(options: SimpleNamespace, kind: str, parts: splits.Parts, classes: list[str], domains: list[str]) -> list[Step]:
     if kind == "domain-incremental" or options.new:
         return domain_incremental.steps(parts, classes, domains)
     if kind == "old-then-new":
@@ -182,7 +141,7 @@ def _steps(options: Options, kind: str, parts: splits.Parts, classes: list[str],
     return class_incremental.steps(parts, classes, sizes)
 
 
-def _read(name: str, options: Options, by_domain: bool, bad: BadRows) -> Table:
+def _read(name: str, options: SimpleNamespace, by_domain: bool, bad: BadRows) -> Table:
     if name == "digits":
         return read_digits()
     path = str(Path(__file__).parent / "data" / f"{name}.parquet") if name in PACKAGED else name
@@ -197,7 +156,7 @@ def _read(name: str, options: Options, by_domain: bool, bad: BadRows) -> Table:
     raise EverlearnError(f"{unknown('stream', name, PACKAGED)}; or give a file, a folder or hub:owner/name")
 
 
-def _with_part_files(table: Table, options: Options, by_domain: bool, bad: BadRows) -> Table:
+def _with_part_files(table: Table, options: SimpleNamespace, by_domain: bool, bad: BadRows) -> Table:
     """The table, with its test and validation examples read from separate files if these are given."""
     for split, share in _shares(options).items():
         default = 0.2 if split == "test" else 0.0
@@ -212,5 +171,5 @@ def _with_part_files(table: Table, options: Options, by_domain: bool, bad: BadRo
     return table
 
 
-def _shares(options: Options) -> dict[str, float | str]:
+def _shares(options: SimpleNamespace) -> dict[str, float | str]:
     return {"test": options.test, "validation": options.validation}

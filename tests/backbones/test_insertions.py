@@ -10,8 +10,7 @@ from small_models import KINDS
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.errors import EverlearnError
 from everlearn.peft.prefix import KeysValues, Prefix
-from everlearn.peft.unified import KINDS as INSERTIONS
-from everlearn.peft.unified import POINTS, Point, insert
+from everlearn.peft.unified import INSERTIONS, POINTS, Point, insert
 
 IDENTITY_AT_FIRST = ("houlsby", "parallel_adapter", "adaptformer", "scaled_parallel_adapter", "lora", "ssf")
 UNABLE = {"modernbert": ("prompt", "deep_prompt"), "mpnet": ("prefix", "prefix_mlp", "mam")}

@@ -97,22 +97,23 @@ def test_merge_equals_seeing_both():
 
 
 def test_merge_refuses_another_projection():
-    with pytest.raises(EverlearnError, match="projection"):
+    with pytest.raises(EverlearnError, match="cannot merge ridge heads of different .* random features or seeds"):
         Ridge(WIDTH, projection=90, seed=0).merge(Ridge(WIDTH, projection=90, seed=1))
 
 
 @pytest.mark.parametrize("select", ["sample", "current"])
 def test_remove_equals_never_seen(select):
     x, y = data()
-    head, kept = learned(x, y, select=select), learned(x[100:], y[100:], select=select)
+    lambdas = (float(learned(x[100:], y[100:], select=select).lambda_),)  # a quarter leaves, and λ may move with it
+    head, kept = (learned(x[r], y[r], select=select, lambdas=lambdas) for r in (slice(None), slice(100, None)))
+    inside = head.sample.keys_of(x[:100]) < head.sample.limit
     noise = 1 + 1e-7 * torch.randn(100, WIDTH)  # what the encoder says is not the same to the last bit
     head.remove((x[:100] * noise) if select == "sample" else x[:100], y[:100])
-    head.lambda_.copy_(kept.lambda_)
-    assert torch.equal(head.counts, kept.counts)
+    assert torch.equal(head.counts, kept.counts) and float(head.lambda_) == float(kept.lambda_)
     assert near(head.solve(), kept.solve(), 1e-5 if select == "sample" else 1e-9)
     if select == "sample":
         gone = torch.cdist(x[:100].double(), head.sample.features.double()).min()
-        assert gone > 1e-3 and 0 < len(head.sample.labels) < 100
+        assert gone > 1e-3 and len(head.sample.labels) == 110 - int(inside.sum()) < 110
 
 
 def test_removed_rows_are_not_replaced_out_of_order():
@@ -124,7 +125,7 @@ def test_removed_rows_are_not_replaced_out_of_order():
     a.add(x[300:], y[300:])
     b.add(x[300:].flip(0), y[300:].flip(0))
     assert torch.equal(a.sample.features, b.sample.features)
-    assert (a.sample.keys < a.sample.limit).all() and len(a.sample.keys) <= 100
+    assert (a.sample.keys < a.sample.limit).all() and len(a.sample.keys) <= 110
 
 
 def test_remove_refuses_what_was_never_added():
@@ -167,15 +168,23 @@ def test_current_uses_the_current_task_alone_and_not_its_order():
     assert head.choose_lambda(x[:200].flip(0), y[:200].flip(0)) == first
     assert len(head.sample.labels) == 0
     assert head.choose_lambda(x[:1], y[:1]) == first  # too few rows: λ stays
-    with pytest.raises(ContractError, match="current task"):
-        head.choose_lambda()
+    with pytest.raises(TypeError, match="features"):
+        head.choose_lambda()  # nothing is kept to choose it on
+    for rows in (slice(200), slice(200, None)):
+        head.add(x[rows], y[rows])
+        chosen = float(head.lambda_)
+        head.solve()
+        assert float(head.lambda_) == chosen == head.choose_lambda(x[rows], y[rows])
 
 
 def test_equal_rows_are_never_on_both_sides_of_the_sample():
     x, y = data(200)
     doubled = learned(torch.cat([x, x]), torch.cat([y, y]), sample=100)
     keys, counts = doubled.sample.keys.round(decimals=9).unique(return_counts=True)
-    assert (counts == 2).all() and len(keys) == 50
+    assert (counts == 2).all() and len(keys) == 55
+    for rows in (99, 100):  # nor among the rows that choose λ
+        chosen = doubled.sample.keys_of(doubled.sample.smallest(rows)[0]).round(decimals=9)
+        assert (chosen.unique(return_counts=True)[1] == 2).all() and len(chosen) == rows // 2 * 2
 
 
 def test_sample_is_stable_under_rounding_of_the_encoder():
@@ -194,7 +203,7 @@ def test_candidates_for_lambda_are_positive():
 
 
 def test_singular_statistics_are_solved_with_a_warning():
-    head = Ridge(3)
+    head = Ridge(3, select="current")
     head.grow(2)
     head.add(torch.tensor([[1.0, 1, 0], [2, 2, 0]]), torch.tensor([0, 1]))
     head.lambda_.fill_(0)
@@ -209,7 +218,7 @@ def test_no_examples_change_nothing():
     head.remove(x[:0], y[:0])
     empty.add(x[:0], y[:0])
     assert torch.equal(head.gram, learned(x, y).gram)
-    assert empty.choose_lambda() == 1.0 and empty.solve().shape == (WIDTH, 0)
+    assert empty.choose_lambda(x[:0], y[:0]) == 1.0 and empty.solve().shape == (WIDTH, 0)
 
 
 def test_bad_input_is_refused_and_leaves_nothing_behind():

@@ -88,7 +88,7 @@ def test_l2p_gradient_reaches_the_selected_prompts_keys_and_the_head_only() -> N
     method = methods.get("l2p")(backbones.load("tiny"), pool_size=8, selected=2, length=2)
     method.begin_task(stream[0].sealed())
     batch = stream[0].train[[0]]
-    chosen = set(method.select(batch.inputs)[0].flatten().tolist())
+    chosen = set(method.choose(method.backbone.encode(batch.inputs)).flatten().tolist())
     method.loss(batch).backward()
     for parameter in (method.prompts, method.keys):
         reached = {row for row in range(8) if parameter.grad[row].abs().sum() > 0}
@@ -102,13 +102,18 @@ def test_l2p_selects_the_most_similar_keys_and_the_pull_brings_them_nearer() -> 
     method = methods.get("l2p")(backbones.load("tiny"), pool_size=6, selected=2, pull=5.0)
     with torch.no_grad():
         method.keys[3] = method.backbone.encode(stream[0].train.inputs[:1])[0]
-    chosen, cosines = method.select(stream[0].train.inputs[:1])
-    assert chosen[0, 0] == 3
-    torch.testing.assert_close(cosines[0, 0].item(), 1.0, rtol=1e-5, atol=1e-5)
-    queries = stream[0].train.inputs
-    before = method.select(queries)[1].mean().item()
+    queries = method.backbone.encode(stream[0].train.inputs)
+
+    def similarity() -> torch.Tensor:
+        """Of each query and the keys chosen for it."""
+        return method.cosines(queries).gather(1, method.choose(queries))
+
+    assert method.choose(queries)[0, 0] == 3
+    torch.testing.assert_close(similarity()[0, 0].item(), 1.0, rtol=1e-5, atol=1e-5)
+    before = similarity().mean().item()
+    torch.testing.assert_close(method.pull(queries, method.choose(queries)), 5.0 * (1 - similarity()).sum(1))
     session(method, replace(stream, tasks=stream.tasks[:1])).learn()
-    assert method.select(queries)[1].mean().item() > before
+    assert similarity().mean().item() > before
 
 
 def test_l2p_encodes_each_example_once_for_its_query(tmp_path) -> None:
@@ -188,7 +193,7 @@ def test_frozen_reads_class_names() -> None:
     method = methods.get("frozen")(backbones.load("tiny"))
     method.begin_task(task.sealed())
     batch = Examples(["bread", "ship"], torch.tensor([1, 0]), ["a", "b"])
-    assert method.predict(batch).argmax(1).tolist() == [1, 0]
+    assert method.predict(batch.inputs).argmax(1).tolist() == [1, 0]
 
 
 def test_a_method_with_deltas_copies_whole() -> None:

@@ -11,6 +11,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from everlearn import backbones, methods
 from everlearn.checkpoint import load_method_state, method_state
+from everlearn.engine import Learning
 from everlearn.method import Method
 from everlearn.seeds import seeded
 from everlearn.streams.stream import Examples, Stream
@@ -136,7 +137,7 @@ def test_slca_moves_the_backbone_a_hundred_times_less_than_the_head() -> None:
     twin.loss(stream[0].train).backward()
     learning = {name: value for name, value in twin.named_parameters() if value.grad is not None}  # not the image part
     gradients = {name: value.grad + 5e-4 * value.detach() for name, value in learning.items()}
-    session(method, replace(stream, tasks=stream.tasks[:1]))._fit(stream[0])
+    Learning(method, stream[0].for_learning()).fit(None, [])
     for part, rate in (("backbone", 0.01), ("head", 1.0)):
         names = [name for name in gradients if name.startswith(part) and gradients[name].norm() > 1e-3]
         assert names
@@ -165,12 +166,21 @@ def test_slca_alignment_moves_the_head_and_nothing_else() -> None:
     assert all(p.grad is None for p in method.backbone.parameters())
 
 
-def test_slca_draws_features_with_the_moments_it_keeps() -> None:
+def test_slca_draws_features_with_the_moments_it_keeps(monkeypatch) -> None:
     stream = toy_stream()
     method = learn("slca", stream, epochs=1, samples=20000, alignment_epochs=0)
     method.alignment_epochs = 1
+    seen, drawn = [], method.memory.drawn
+
+    def kept(*args, **settings):
+        for part in drawn(*args, **settings):
+            seen.append(tuple(tensor.clone() for tensor in part))
+            yield part
+
+    monkeypatch.setattr(method.memory, "drawn", kept)
     with seeded(0):
-        ((features, labels),) = method.drawn()
+        method.align()
+    ((features, labels),) = seen
     assert torch.bincount(labels).tolist() == [20000] * 6
     for k in range(6):
         rows = features[labels == k].double()
@@ -194,17 +204,17 @@ def test_slca_factors_each_class_once_and_again_only_with_new_examples(monkeypat
     stream = toy_stream()
     method = learn("slca", stream, epochs=1, samples=8)
     assert factored == [2, 2, 2]  # three tasks of two classes
-    old = method.factors.clone()
+    memory, old = method.memory, method.memory.factors.clone()
     twin = learn("slca", stream, epochs=1, samples=8)
     twin.load_state_dict(method.state_dict())
-    twin.factored.zero_()  # as a run that goes on: not saved, so made again
+    twin.memory.factored.zero_()  # as a run that goes on: not saved, so made again
     factored.clear()
-    twin.factor()
-    assert factored == [6] and torch.equal(twin.factors, old)
-    method.memory.add(torch.randn(3, method.backbone.width), torch.tensor([1, 1, 1]))
+    twin.memory.factor()
+    assert factored == [6] and torch.equal(twin.memory.factors, old)
+    memory.add(torch.randn(3, method.backbone.width), torch.tensor([1, 1, 1]))
     factored.clear()
-    method.factor()
-    changed = (method.factors != old).flatten(1).any(1)
+    memory.factor()
+    changed = (memory.factors != old).flatten(1).any(1)
     assert factored == [1] and changed.tolist() == [False, True, False, False, False, False]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from everlearn import backbones, methods
 from everlearn.errors import EverlearnError, EverlearnWarning
+from everlearn.evaluation import TOLD, Evaluation
 from everlearn.features import FeatureStore, using_store
 from everlearn.losses import sparsemax
 from everlearn.memory.selection import Selection
@@ -24,6 +25,11 @@ def build(name: str, **settings) -> Method:
     return methods.get(name)(backbones.load("tiny"), **{**QUICK, **settings})
 
 
+def choice(method: Method, examples: Examples, learning: bool = False) -> torch.Tensor:
+    """The prompts that the method chooses for each example, (n, …)."""
+    return method.choose(method.backbone.encode(examples.inputs), learning)
+
+
 def learn(method: Method, stream: Stream, tasks: int = 3) -> Method:
     session(method, replace(stream, tasks=stream.tasks[:tasks])).learn()
     return method
@@ -34,9 +40,9 @@ def test_the_mask_gives_every_task_prompts_of_its_own():
     stream, method = toy_stream(), build("l2p", pool_size=6, selected=2, diversify="mask")
     for task in stream:
         method.begin_task(task.sealed())
-        chosen = method.select(task.train.inputs, learning=True)[0]
+        chosen = choice(method, task.train, learning=True)
         assert chosen.unique().tolist() == [2 * task.index, 2 * task.index + 1]
-    free = method.select(stream[2].train.inputs)[0]
+    free = choice(method, stream[2].train)
     assert free.shape == (len(stream[2].train), 2)  # at test no mask: the nearest keys
 
 
@@ -45,7 +51,7 @@ def test_frequency_keeps_a_task_away_from_prompts_chosen_before():
     learn(method, stream, tasks=1)
     used = set(method.chosen.counts[0].nonzero()[:, 0].tolist())
     method.begin_task(stream[1].sealed())
-    chosen = set(method.select(stream[1].train.inputs, learning=True)[0].flatten().tolist())
+    chosen = set(choice(method, stream[1].train, learning=True).flatten().tolist())
     assert len(used) < 28 and not chosen & used  # a prompt that was never chosen has distance times zero
 
 
@@ -79,7 +85,7 @@ def test_paper_compat_votes_by_batch_and_the_default_does_not():
         method.begin_task(stream[0].sealed())
         with torch.no_grad():
             method.keys.copy_(method.backbone.encode(stream[0].train.inputs)[:6])
-        chosen = method.select(stream[0].train.inputs)[0].flatten()
+        chosen = choice(method, stream[0].train).flatten()
         votes = [len(group.unique()) for group in chosen.split(8)]
         assert (max(votes) == 1) == compat
 
@@ -92,7 +98,7 @@ def test_own_prompts_are_all_under_the_mask_and_a_share_in_a_shared_pool():
         assert masked.chosen.own(given[:, 3 * index : 3 * index + 3], index) == 1
         assert masked.chosen.own(given, index) == pytest.approx(1 / 3)
     for name, key in (("l2p", "own prompts"), ("coda_prompt", "own components")):
-        shares = [learn(build(name), stream).measures(task)[key] for task in stream]
+        shares = [learn(build(name), stream).measures(task.test.inputs, task.index)[key] for task in stream]
         assert all(0 <= share <= 1 for share in shares) and 0 < sum(shares) < len(shares)
 
 
@@ -120,7 +126,7 @@ def test_dual_prompt_follows_a_permutation_of_the_batch(settings):
     examples = Examples.concatenate([task.test for task in stream.tasks[:2]])
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
     # In one forward pass, not in length-sorted ones: this is where the ports mixed keys with values.
-    expert = method.select(examples.inputs)
+    expert = choice(method, examples)
     together = method.prompted(examples.inputs, expert)
     shuffled = method.prompted(examples[order].inputs, expert[order])
     assert torch.allclose(together[order], shuffled, atol=1e-5)
@@ -244,15 +250,15 @@ def test_dap_ignores_padding():
 
 
 def test_deep_prompts_are_replaced_and_shallow_ones_pass_through():
-    shallow, deep = build("vpt", deep=False), build("vpt", deep=True)
+    shallow, deep = build("vpt", train="prompt"), build("vpt", train="deep_prompt")
     texts = ["one two three", "four"]
     for method, count in ((shallow, 1), (deep, 2)):
-        assert len(method.prompts) == count
+        assert len(method.deltas) == count
         hidden = method.backbone.hidden(method.backbone.prepare(texts))
         assert hidden.prompts == 5 and hidden.states.shape[1] == 4 + 5
     before = deep.backbone(texts)
     with torch.no_grad():
-        deep.prompts[1].vectors.add_(torch.randn(5, 32))
+        deep.deltas[1].vectors.add_(torch.randn(5, 32))
     assert not torch.allclose(deep.backbone(texts), before, atol=1e-3)
 
 
@@ -265,39 +271,39 @@ def test_every_example_is_encoded_once_for_its_query(name, tmp_path):
     assert opened.encoded == len(texts)
 
 
-# -- a plug-in per task, and APER --------------------------------------------------------------
-def test_plug_ins_of_earlier_tasks_never_change_and_the_router_alone_loses():
+# -- an insertion per task, and APER --------------------------------------------------------------
+def test_insertions_of_earlier_tasks_never_change_and_the_router_alone_loses():
     stream = toy_stream()
     method = learn(build("task_adapters", epochs=8), stream, tasks=1)
-    old = {name: p.detach().clone() for name, p in [*method.plugins[0].named_parameters(),
+    old = {name: p.detach().clone() for name, p in [*method.insertions[0].named_parameters(),
                                                     *method.heads[0].named_parameters()]}  # fmt: skip
-    alone = method.measures(stream[0])["head accuracy"]
+    alone = Evaluation(stream, method).others(stream[0])[TOLD]
     for index in (1, 2):
         learn_next(method, stream, index)
         method.end_task(stream[index])
-    now = dict([*method.plugins[0].named_parameters(), *method.heads[0].named_parameters()])
+    now = dict([*method.insertions[0].named_parameters(), *method.heads[0].named_parameters()])
     assert all(torch.equal(now[name], value) for name, value in old.items())
-    measured = method.measures(stream[0])
-    assert measured["head accuracy"] == alone  # a head that is told its task forgets nothing
+    measured = Evaluation(stream, method).others(stream[0])
+    assert measured[TOLD] == alone  # a head that is told its task forgets nothing
     right = method.predict(stream[0].test.inputs).argmax(1) == stream[0].test.labels
     assert right.double().mean().item() <= min(1.0, measured["router accuracy"] + 1e-9)
 
 
-@pytest.mark.parametrize("form", ["adapter", "ssf", "vpt_shallow", "vpt_deep", "finetune"])
-def test_aper_adapts_once_and_is_the_nearest_mean_of_both_features(form):
+@pytest.mark.parametrize("train", ["adaptformer", "ssf", "prompt", "deep_prompt", "full"])
+def test_aper_adapts_once_and_is_the_nearest_mean_of_both_features(train):
     stream = toy_stream()
-    method = build("aper", form=form, lr=0.1)
+    method = build("aper", train=train, lr=0.1)
     untouched = method.backbone.digests()
     learn(method, stream, tasks=1)
     adapted = {name: p.detach().clone() for name, p in method.adapted.named_parameters()}
     features = method.embed(stream[0].test.inputs)
     assert features.shape[1] == 64 and not torch.equal(features[:, :32], features[:, 32:])
-    whole = learn(build("aper", form=form, lr=0.1), stream)
+    whole = learn(build("aper", train=train, lr=0.1), stream)
     assert all(torch.equal(p, adapted[name]) for name, p in whole.adapted.named_parameters())
     assert whole.backbone.digests() == untouched
-    train = Examples.concatenate([task.train for task in stream])
-    seen = whole.embed(train.inputs).double()
-    means = torch.stack([seen[train.labels == k].mean(0) for k in range(6)])
+    learned = Examples.concatenate([task.train for task in stream])
+    seen = whole.embed(learned.inputs).double()
+    means = torch.stack([seen[learned.labels == k].mean(0) for k in range(6)])
     asked = whole.embed(stream[2].test.inputs).double()
     expected = torch.nn.functional.cosine_similarity(asked[:, None], means[None], dim=2)
     torch.testing.assert_close(whole.predict(stream[2].test.inputs).double(), expected, rtol=1e-4, atol=1e-5)
