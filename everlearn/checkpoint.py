@@ -1,12 +1,12 @@
 """Checkpoints: complete, atomic, safetensors and JSON only.
 
-A checkpoint is a folder `task-002-step-000120` (before that step of that task) with
+A checkpoint is a folder such as `task-002-step-000120` (120 steps of the third task are done) with
 
-* `method.safetensors`: the method's state, without the backbone's tensors that are as pre-trained;
-* `training.safetensors`: optimizer and random state, inside a task only;
+* `method.safetensors`: the state of the method, without tensors of a backbone that still have their pre-trained values;
+* `training.safetensors`: the states of the optimizer and of the random generators, only inside a task;
 * `state.json`: position, results so far, and the SHA-256 of the other files and of itself.
 
-It is written beside its final place and renamed, so that it exists whole or not at all.
+It is written under another name and renamed, so that it exists completely or not at all.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KEEP = 2
 
 @dataclass
 class Checkpoint:
-    """What a run needs to go on: where it was, and everything that it held."""
+    """What a run needs to continue: its position, and everything that it had learned."""
 
     state: dict[str, Any]
     method: dict[str, torch.Tensor]
@@ -120,8 +120,8 @@ def load(folder: Path, name: str) -> Checkpoint:
 
 
 def method_state(method: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that a method must keep: all of its state, but not what the pre-trained backbone
-    comes with anyway."""
+    """The tensors that a method must save: all of its state except the tensors of its backbones that still have
+    their pre-trained values."""
     state = method.state_dict()
     for prefix, encoder in _encoders(method):
         trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
@@ -133,7 +133,7 @@ def method_state(method: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_method_state(method: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Put back what `method_state` gave; the backbone's other tensors stay as pre-trained.
+    """Load what `method_state` gave; the other tensors of its backbones keep their pre-trained values.
 
     Raises:
         EverlearnError: the state is of another method or of other settings.
@@ -167,7 +167,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.T
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], plain: dict[str, Any]
 ) -> None:
-    """Put back what `optimizer_state` gave."""
+    """Load what `optimizer_state` gave."""
     slots: dict[int, dict[str, Any]] = {}
     prefixed = ((name.removeprefix("optimizer."), t) for name, t in tensors.items() if name.startswith("optimizer."))
     for name, value in [*prefixed, *plain["slots"].items()]:
@@ -206,18 +206,18 @@ def _json_sha256(state: dict[str, Any]) -> str:
 
 
 def _is_pickle(file: Path) -> bool:
-    """Whether a file begins as torch.save's zip archives or bare pickles do."""
+    """Whether a file begins like a pickle or like the zip archives of torch.save."""
     with open(file, "rb") as opened:
         start = opened.read(4)
     return start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 
 def origin_hash(method: Any) -> str:
-    """One hash of the weights that the encoders of a method came with."""
+    """One hash of the pre-trained weights of a method's encoders."""
     origins = [encoder.origin for encoder in method.backbone.encoders()]
     return hashlib.sha256(json.dumps(origins, sort_keys=True).encode()).hexdigest()
 
 
 def _encoders(method: nn.Module) -> list[tuple[str, Any]]:
-    """Every backbone inside the method, and how the names of its tensors begin."""
+    """Every backbone in the method, with the prefix of its tensors' names."""
     return [(f"{name}.", module) for name, module in method.named_modules() if getattr(module, "origin", None)]

@@ -16,8 +16,8 @@ from everlearn.memory.per_parameter import PerParameter
 def cross_entropy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> Tensor:
     """(n,) cross-entropies; where `classes` is given, over these classes only.
 
-    Training on the current task's classes only leaves the scores of old classes, which have no
-    examples now, neither pushed down nor pulled up.
+    With the classes of the current task only, the scores of old classes, which have no examples now,
+    are not pushed down.
 
     Args:
         scores: (n, classes). labels: (n,), each within `classes`, or the loss is infinite.
@@ -36,8 +36,8 @@ def cross_entropy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None 
 def distillation(scores: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     """(n,) T² · KL(softmax(teacher / T) ‖ softmax(scores / T)): 0 where they agree.
 
-    T² keeps the gradient's size the same for every temperature (Hinton et al., 2015). A teacher of
-    fewer classes is compared on its own, which are the first columns of `scores`.
+    T² keeps the gradient's size the same for every temperature (Hinton et al., 2015). A teacher that
+    knows fewer classes is compared on those, which are the first columns of `scores`.
 
     Args:
         scores: (n, classes). teacher: (n, at most as many classes); no gradient reaches it.
@@ -57,7 +57,7 @@ def multiple_negatives_ranking(
 
     Args:
         queries: (n, width).
-        documents: (m, width), m ≥ n: document i answers query i, those from n on answer none.
+        documents: (m, width), m ≥ n: document i answers query i; documents from n on answer no query.
         texts: the m documents' texts. Where given, a copy of the positive elsewhere in the batch is
             not counted as a negative.
         scale: the inverse temperature.
@@ -81,7 +81,7 @@ def quadratic_penalty(
     anchor: PerParameter | Mapping[str, Tensor],
     importance: PerParameter | Mapping[str, Tensor],
 ) -> Tensor:
-    """Σ importance · (parameter − anchor)²: what keeps weights that mattered where they were (EWC, SI, MAS).
+    """Σ importance · (parameter − anchor)²: keeps important weights near their old values (EWC, SI, MAS).
 
     Args:
         parameters: (name, tensor) pairs, as from `named_parameters()`; those without an anchor are free.
@@ -96,8 +96,8 @@ def quadratic_penalty(
 
 
 class _Anchored(torch.autograd.Function):
-    """Σ importance · (value − anchor)², with its gradient made on the way: the parameters of a whole encoder
-    are passed over half as often, and that is what a step of EWC costs."""
+    """Σ importance · (value − anchor)², whose gradient is computed in the forward pass: this halves the number of
+    passes over the parameters, which dominate the cost of a step of EWC."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, anchor: Tensor, importance: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The protocol: from names or objects to a run, and back into one that was stopped."""
+"""The protocol: start a run from names or objects, or resume one that was stopped."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run(
 
 
 def resume(directory: str | Path, *, progress: bool = False) -> Result:
-    """Go on with a run that was stopped or killed, to the result that it would have had.
+    """Continue a run that was stopped or killed; the result is the one that it would have had.
 
     Raises:
         EverlearnError: not a run's folder, a damaged checkpoint, data that has changed since, or a
@@ -114,7 +114,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @contextmanager
 def _alone(folder: Path | None) -> Iterator[None]:
-    """Inside the block no other process learns in the folder: two would mix their checkpoints."""
+    """Inside the block no other process can learn in the folder: two would mix their checkpoints."""
     if folder is None:
         yield
         return
@@ -166,7 +166,7 @@ def _named(kind: str, section: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(section: dict[str, Any]) -> dict[str, Any]:
-    """The section with the files it names by full path, so that a run resumes from any folder."""
+    """The section with absolute paths of its files, so that a run can be resumed from any folder."""
     return {
         key: str(Path(value).resolve()) if key in FILES and _is_file(value) else value for key, value in section.items()
     }

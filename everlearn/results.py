@@ -1,4 +1,4 @@
-"""What a run ends with: results.json, report.html, and the same fields in Python."""
+"""The results of a run: results.json, report.html, and the same fields in Python."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ TIMINGS = ("seconds", "seconds_per_task", "peak_rss_bytes", "examples_encoded", 
 
 @dataclass
 class Measured:
-    """What a run has found out so far, as plain JSON.
+    """What a run has measured so far, as plain JSON.
 
     Args:
         rows: after each task, the scores on all tasks so far.
         seconds: for each task, the seconds of each phase.
-        initial: the untouched model's score on each task. before: that on the present task before it is learned.
+        initial: the score of the untouched model on each task.
+        before: the score on the present task before it is learned.
         trainable: the most parameters that received gradient in a task.
         warned: the warnings that a reader of the results must see.
     """
@@ -68,7 +69,7 @@ class Result:
 def assemble(
     method: Method, stream: Stream, config: dict[str, Any], measured: Measured, costs: dict[str, Any]
 ) -> dict[str, Any]:
-    """The fields of results.json of a run whose tasks are all learned."""
+    """The fields of results.json, after the last task."""
     rows, size = measured.rows, len(stream)
     matrix = [row["scores"] + [None] * (size - len(row["scores"])) for row in rows]
     others = {
@@ -107,7 +108,7 @@ def assemble(
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
-    """results.json and report.html, each whole or not at all."""
+    """Write results.json and report.html, each completely or not at all."""
     from everlearn.report import write_report
 
     write_whole(folder / "results.json", json.dumps(results, indent=1))
@@ -115,7 +116,7 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
 
 
 def reset_peak_memory() -> None:
-    """Forget the peak of earlier runs of this process, where the system can (Linux)."""
+    """Start measuring the peak memory anew, if the system supports it (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -127,7 +128,7 @@ def peak_memory() -> int:
 
 
 def environment(backbone: Any) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The hardware and software that the figures were measured on."""
     return {
         "python": platform.python_version(), "torch": torch.__version__, "transformers": version("transformers"),
         "cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),

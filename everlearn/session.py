@@ -137,7 +137,7 @@ class Session(Listener):
         self._last_save = time.monotonic()
 
     def restore(self) -> None:
-        """Take up the newest checkpoint of the folder; without one the run starts at its beginning."""
+        """Load the newest checkpoint of the folder; without one the run starts from its beginning."""
         assert self.folder is not None
         log = self.folder / "metrics.jsonl"
         name = checkpoint.newest(self.folder / "checkpoints")

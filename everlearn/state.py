@@ -1,4 +1,4 @@
-"""Stateful: a module that can load what it held, however much that was."""
+"""Stateful: a module whose buffers take the size of what is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from everlearn.errors import EverlearnError
 
 
 def grown(tensor: Tensor, rows: int) -> Tensor:
-    """`tensor` (n, …) with rows of zeros below, `rows` in all; as it is where it has that many.
+    """`tensor` (n, …) with rows of zeros added below, so that it has at least `rows` rows.
 
     >>> grown(torch.ones(1, 2), 2).tolist()
     [[1.0, 1.0], [0.0, 0.0]]
@@ -23,9 +23,9 @@ def grown(tensor: Tensor, rows: int) -> Tensor:
 class Stateful(nn.Module):
     """A module whose buffers take the size of what is loaded into them.
 
-    Heads and memories hold as much as they have seen, so a fresh one is smaller than the one that
-    was saved. Loading resizes registered buffers; their dtype, device and number of dimensions
-    stay, and parameters keep torch's strict shapes (they grow in `begin_task`, which resume replays).
+    Heads and memories grow with what they see, so a new one is smaller than the one that was saved.
+    Loading resizes registered buffers; their dtype, device and number of dimensions stay. Parameters
+    keep torch's strict shapes: they grow in `begin_task`, which resume replays.
 
     >>> import torch
     >>> class Seen(Stateful):

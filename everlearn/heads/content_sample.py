@@ -1,4 +1,4 @@
-"""ContentSample: a bounded set of feature rows that no order of arrival can change."""
+"""ContentSample: a bounded set of feature rows that does not depend on their order of arrival."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ContentSample(Stateful):
         self._add(features, labels, self.keys_of(features))
 
     def merge(self, other: ContentSample, places: Tensor) -> None:
-        """Offer all that `other` was offered, its label k as label `places[k]`; both have the same seed."""
+        """Offer all rows that `other` was offered; its label k becomes label `places[k]`. Both have the same seed."""
         self.limit = torch.minimum(self.limit, other.limit.to(self.limit))
         self._keep(self.keys < self.limit)
         self._add(other.features, places.to(other.labels)[other.labels], other.keys)
@@ -78,10 +78,10 @@ class ContentSample(Stateful):
         return self.features[rows], self.labels[rows]
 
     def remove(self, features: Tensor, labels: Tensor) -> None:
-        """Forget those of the rows that are kept, up to the encoder's rounding.
+        """Remove those of the rows that are in the sample; rows are recognised up to the rounding of the encoder.
 
         Raises:
-            EverlearnError: where a row that must be kept is not, so it was never added; all stay.
+            EverlearnError: a row that must be in the sample is not, so it was never added; nothing is removed.
         """
         stay = torch.ones_like(self.labels, dtype=torch.bool)
         inside = self.keys_of(features) < self.limit - 1e-3

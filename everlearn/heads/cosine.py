@@ -13,9 +13,9 @@ from everlearn.heads.statistics import names_of
 
 
 class Cosine(nn.Module):
-    """Scores σ·cos(w, f): the length of neither the weights nor the features counts.
+    """Scores σ·cos(w, f), which depend on the directions of weights and features, and not on their lengths.
 
-    Classes learned later cannot outgrow old ones, which is how a linear head comes to prefer them.
+    So classes learned later cannot win by longer weights, as they do in a linear head.
     `grow` appends rows as `Linear` does, in `begin_task` only.
 
     Args:

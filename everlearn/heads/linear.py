@@ -11,7 +11,7 @@ from everlearn.heads.statistics import names_of
 
 
 def append_rows(parameter: nn.Parameter, rows: Tensor) -> nn.Parameter:
-    """A parameter with `rows` below the old ones, whose bits and `requires_grad` stay."""
+    """A parameter with `rows` added below; the old rows and `requires_grad` stay as they are."""
     grown = torch.cat([parameter.detach(), rows.to(parameter)])
     return nn.Parameter(grown, requires_grad=parameter.requires_grad)
 

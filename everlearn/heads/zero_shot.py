@@ -1,4 +1,4 @@
-"""ZeroShot: a class is what the text encoder says of its name."""
+"""ZeroShot: a class is the text embedding of its name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everlearn.state import Stateful, grown
 
 
 class ZeroShot(Stateful):
-    """Scores cos(f, embedding of the class name); nothing is trained, no example is needed.
+    """Scores cos(f, embedding of the class name); it needs no training and no examples.
 
     Args:
         width: length of a feature vector, and of a text embedding.

@@ -1,4 +1,4 @@
-"""GaussianReplay: features of old classes, drawn from a Gaussian of each class."""
+"""GaussianReplay: features of old classes, drawn from one Gaussian per class."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ JITTER = 1e-4  # added to every variance
 
 
 class GaussianReplay(Gaussians):
-    """A Gaussian of each class, from which features are drawn as often as one likes.
+    """One Gaussian per class, from which features are drawn.
 
-    The Cholesky factors of the covariances stay in memory, 4 `width`² bytes per class, and are not saved: each is
-    made once, when its class has new examples.
+    The Cholesky factors of the covariances stay in memory, 4 `width`² bytes per class, and are not saved. A factor
+    is computed again only if its class has new examples.
 
     Args:
         width: length of a feature vector.
@@ -40,7 +40,7 @@ class GaussianReplay(Gaussians):
 
     @torch.no_grad()
     def factor(self) -> None:
-        """Have the Cholesky factor of the covariance of each class."""
+        """Compute the Cholesky factors of the covariances that have changed."""
         self.factors, self.factored = grown(self.factors, self.classes), grown(self.factored, self.classes)
         changed = (self.factored != self.counts).nonzero()[:, 0]
         covariances = self.covariances(changed)
@@ -52,8 +52,8 @@ class GaussianReplay(Gaussians):
         self.factored = self.counts.clone()
 
     def drawn(self, samples: int, *, times: int, shrink: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """`times` times, `samples` features of every class that has examples, with their labels. Each time they
-        take the place of those before.
+        """Draw `samples` features of every class that has examples, with their labels, `times` times. Each draw
+        overwrites the one before.
 
         Args:
             shrink: (classes,) factors of the means; 1 by default.

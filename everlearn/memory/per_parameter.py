@@ -26,8 +26,8 @@ class PerParameter(Stateful):
     """
 
     def grow(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Have a tensor for each parameter: zeros for new ones, zeros below the old rows (or beyond
-        the old columns) where a parameter has grown. Called in `begin_task`, after what grows."""
+        """Have a tensor for each trained parameter. Entries of new parameters, and of rows or columns by which a
+        parameter has grown, are zero. Call it in `begin_task`, after everything has grown."""
         for name, parameter in parameters:
             if not parameter.requires_grad:
                 continue
@@ -57,5 +57,5 @@ class PerParameter(Stateful):
 
 
 def _key(name: str) -> str:
-    """The buffer of a parameter: torch forbids dots, and the first slash keeps clear of attributes."""
+    """The name of a parameter's buffer: torch forbids dots, and the first slash avoids clashes with attributes."""
     return "/" + name.replace(".", "/")

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from everlearn.backbones.backbone import Backbone, Block
 
 
+SITES = ("query", "key", "value", "heads", "attention", "mlp", "output")
+"""The sites of a block that a point can modify."""
+
+
 @dataclass(frozen=True)
 class Point:
     """A point of the unified view: one combination of choices.
@@ -67,6 +71,11 @@ class Point:
     def __post_init__(self) -> None:
         if self.function not in ("linear", "softmax", *FUNCTIONS):
             raise unknown("function", self.function, ["linear", "softmax", *FUNCTIONS])
+        for site in self.sites or ("",):
+            if site not in SITES:
+                raise unknown("site", site, SITES)
+        if not isinstance(self.size, int) or self.size < 1:
+            raise EverlearnError(f"the size of an insertion is a whole number of at least 1, not {self.size!r}")
         if (self.function == "softmax") != (self.sites == ("heads",)):
             raise EverlearnError("the function softmax goes with the site 'heads' and no other, because only there "
                                  "keys and values are added")  # fmt: skip
@@ -208,21 +217,19 @@ def read_insertion(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _points(name: str, settings: dict[str, Any]) -> tuple[Point, ...]:
-    """The points of a named insertion with these settings, or the one that is written out."""
-    if name not in (*INSERTIONS, *FUNCTIONS, "linear", "softmax"):
+    """The points of a named insertion with these settings, or the one point that is written out."""
+    if name in INSERTIONS:
+        points = POINTS.get(name, ())
+    elif name in (*FUNCTIONS, "linear", "softmax"):
+        sites = settings.pop("sites", ())
+        points = (Point(name, (sites,) if isinstance(sites, str) else tuple(sites)),)
+    else:
         raise unknown("insertion", name, INSERTIONS)
-    try:
-        if name in INSERTIONS:
-            named = POINTS.get(name, ())
-            if settings and not named:
-                raise EverlearnError(f"the insertion '{name}' has no setting '{next(iter(settings))}'")
-            return tuple(replace(point, **settings) for point in named)
-        return (Point(name, **{**settings, "sites": tuple(settings.get("sites", ()))}),)
-    except TypeError:
-        raise unknown("setting of an insertion", next(k for k in settings if k not in SETTINGS), SETTINGS) from None
-
-
-SETTINGS = tuple(f.name for f in fields(Point) if f.name != "function")
+    known = [f.name for f in fields(Point)] if points else []
+    for setting in settings:
+        if setting not in known:
+            raise unknown(f"setting of the insertion '{name}'", setting, known)
+    return tuple(replace(point, **settings) for point in points)
 
 
 def sites(backbone: Backbone) -> dict[str, Site]:
@@ -230,7 +237,7 @@ def sites(backbone: Backbone) -> dict[str, Site]:
     found = []
     for index in range(backbone.depth):
         block = backbone.block(index)
-        found += [getattr(block, name) for name in ("query", "key", "value", "heads", "attention", "mlp", "output")]
+        found += [getattr(block, name) for name in SITES]
         found += block.operations
     with_tokens = {site.name: site for site in found}
     with contextlib.suppress(EverlearnError):  # rotary positions: no token joins, no delta was made for it

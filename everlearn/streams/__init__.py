@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from everlearn.streams.packaged import PACKAGED
@@ -118,8 +119,8 @@ def load(
     (10, 1500, 450, 150)
     """
     arguments = dict(locals())
-    from everlearn.streams.build import Options, build
+    from everlearn.streams.build import build
 
     defaults = {key: parameter.default for key, parameter in inspect.signature(load).parameters.items()}
     given = {key: value for key, value in arguments.items() if key != "name" and value != defaults[key]}
-    return build(Options(**arguments), given)
+    return build(SimpleNamespace(**arguments), given)

@@ -12,9 +12,10 @@ from everlearn.streams.digits import read_digits
 from everlearn.streams.hub import read_hub
 from everlearn.streams.images import only_decodable
 from everlearn.streams.packaged import PACKAGED
-from everlearn.streams.readers import COMMON_NAMES, read_table
+from everlearn.streams.readers import COMMON_NAMES, ColumnNames, read_table
 from everlearn.streams.records import BadRows, Table, of_split, with_ids
 from everlearn.streams.retrieval import find_retrieval_files, make_retrieval_tasks
+from everlearn.streams.splits import Parts, Shares
 from everlearn.streams.steps import Step, classes_of, make_tasks
 from everlearn.streams.stream import Stream, Task
 
@@ -81,7 +82,7 @@ def _refuse_other_options(given: dict[str, Any], allowed: frozenset[str], what: 
             raise EverlearnError(f"{key} does not apply to {what}; it applies to {', '.join(homes)}: drop it")
 
 
-def _shares(options: SimpleNamespace, or_file: str = "") -> dict[str, float | str]:
+def _shares(options: SimpleNamespace, or_file: str = "") -> Shares:
     """The shares to take for testing and validation, or the files with these examples where the kind allows them."""
     shares = {"test": options.test, "validation": options.validation}
     for name, share in shares.items():
@@ -93,21 +94,21 @@ def _shares(options: SimpleNamespace, or_file: str = "") -> dict[str, float | st
 
 def _labelled_tasks(options: SimpleNamespace, kind: str, bad: BadRows) -> tuple[list[Task], list[str]]:
     by_domain = kind == "domain-incremental"
-    table = _with_part_files(_read(options.name, options, by_domain, bad), options, by_domain, bad)
+    shares = _shares(options, ", or a file")
+    table = _with_part_files(_read(options.name, options, by_domain, bad), shares, options, by_domain, bad)
     if options.new:
         table = old_then_new.join(table, _read(options.new, options, by_domain, bad))
         by_domain = True  # the domains are "old" and "new"
     records = with_ids(table.records, bad)
     sides = old_then_new.sides(records) if options.new else [records]
-    shares = {name: 0.0 if isinstance(share, str) else share for name, share in _shares(options).items()}
     parts = splits.merge(
-        splits.make_splits(side, table.source, **shares, seed=options.split_seed, by_domain=by_domain) for side in sides
+        splits.make_splits(side, table.source, shares, seed=options.split_seed, by_domain=by_domain) for side in sides
     )
     domains = ["old", "new"]
     if kind == "domain-incremental":
-        domains = domain_incremental.choose_domains(records, options.domain_list, table.source, bad)
-        parts = domain_incremental.of_domains(parts, domains)
-    parts = splits.without_classes(parts, splits.unlearnable(parts, bad))
+        domains = domain_incremental.choose_domains(records, options.domains, table.source, bad)
+        parts = splits.having(parts, "domain", domains)
+    parts = splits.learnable(parts, bad)
     notes = [*table.notes, *splits.repeated_inputs(parts)]
     parts = splits.limit(
         parts,
@@ -127,7 +128,7 @@ def _labelled_tasks(options: SimpleNamespace, kind: str, bad: BadRows) -> tuple[
     return tasks, [*notes, *left_out]
 
 
-def _steps(options: SimpleNamespace, kind: str, parts: splits.Parts, classes: list[str], domains: list[str]) -> list[Step]:
+def _steps(options: SimpleNamespace, kind: str, parts: Parts, classes: list[str], domains: list[str]) -> list[Step]:
     if kind == "domain-incremental" or options.new:
         return domain_incremental.steps(parts, classes, domains)
     if kind == "old-then-new":
@@ -146,30 +147,30 @@ def _read(name: str, options: SimpleNamespace, by_domain: bool, bad: BadRows) ->
         return read_digits()
     path = str(Path(__file__).parent / "data" / f"{name}.parquet") if name in PACKAGED else name
     hub = name.removeprefix("hub:")
-    table = None if hub != name else read_table(path, options.columns, bad, by_domain=by_domain)
+    table = None if hub != name else read_table(path, _columns(options), bad, by_domain=by_domain)
     if table is not None:
         return table
     if hub == name and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise DataError(f"{name}: no such file or folder; check the path")
     if hub != name or "/" in name:
-        return read_hub(hub, options.columns, bad)
+        return read_hub(hub, _columns(options), bad)
     raise EverlearnError(f"{unknown('stream', name, PACKAGED)}; or give a file, a folder or hub:owner/name")
 
 
-def _with_part_files(table: Table, options: SimpleNamespace, by_domain: bool, bad: BadRows) -> Table:
+def _with_part_files(table: Table, shares: Shares, options: SimpleNamespace, by_domain: bool, bad: BadRows) -> Table:
     """The table, with its test and validation examples read from separate files if these are given."""
-    for split, share in _shares(options).items():
+    for split, share in shares.items():
         default = 0.2 if split == "test" else 0.0
         has_own = bool(of_split(table.records, split))
         if has_own and share != default:
             raise EverlearnError(f"{table.source} has its own {split} split; drop {split}={share}")
         if isinstance(share, str):
-            part = read_table(share, options.columns, bad, by_domain=by_domain)
+            part = read_table(share, _columns(options), bad, by_domain=by_domain)
             if part is None:
                 raise DataError(f"{share}: no such file or folder; check {split}=")
             table = Table.join([table, part.as_split(split)])
     return table
 
 
-def _shares(options: SimpleNamespace) -> dict[str, float | str]:
-    return {"test": options.test, "validation": options.validation}
+def _columns(options: SimpleNamespace) -> ColumnNames:
+    return {role: getattr(options, f"{role}_column") for role in COMMON_NAMES}

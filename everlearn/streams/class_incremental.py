@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from everlearn.errors import EverlearnError
-from everlearn.streams.splits import Parts
+from everlearn.streams.splits import Parts, having
 from everlearn.streams.steps import Step
 
 
@@ -14,13 +14,7 @@ def steps(parts: Parts, classes: list[str], sizes: list[int], names: list[str] |
     ends = np.cumsum(sizes).tolist()
     groups = [classes[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     names = names or [f"task {i}" for i in range(1, len(groups) + 1)]
-    return [Step(name, group, of_classes(parts, group)) for name, group in zip(names, groups, strict=True)]
-
-
-def of_classes(parts: Parts, classes: list[str]) -> Parts:
-    """The records that belong to these classes."""
-    wanted = set(classes)
-    return {split: [r for r in records if r.label in wanted] for split, records in parts.items()}
+    return [Step(name, group, having(parts, "label", group)) for name, group in zip(names, groups, strict=True)]
 
 
 def task_sizes(classes: int, tasks: int | None, base: int | None, increment: int | None) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from everlearn.errors import EverlearnError, unknown
 from everlearn.streams.records import BadRows, Record
-from everlearn.streams.splits import Parts
+from everlearn.streams.splits import Parts, having
 from everlearn.streams.steps import Step, classes_of
 
 
@@ -12,16 +12,10 @@ def steps(parts: Parts, classes: list[str], domains: list[str]) -> list[Step]:
     """One step per domain, in order, with the classes that occur in its training examples."""
     made = []
     for domain in domains:
-        own = {split: [r for r in records if r.domain == domain] for split, records in parts.items()}
+        own = having(parts, "domain", [domain])
         present = set(classes_of(own["train"]))
         made.append(Step(domain, [name for name in classes if name in present], own))
     return made
-
-
-def of_domains(parts: Parts, domains: list[str]) -> Parts:
-    """The records that belong to these domains."""
-    wanted = set(domains)
-    return {split: [r for r in records if r.domain in wanted] for split, records in parts.items()}
 
 
 def choose_domains(records: list[Record], domains: list[str] | None, source: str, bad: BadRows) -> list[str]:

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +104,6 @@ def _checked_header(path: Path, header: list[str]) -> list[str]:
     return header
 
 
-def _read_csv(path: Path, bad: BadRows) -> Columns:
-    return _read_delimited(path, bad, ",")
-
-
-def _read_tsv(path: Path, bad: BadRows) -> Columns:
-    return _read_delimited(path, bad, "\t")
-
-
 def _read_jsonl(path: Path, bad: BadRows) -> Columns:
     objects, lines = [], []
     for line, text in enumerate(_text(path).split("\n"), start=1):
@@ -164,8 +157,8 @@ def _read_lines(path: Path, bad: BadRows) -> Columns:
 
 
 READERS: dict[str, Callable[[Path, BadRows], Columns]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": partial(_read_delimited, delimiter=","),
+    ".tsv": partial(_read_delimited, delimiter="\t"),
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".parquet": _read_parquet,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 from everlearn.errors import DataError, EverlearnError
@@ -63,7 +62,7 @@ def read_image_folder(root: Path, bad: BadRows, *, by_domain: bool = False) -> T
     """
     records = []
     for split, folder in _split_folders(root):
-        for domain, parent in _domain_folders(folder) if by_domain else [(None, folder)]:
+        for domain, parent in [(below.name, below) for below in _folders(folder)] if by_domain else [(None, folder)]:
             for class_folder in _folders(parent):
                 for image in _images_of_class(class_folder):
                     name = image.relative_to(root).as_posix()
@@ -78,11 +77,6 @@ def _split_folders(root: Path) -> list[tuple[str | None, Path]]:
     if folders and all(folder.name.lower() in SPLIT_NAMES for folder in folders):
         return [(SPLIT_NAMES[folder.name.lower()], folder) for folder in folders]
     return [(None, root)]
-
-
-def _domain_folders(root: Path) -> Iterator[tuple[str, Path]]:
-    for folder in _folders(root):
-        yield folder.name, folder
 
 
 def _images_of_class(folder: Path) -> list[Path]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from everlearn.errors import DataError
@@ -25,29 +24,22 @@ COMMON_NAMES = {
 ROLES = ("label", "domain", "split", "id")
 
 
-@dataclass(frozen=True)
-class ColumnNames:
-    """The names of columns that the user gave. A column that is None is looked up by its usual names."""
+ColumnNames = Mapping[str, str | None]
+"""The names of columns that the user gave, by role. Other columns are looked up by their usual names."""
 
-    text: str | None = None
-    label: str | None = None
-    image: str | None = None
-    domain: str | None = None
-    split: str | None = None
-    id: str | None = None
 
-    def find(self, role: str, columns: Columns) -> str | None:
-        """The column for a role, or None if there is none.
+def find_column(role: str, columns: Columns, wanted: ColumnNames) -> str | None:
+    """The column for a role, or None if there is none.
 
-        Raises:
-            DataError: the user named a column that the file does not have.
-        """
-        named = getattr(self, role)
-        if named is not None and named not in columns.cells:
-            raise DataError(f"{columns.file}: no column '{named}'; {_found(columns)}: correct {role}_column")
-        by_lower_case = {name.lower(): name for name in reversed(columns.cells)}
-        usual = (by_lower_case[name] for name in COMMON_NAMES[role] if name in by_lower_case)
-        return named or next(usual, None)
+    Raises:
+        DataError: the user named a column that the file does not have.
+    """
+    named = wanted.get(role)
+    if named is not None and named not in columns.cells:
+        raise DataError(f"{columns.file}: no column '{named}'; {_found(columns)}: correct {role}_column")
+    by_lower_case = {name.lower(): name for name in reversed(columns.cells)}
+    usual = (by_lower_case[name] for name in COMMON_NAMES[role] if name in by_lower_case)
+    return named or next(usual, None)
 
 
 def _found(columns: Columns) -> str:
@@ -61,7 +53,7 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
         DataError: a column is missing, or a row is bad and bad rows are not skipped.
     """
     input_column, input_kind = _input_column(columns, wanted)
-    found = {role: wanted.find(role, columns) for role in (ROLES if labelled else ("id",))}
+    found = {role: find_column(role, columns, wanted) for role in (ROLES if labelled else ("id",))}
     if labelled and found["label"] is None:
         raise DataError(f"{columns.file}: no label column; {_found(columns)}: name one with label_column")
     label_names = columns.names.get(found.get("label") or "") or columns.names.get("class", [])
@@ -90,10 +82,10 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
 
 
 def _input_column(columns: Columns, wanted: ColumnNames) -> tuple[str, str]:
-    if wanted.text and wanted.image:
+    if wanted.get("text") and wanted.get("image"):
         raise DataError(f"{columns.file}: text_column and image_column are both given; give one of them")
-    text = None if wanted.image else wanted.find("text", columns)
-    image = None if wanted.text else wanted.find("image", columns)
+    text = None if wanted.get("image") else find_column("text", columns, wanted)
+    image = None if wanted.get("text") else find_column("image", columns, wanted)
     if text and image:
         raise DataError(
             f"{columns.file}: the columns '{text}' and '{image}' may both be the input; "
@@ -164,23 +156,20 @@ def read_inputs(
     """
     path, bad = Path(path), BadRows(skip=False)
     if path.is_dir():
-        images = [image for folder in [path, *_folders_below(path)] for image in images_in(folder)]
+        below = sorted(folder for folder in path.rglob("*") if folder.is_dir())
+        images = [image for folder in [path, *below] for image in images_in(folder)]
         if not images:
             raise DataError(f"{path}: the folder holds no images; give a folder of {' '.join(IMAGE_ENDINGS)}")
         table = _of_images(images, path, bad)
     elif path.suffix.lower() in IMAGE_ENDINGS:
         table = _of_images([path], path.parent, bad)
     else:
-        wanted = ColumnNames(text=text_column, image=image_column)
+        wanted = {"text": text_column, "image": image_column}
         table = to_table(read_columns(path, bad), wanted, bad, labelled=False)
     records = with_ids(table.records, bad)
     if table.input == "image":
         records = only_decodable(records, bad)
     return [record.input for record in records], [record.id for record in records]
-
-
-def _folders_below(root: Path) -> Iterable[Path]:
-    return sorted(path for path in root.rglob("*") if path.is_dir())
 
 
 def _of_images(images: list[Path], root: Path, bad: BadRows) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from everlearn.errors import DataError, EverlearnError
+from everlearn.errors import DataError
 from everlearn.streams.cells import BadCell, as_id, as_name, as_split, as_text, is_missing
 from everlearn.streams.domain_incremental import select
 from everlearn.streams.files import READERS, read_columns
 from everlearn.streams.records import BadRows, place
+from everlearn.streams.splits import Shares
 from everlearn.streams.stream import Corpus, Examples, Task
 
 
@@ -64,7 +65,7 @@ def read_documents(path: Path, titles: bool, bad: BadRows) -> dict[str, Document
         split = None if cell("split") == "all" else as_split(cell("split"))
         return Document(as_id(cell("doc_id")), text, _domain(cell, stem), split)
 
-    return {doc.id: doc for _, doc in _read(path, ("doc_id", "text"), "_corpus", document, bad)}
+    return _read(path, ("doc_id", "text"), "_corpus", document, bad)
 
 
 def read_queries(path: Path, documents: dict[str, Document], bad: BadRows) -> list[Query]:
@@ -86,19 +87,20 @@ def read_queries(path: Path, documents: dict[str, Document], bad: BadRows) -> li
         domain = _domain(cell, stem)
         return Query(as_id(cell("query_id")), as_text(cell("text")), relevant, domain, as_split(cell("split")))
 
-    return [found for _, found in _read(path, ("query_id", "text", "pos"), "_queries", query, bad)]
+    return list(_read(path, ("query_id", "text", "pos"), "_queries", query, bad).values())
 
 
 def _domain(cell: Callable[[str], Any], stem: str) -> str:
     return stem if is_missing(cell("domain")) else as_name(cell("domain"), [])
 
 
-def _read(path: Path, needed: tuple[str, ...], role: str, make: Callable, bad: BadRows) -> Iterator[tuple[str, Any]]:
-    """Yield the position of each row and what `make` builds of it; bad rows and repeated ids are skipped or refused."""
+def _read(path: Path, needed: tuple[str, ...], role: str, make: Callable, bad: BadRows) -> dict[str, Any]:
+    """What `make` builds of each row, by id; bad rows and repeated ids are skipped or refused."""
     columns = read_columns(path, bad)
     for name in needed:
         if name not in columns.cells:
             raise DataError(f"{path}: no column '{name}'; the columns are {', '.join(columns.cells)}: rename one")
+    found: dict[str, Any] = {}
     places: dict[str, str] = {}
     for i, row in enumerate(columns.rows):
         where = place(columns.file, row)
@@ -114,8 +116,8 @@ def _read(path: Path, needed: tuple[str, ...], role: str, make: Callable, bad: B
         if made.id in places:
             bad.add(where, f"the id '{made.id}' is already used at {places[made.id]}", "give each row its own id")
             continue
-        places[made.id] = where
-        yield where, made
+        found[made.id], places[made.id] = made, where
+    return found
 
 
 def make_retrieval_tasks(
@@ -123,8 +125,7 @@ def make_retrieval_tasks(
     *,
     domains: list[str] | None,
     titles: bool,
-    test: float,
-    validation: float,
+    shares: Shares,
     seed: int,
     bad: BadRows,
 ) -> tuple[list[Task], list[str]]:
@@ -140,7 +141,7 @@ def make_retrieval_tasks(
     documents = read_documents(files[0], titles, bad)
     queries = read_queries(files[1], documents, bad)
     has_test = any(query.split == "test" for query in queries)
-    queries = _with_splits(queries, test, validation, seed)
+    queries = _with_splits(queries, shares, seed)
 
     by_part: dict[tuple[str, str | None], list[Query]] = defaultdict(list)
     for query in queries:
@@ -170,13 +171,11 @@ def make_retrieval_tasks(
     return tasks, notes
 
 
-def _with_splits(queries: list[Query], test: float, validation: float, seed: int) -> list[Query]:
+def _with_splits(queries: list[Query], shares: Shares, seed: int) -> list[Query]:
     """The data set's own splits. If it has no test (or validation) queries, a seeded share of each domain is taken."""
     splits = [query.split or "train" for query in queries]
     random = np.random.RandomState(seed)
-    for name, share in (("test", test), ("validation", validation)):
-        if not 0 <= share < 1:
-            raise EverlearnError(f"{name}={share} is not a share; give a number of at least 0 and below 1")
+    for name, share in shares.items():
         if name in splits:
             continue
         rows_by_domain: dict[str, list[int]] = defaultdict(list)
@@ -184,7 +183,7 @@ def _with_splits(queries: list[Query], test: float, validation: float, seed: int
             if splits[row] == "train":
                 rows_by_domain[query.domain].append(row)
         for _, rows in sorted(rows_by_domain.items()):
-            for row in random.permutation(rows)[: round(share * len(rows))].tolist():
+            for row in random.permutation(rows)[: round(float(share) * len(rows))].tolist():
                 splits[row] = name
     return [replace(query, split=split) for query, split in zip(queries, splits, strict=True)]
 

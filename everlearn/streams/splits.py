@@ -14,6 +14,9 @@ from everlearn.streams.records import SPLITS, BadRows, Record, of_split
 Parts = dict[str, list[Record]]
 """The records of train, validation and test."""
 
+Shares = dict[str, float | str]
+"""What to take for test and validation: a share of the training examples, or all of another file."""
+
 
 def merge(several: Iterable[Parts]) -> Parts:
     """Concatenate several sets of parts, split by split."""
@@ -21,28 +24,21 @@ def merge(several: Iterable[Parts]) -> Parts:
     return {split: [record for parts in several for record in parts[split]] for split in SPLITS}
 
 
-def make_splits(
-    records: list[Record], source: str, *, test: float, validation: float, seed: int, by_domain: bool
-) -> Parts:
+def make_splits(records: list[Record], source: str, shares: Shares, *, seed: int, by_domain: bool) -> Parts:
     """The data set's own splits. If it has no test or validation split, examples are taken out of training.
 
     The share is taken from each class (from each class in each domain, if domains are tasks): at least one
     example, as long as two examples stay in training.
 
     Raises:
-        EverlearnError: a share is negative, or 1 or more.
         DataError: there are no training examples.
     """
     parts = {split: of_split(records, split) for split in SPLITS}
-    shares = {"test": test, "validation": validation}
-    for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise EverlearnError(f"{name}={share} is not a share; give a number of at least 0 and below 1, or a file")
     if not parts["train"]:
         raise DataError(f"{source}: no training examples; give some with split 'train'")
     random = np.random.RandomState(seed)
     for name, share in shares.items():
-        if share and not parts[name]:
+        if share and not isinstance(share, str) and not parts[name]:
             parts["train"], parts[name] = _take(parts["train"], share, random, by_domain)
     return parts
 
@@ -66,11 +62,11 @@ def _groups(records: list[Record], by_domain: bool) -> list[list[int]]:
     return [rows for _, rows in sorted(groups.items())]
 
 
-def unlearnable(parts: Parts, bad: BadRows) -> set[str]:
-    """The classes with fewer than two training examples. Each of their rows is a bad row.
+def learnable(parts: Parts, bad: BadRows) -> Parts:
+    """The records of all classes with at least two training examples. Each row of another class is a bad row.
 
     Raises:
-        DataError: there is such a class, and bad rows are not skipped.
+        DataError: there is another class, and bad rows are not skipped.
     """
     counts = {record.label: 0 for records in parts.values() for record in records}
     for record in parts["train"]:
@@ -80,12 +76,13 @@ def unlearnable(parts: Parts, bad: BadRows) -> set[str]:
             if counts[record.label] < 2:
                 found = "has a single training example" if counts[record.label] else "has no training example"
                 bad.add(record.place, f"the class '{record.label}' {found}", "give it more examples, or remove it")
-    return {label for label, count in counts.items() if count < 2}
+    return having(parts, "label", [label for label, count in counts.items() if count >= 2])
 
 
-def without_classes(parts: Parts, labels: set[str]) -> Parts:
-    """The records of all other classes."""
-    return {split: [record for record in rs if record.label not in labels] for split, rs in parts.items()}
+def having(parts: Parts, field: str, values: Iterable[str]) -> Parts:
+    """The records whose `field` (label or domain) has one of these values."""
+    wanted = set(values)
+    return {split: [r for r in records if getattr(r, field) in wanted] for split, records in parts.items()}
 
 
 def limit(parts: Parts, *, train: int | None, test: int | None, seed: int, by_domain: bool) -> Parts:
