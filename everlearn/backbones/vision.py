@@ -19,6 +19,7 @@ from everlearn.backbones.discover import find_block, find_blocks
 from everlearn.backbones.text import read_model
 from everlearn.errors import DataError, EverlearnError
 from everlearn.peft.delta import Site
+from everlearn.streams.images import pillow
 from everlearn.streams.inputs import Input, content
 
 VIT_TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
@@ -110,10 +111,7 @@ def decode(item: Input) -> Any:
         DataError: it cannot be decoded.
         EverlearnError: Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise EverlearnError("images need Pillow: install everlearn[vision]") from error
+    Image = pillow()
     try:
         with Image.open(io.BytesIO(content(item))) as image:
             return image.convert("RGB")

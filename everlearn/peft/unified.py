@@ -218,11 +218,12 @@ def read_insertion(text: str) -> tuple[str, dict[str, Any]]:
 
 def _points(name: str, settings: dict[str, Any]) -> tuple[Point, ...]:
     """The points of a named insertion with these settings, or the one point that is written out."""
+    if isinstance(settings.get("sites"), str):
+        settings = {**settings, "sites": (settings["sites"],)}
     if name in INSERTIONS:
         points = POINTS.get(name, ())
     elif name in (*FUNCTIONS, "linear", "softmax"):
-        sites = settings.pop("sites", ())
-        points = (Point(name, (sites,) if isinstance(sites, str) else tuple(sites)),)
+        points = (Point(name, settings.pop("sites", ())),)
     else:
         raise unknown("insertion", name, INSERTIONS)
     known = [f.name for f in fields(Point)] if points else []

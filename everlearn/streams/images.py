@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 from everlearn.errors import DataError, EverlearnError
 from everlearn.streams.records import SPLIT_NAMES, BadRows, Record, Table
@@ -11,11 +12,8 @@ from everlearn.streams.records import SPLIT_NAMES, BadRows, Record, Table
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-def reason_not_decodable(item: str | bytes | Path) -> str | None:
-    """Why an image cannot be used, or None if it can be decoded.
-
-    The whole image is decoded, because the header does not show that a file is truncated. JPEG is decoded at an
-    eighth of its size, which takes a fraction of the time.
+def pillow() -> Any:
+    """The module `PIL.Image`.
 
     Raises:
         EverlearnError: Pillow is not installed.
@@ -24,6 +22,16 @@ def reason_not_decodable(item: str | bytes | Path) -> str | None:
         from PIL import Image
     except ImportError:
         raise EverlearnError("images need Pillow; install it with `pip install everlearn[vision]`") from None
+    return Image
+
+
+def reason_not_decodable(item: str | bytes | Path) -> str | None:
+    """Why an image cannot be used, or None if it can be decoded.
+
+    The whole image is decoded, because the header does not show that a file is truncated. JPEG is decoded at an
+    eighth of its size, which takes a fraction of the time.
+    """
+    Image = pillow()
     try:
         with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
             image.draft("L", (8, 8))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from everlearn.errors import EverlearnError
+from everlearn.streams.images import pillow
 from everlearn.streams.inputs import original
 
 
@@ -30,15 +30,8 @@ class View:
     kind: ClassVar[str] = "image"
 
     def content(self) -> bytes:
-        """The view as an encoded image (PPM: nothing is lost, and nothing spent on compression).
-
-        Raises:
-            EverlearnError: Pillow is not installed.
-        """
-        try:
-            from PIL import Image
-        except ImportError as error:
-            raise EverlearnError("images need Pillow: install everlearn[vision]") from error
+        """The view as an encoded image (PPM: nothing is lost, and nothing spent on compression)."""
+        Image = pillow()
         draw = random.Random(self.seed)
         with Image.open(self.original if isinstance(self.original, Path) else io.BytesIO(self.original)) as image:
             whole = image.convert("RGB")

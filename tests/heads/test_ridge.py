@@ -116,6 +116,32 @@ def test_remove_equals_never_seen(select):
         assert gone > 1e-3 and len(head.sample.labels) == 110 - int(inside.sum()) < 110
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_where_fewer_than_a_tenth_of_the_sample_leaves_even_lambda_is_as_if_never_seen(seed):
+    x, y = data(2000, seed)
+    head, kept = learned(x, y), learned(x[120:], y[120:])
+    inside = int((head.sample.keys_of(x[:120]) < head.sample.limit - 1e-3).sum())
+    assert len(head.sample) == 110 and 0 < inside < 10  # it is full, and some of its rows leave
+    head.remove(x[:120], y[:120])
+    assert len(head.sample) == 110 - inside
+    for one, other in zip(head.sample.smallest(100), kept.sample.smallest(100), strict=True):
+        assert torch.equal(one, other) and len(one) == 100
+    assert near(head.solve(), kept.solve()) and float(head.lambda_) == float(kept.lambda_)
+    assert torch.equal(head.counts, kept.counts)
+
+
+def test_rows_that_leave_the_sample_are_replaced_in_the_choice_of_lambda():
+    """Had they only left, λ would be chosen on fewer rows than by a head that has never seen them."""
+    x, y = data(2000)
+    head = learned(x, y)
+    first, labels = (part[:9] for part in head.sample.smallest(100))
+    tenth, _ = head.sample.smallest(9)
+    assert torch.equal(first, tenth)
+    head.remove(first, labels)
+    left, _ = head.sample.smallest(100)
+    assert len(left) == 100 and torch.cdist(left.double(), first.double()).min() > 1e-3
+
+
 def test_removed_rows_are_not_replaced_out_of_order():
     """After a removal the sample still is what its limit says: any order of later arrivals gives the same."""
     x, y = data()
