@@ -15,28 +15,32 @@ BATCH = 50  # steps whose losses are written together: asking an accelerator for
 
 
 class Bar(Listener):
-    """A progress bar over the steps of a task."""
+    """A progress bar that appears with the first step."""
 
     def __init__(self, label: str, enabled: bool) -> None:
         self.label, self.enabled = label, enabled
         self.bar: Progress | None = None
 
-    def stepped(self, learning: Learning) -> None:
+    def show(self, done: int, total: int, text: str = "") -> None:
+        """Show how many steps are done."""
         if self.bar is None:
-            self.bar = Progress(learning.steps, self.label, self.enabled)
+            self.bar = Progress(total, self.label, self.enabled)
             self.bar.__enter__()
-        if learning.step % 10 == 0 or learning.step == learning.steps:
-            self.bar.text = f"loss {learning.loss.item():.3f}"
-            self.bar.show(learning.step)
+        self.bar.text = text
+        self.bar.show(done)
 
-    def fitted(self, learning: Learning) -> None:
-        self.close(None)
-
-    def close(self, kind: type[BaseException] | None) -> None:
-        """Take the bar away, also where learning was stopped by an error of this kind."""
+    def close(self, kind: type[BaseException] | None = None) -> None:
+        """Remove the bar; `kind` is the error that stopped the work, if any."""
         if self.bar is not None:
             self.bar.__exit__(kind, None, None)
             self.bar = None
+
+    def stepped(self, learning: Learning) -> None:
+        if learning.step % 10 == 0 or learning.step in (1, learning.steps):
+            self.show(learning.step, learning.steps, f"loss {learning.loss.item():.3f}")
+
+    def fitted(self, learning: Learning) -> None:
+        self.close()
 
 
 class Log(Listener):

@@ -162,9 +162,17 @@ class Session(Listener):
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
         """Inside the block Ctrl-C saves and stops, also between two chunks that the feature store encodes."""
-        store = default_store()
+        store, bar = default_store(), Bar("encoding", self.progress)
+
+        def encoded(done: int, total: int) -> None:
+            bar.show(done, total)
+            if done == total or self.stop.asked:
+                bar.close()
+            if done < total:
+                self._stop_if_asked()  # what was encoded is kept: the resumed run finds it in the store
+
         with self.stop.on_ctrl_c() as is_main_thread:
-            store.on_progress = Encoding(self) if is_main_thread else None
+            store.on_progress = encoded if is_main_thread else None
             try:
                 yield
             finally:
@@ -192,25 +200,6 @@ class Session(Listener):
             warnings.simplefilter("always", EverlearnWarning)
             warnings.showwarning = collect
             yield
-
-
-class Encoding:
-    """Shows a bar while the store encodes, and lets Ctrl-C stop it between chunks."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.bar: Progress | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        if self.bar is None:
-            self.bar = Progress(total, "encoding", self.session.progress)
-            self.bar.__enter__()
-        self.bar.advance(done - self.bar.done)
-        if done == total or self.session.stop.asked:
-            self.bar.__exit__(None, None, None)
-            self.bar = None
-        if done < total:
-            self.session._stop_if_asked()  # what was encoded is kept: the resumed run finds it in the store
 
 
 def restore_method(method: Method, saved: checkpoint.Checkpoint) -> None:

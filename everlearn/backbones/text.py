@@ -113,14 +113,11 @@ def minilm() -> TextBackbone:
         return load_text(MINILM, name="minilm", remedy="install everlearn[offline], or give a folder")
     folder = Path(spec.submodule_search_locations[0]) / "model"
     try:
-        with open(folder / "model.safetensors", "rb") as file:
-            hasher = hashlib.sha256()
-            for block in iter(lambda: file.read(1 << 20), b""):
-                hasher.update(block)
+        checksum = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     except OSError as error:
         raise EverlearnError(f"the MiniLM weights in {folder} cannot be read ({error.strerror}): "
                              "reinstall everlearn[offline]") from error  # fmt: skip
-    if (checksum := hasher.hexdigest()) != MINILM_SHA256:
+    if checksum != MINILM_SHA256:
         raise EverlearnError(
             f"the MiniLM weights in {folder} are not the published ones (sha256 {checksum[:12]}…, "
             f"expected {MINILM_SHA256[:12]}…): reinstall everlearn[offline]"
@@ -133,11 +130,15 @@ def load_text(source: str, *, name: str | None = None, remedy: str = "give a fol
     try:
         return TextBackbone(source, name=name)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EverlearnError(
-            f"backbone '{name or source}' could not be read ({reason}); no network? {remedy} "
+            f"backbone '{name or source}' could not be read ({first_line(error)}); no network? {remedy} "
             "with config.json, tokenizer and model.safetensors"
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of the message of an error, or the name of its type if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def read_model(source: str) -> Any:
@@ -158,7 +159,7 @@ def read_model(source: str) -> Any:
             source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
     except (SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
     else:
         missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
         if not missing:
@@ -172,17 +173,17 @@ def read_model(source: str) -> Any:
 
 def _sentence_settings(source: str) -> dict[str, Any]:
     """Pooling, normalisation and maximum length, from the files of sentence-transformers if there are any."""
-    pooling = _read_json(source, "1_Pooling/config.json")
-    modules = _read_json(source, "modules.json") or []
-    length = (_read_json(source, "sentence_bert_config.json") or {}).get("max_seq_length") or 512
+    pooling = read_json(source, "1_Pooling/config.json") or {}
+    modules = read_json(source, "modules.json") or []
     return {
-        "pooling": "cls" if pooling and pooling.get("pooling_mode_cls_token") else "mean",
+        "pooling": "cls" if pooling.get("pooling_mode_cls_token") else "mean",
         "normalize": any(str(module.get("type", "")).endswith("Normalize") for module in modules),
-        "max_length": length,
+        "max_length": (read_json(source, "sentence_bert_config.json") or {}).get("max_seq_length") or 512,
     }
 
 
-def _read_json(source: str, file: str) -> Any:
+def read_json(source: str, file: str) -> Any:
+    """The content of a JSON file of a model of transformers; None if the model has no such file."""
     from transformers.utils import cached_file
 
     path = cached_file(source, file, _raise_exceptions_for_missing_entries=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import torch
 
 from everlearn.backbones.backbone import Backbone, Block, Hidden, config_hash, has_bfloat16
 from everlearn.backbones.discover import find_block, find_blocks
-from everlearn.backbones.text import read_model
+from everlearn.backbones.text import first_line, read_json, read_model
 from everlearn.errors import DataError, EverlearnError
 from everlearn.peft.delta import Site
 from everlearn.streams.images import pillow
@@ -139,9 +138,8 @@ def load_timm(name: str) -> VisionBackbone:
         options = {"img_size": int(size)} if size else {}
         model = timm.create_model(model_name, pretrained=file is None, num_classes=0, **options)
     except Exception as error:  # timm and the hub raise many kinds of error; each means that there is no model
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EverlearnError(
-            f"backbone '{name}' could not be read ({reason}); no network? set EVERLEARN_WEIGHTS to a folder "
+            f"backbone '{name}' could not be read ({first_line(error)}); no network? set EVERLEARN_WEIGHTS to a folder "
             "that holds its safetensors file, or give the path of the file"
         ) from error
     if not hasattr(model, "blocks") or not hasattr(model, "norm_pre"):
@@ -158,18 +156,14 @@ def load_timm(name: str) -> VisionBackbone:
 
 def load_transformers(source: str) -> VisionBackbone:
     """Load a ViT, DeiT or DINOv2 model of transformers, by its hub name or from a local folder."""
-    from transformers.utils import cached_file
-
     try:
         model = read_model(source)
-        path = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+        config = read_json(source, "preprocessor_config.json") or {}
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EverlearnError(
-            f"backbone '{source}' could not be read ({reason}); no network? give a local folder with "
+            f"backbone '{source}' could not be read ({first_line(error)}); no network? give a local folder with "
             "config.json and model.safetensors"
         ) from error
-    config = json.loads(Path(path).read_text()) if path else {}
     half = [0.5, 0.5, 0.5]
     crop = config.get("crop_size") if config.get("do_center_crop") else config.get("size")
     pixels = _side(crop) or model.config.image_size
@@ -222,9 +216,8 @@ def _load_weights(model: Any, file: Path) -> None:
         weights = {name: t.float() for name, t in load_file(file).items() if not name.startswith("head")}
         model.load_state_dict(checkpoint_filter_fn(weights, model))
     except (SafetensorError, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise EverlearnError(
-            f"weights file {file} cannot be used ({reason}): it is damaged, incomplete or for another model; "
+            f"weights file {file} cannot be used ({first_line(error)}): it is damaged, incomplete or for another model; "
             "download or copy it again"
         ) from error
 

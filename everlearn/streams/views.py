@@ -35,8 +35,9 @@ class View:
         draw = random.Random(self.seed)
         with Image.open(self.original if isinstance(self.original, Path) else io.BytesIO(self.original)) as image:
             whole = image.convert("RGB")
-        side = max(whole.size)
-        view = whole.resize((side, side), Image.Resampling.BICUBIC, box=_crop(*whole.size, draw))
+        width, height = whole.size
+        side = max(width, height)
+        view = whole.resize((side, side), Image.Resampling.BICUBIC, box=_crop(width, height, draw))
         if draw.random() < 0.5:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         encoded = io.BytesIO()

@@ -56,6 +56,42 @@ def test_removal_needs_the_right_label_and_keeps_the_rest():
     assert sorted(sample.labels.tolist()) == list(range(2, 20))
 
 
+@pytest.mark.parametrize("capacity", [500, 10000])
+def test_every_row_that_is_kept_can_leave(capacity):
+    rows, labels = torch.randn(3000, 6), torch.arange(3000)
+    sample = ContentSample(6, capacity)
+    sample.add(rows, labels)
+    assert len(sample) == min(capacity, 3000)
+    sample.remove(rows, labels)
+    assert len(sample) == 0
+
+
+def test_the_smallest_are_what_a_smaller_sample_would_keep():
+    rows, labels = torch.randn(300, 6), torch.arange(300)
+    large, small = ContentSample(6, 80), ContentSample(6, 50)
+    for sample in (large, small):
+        sample.add(rows, labels)
+    features, found = large.smallest(50)
+    assert torch.equal(features, small.features) and torch.equal(found, small.labels)
+    assert len(large.smallest(80)[1]) == len(large.smallest(1000)[1]) == 80
+    large.remove(features[:20], found[:20])
+    without = ContentSample(6, 50)
+    rest = ~torch.isin(labels, found[:20])
+    without.add(rows[rest], labels[rest])
+    assert torch.equal(large.smallest(50)[1], without.labels)
+
+
+def test_a_merge_gives_labels_their_places():
+    rows, labels = torch.randn(40, 6), torch.arange(40) % 4
+    one, other, both = (ContentSample(6, 25) for _ in range(3))
+    places = torch.tensor([2, 0, 3, 1])
+    one.add(rows[:20], labels[:20])
+    other.add(rows[20:], places.argsort()[labels[20:]])
+    both.add(rows, labels)
+    one.merge(other, places)
+    assert torch.equal(one.keys, both.keys) and torch.equal(one.labels, both.labels)
+
+
 def test_loads_into_a_fresh_sample_and_copies_are_independent():
     rows, labels = torch.randn(50, 6), torch.arange(50)
     sample, fresh = ContentSample(6, 10), ContentSample(6, 10)

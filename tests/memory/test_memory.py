@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from everlearn.errors import EverlearnError
 from everlearn.heads.linear import Linear
 from everlearn.memory.memory import Memory
 from everlearn.memory.per_parameter import PerParameter
+from everlearn.memory.policies import Balanced
 from everlearn.streams.stream import NO_EXAMPLES, Examples
 
 torch.set_num_threads(1)
@@ -130,6 +132,181 @@ def test_copies_are_independent_and_a_checkpoint_leaves_no_second_copy():
     packed = sum(value.nbytes for value in memory.state_dict().values())
     assert memory.stored_bytes() == 5 * (len("text 0 é".encode()) + 8 + len("id0")) <= packed
     assert sum(buffer.numel() for buffer in memory.buffers()) == 2  # the two counters
+
+
+# -- budgets and policies ----------------------------------------------------------------------
+def even(start, stop, classes=3):
+    """Examples of 20 bytes each: 8 of text, 4 of id, 8 of label."""
+    numbers = range(start, stop)
+    return Examples(
+        [f"text {i:03}" for i in numbers], torch.tensor([i % classes for i in numbers]), [f"i{i:03}" for i in numbers]
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 7, 50])
+def test_within_a_budget_of_bytes_every_example_is_equally_likely_to_be_kept(batch):
+    total, room, trials = 50, 10, 100 if batch == 1 else 600
+    kept = np.zeros(total)
+    for seed in range(trials):
+        memory = Memory(bytes=20 * room + 19, seed=seed)  # 19 bytes are room for nothing
+        for start in range(0, total, batch):
+            memory.add(even(start, min(total, start + batch)))
+            assert memory.stored_bytes() <= 20 * room
+        assert len(memory) == room and memory.stored_bytes() == 20 * room
+        for name in memory.examples().ids:
+            kept[int(name[1:])] += 1
+    p = room / total
+    chi_square = ((kept - trials * p) ** 2 / (trials * p * (1 - p))).sum() * (total - 1) / total
+    assert chi_square < 85.4  # 49 degrees of freedom: exceeded by chance once in a thousand
+
+
+@pytest.mark.parametrize("policy", [None, Balanced()])
+def test_a_budget_of_bytes_holds_for_examples_of_any_size_with_all_that_is_kept_of_them(policy, tmp_path):
+    draw = np.random.default_rng(0)
+    for room in (0, 50, 400, 3000):
+        memory = Memory(bytes=room, policy=policy)
+        for start in range(0, 60, 6):
+            inputs = ["é" * int(size) for size in draw.integers(0, 60, 6)]
+            path = tmp_path / f"{room}-{start}.png"
+            path.write_bytes(b"x" * int(draw.integers(1, 80)))
+            examples = Examples([*inputs[:5], path], torch.arange(6) % 3, [f"id{start + i}" for i in range(6)])
+            memory.add(examples, logits=torch.zeros(6, 4))
+            assert memory.stored_bytes() <= room
+        held = memory.examples()
+        by_hand = sum(
+            len(item if isinstance(item, bytes) else item.encode()) + len(name) + 8 + 4 * 4
+            for item, name in zip(held.inputs, held.ids, strict=True)
+        )
+        assert by_hand == memory.stored_bytes()
+        assert (len(memory) > 0) == (room >= 400) and int(memory.seen) == 60
+    assert memory.stored_bytes() > room - 200  # no more is left than one example takes
+
+
+def test_the_tighter_of_two_budgets_holds():
+    for examples, room, left in ((5, 1000, 5), (50, 100, 5), (0, 1000, 0), (5, 0, 0)):
+        memory = Memory(examples, bytes=room)
+        memory.add(even(0, 40))
+        assert len(memory) == left
+    for wrong in ({"examples": -1}, {"bytes": -1}):
+        with pytest.raises(EverlearnError, match="fewer than 0 examples or bytes"):
+            Memory(**wrong)
+
+
+@pytest.mark.parametrize("batch", [1, 11, 200])
+def test_a_balanced_memory_keeps_equally_many_of_every_class(batch):
+    labels = torch.tensor([0] * 150 + [1] * 2 + [2] * 40 + [3] * 8)
+    order = torch.randperm(200)
+    memory = Memory(20, policy=Balanced(), seed=1)
+    for rows in order.split(batch):
+        memory.add(Examples([f"text {i}" for i in rows], labels[rows], [f"id{i}" for i in rows]))
+    assert memory.examples().labels.bincount().tolist() == [6, 2, 6, 6]
+    assert all(labels[int(name[2:])] == label for name, label in zip(memory.examples().ids, memory.examples().labels,
+                                                                     strict=True))  # fmt: skip
+    memory.add(Examples([f"new {i}" for i in range(30)], torch.full((30,), 4), [f"new{i}" for i in range(30)]))
+    counts = memory.examples().labels.bincount()
+    assert counts.sum() == 20 and counts[1] == 2 and counts[[0, 2, 3, 4]].min() >= 4
+
+
+@pytest.mark.parametrize("batch", [5, 30])
+def test_in_a_balanced_memory_every_example_of_a_class_is_equally_likely_to_be_kept(batch):
+    total, trials, kept = 30, 600, np.zeros(30)
+    labels = torch.tensor([0] * 20 + [1] * 10)
+    for seed in range(trials):
+        memory = Memory(8, policy=Balanced(), seed=seed)
+        for rows in torch.arange(total).split(batch):
+            memory.add(Examples([f"text {i}" for i in rows], labels[rows], [f"{i}" for i in rows]))
+        assert memory.examples().labels.bincount().tolist() == [4, 4]
+        for name in memory.examples().ids:
+            kept[int(name)] += 1
+    for members, most in ((slice(0, 20), 43.8), (slice(20, 30), 27.9)):  # once in a thousand
+        n = members.stop - members.start
+        p = 4 / n
+        assert ((kept[members] - trials * p) ** 2 / (trials * p * (1 - p))).sum() * (n - 1) / n < most
+
+
+def test_what_a_policy_of_ones_own_prefers_is_kept():
+    memory = Memory(3, policy=lambda candidates: candidates.columns["loss"].argsort(descending=True))
+    for start in range(0, 30, 10):
+        memory.add(even(start, start + 10), loss=torch.arange(start, start + 10) * (-1.0) ** torch.arange(10))
+    assert list(memory.examples().ids) == ["i024", "i026", "i028"]
+
+
+# -- named columns -----------------------------------------------------------------------------
+def number(name):
+    return int(name[1:])
+
+
+def logits(examples, width):
+    """Scores that tell whose they are: row i of example n is n + i/10."""
+    return torch.tensor([[number(name) + k / 10 for k in range(width)] for name in examples.ids])
+
+
+def test_named_columns_stay_with_their_examples():
+    memory = Memory(12, seed=3)
+    for start in range(0, 60, 6):
+        part = even(start, start + 6)
+        own = torch.tensor([number(name) for name in part.ids])
+        memory.add(part, logits=logits(part, 2), task=own, maps=own.float()[:, None, None].expand(-1, 2, 2))
+    for examples in (memory.examples(), memory.sample(5), memory.sample(99), memory.examples()[[3, 1]]):
+        numbers = torch.tensor([number(name) for name in examples.ids])
+        assert torch.equal(examples.columns["logits"], logits(examples, 2))
+        assert torch.equal(examples.columns["task"], numbers)
+        assert torch.equal(examples.columns["maps"], numbers.float()[:, None, None].expand(-1, 2, 2))
+    memory.remove(memory.examples().ids[:4])
+    assert torch.equal(memory.examples().columns["logits"], logits(memory.examples(), 2)) and len(memory) == 8
+
+
+def test_columns_come_with_the_examples_too_and_are_not_shared_with_the_giver():
+    memory, scores = Memory(), torch.zeros(3, 2, requires_grad=True)
+    part = even(0, 3)
+    given = Examples(part.inputs, part.labels, part.ids, columns={"logits": scores, "age": torch.tensor([5, 6, 7])})
+    memory.add(given, age=torch.tensor([1, 2, 3]))
+    assert memory.examples().columns["age"].tolist() == [1, 2, 3]  # what is said to `add` wins
+    assert not memory.examples().columns["logits"].requires_grad and set(given.columns) == {"logits", "age"}
+
+
+def test_a_column_that_grows_or_comes_later_is_blank_where_it_is_not_known():
+    memory = Memory()
+    memory.add(even(0, 2), logits=torch.ones(2, 2), route=torch.tensor([[7], [8]]))
+    memory.add(even(2, 3), logits=torch.full((1, 4), 2.0), route=torch.tensor([[3, 4]]), task=torch.tensor([5]),
+               loss=torch.tensor([0.5]))  # fmt: skip
+    memory.add(even(3, 4))
+    memory.add(even(4, 5), logits=torch.full((1, 1), 3.0))  # narrower than those before
+    columns, nan = memory.examples().columns, float("nan")
+    expected = torch.tensor([[1, 1, nan, nan], [1, 1, nan, nan], [2, 2, 2, 2], [nan] * 4, [3, nan, nan, nan]])
+    torch.testing.assert_close(columns["logits"], expected, equal_nan=True, rtol=0, atol=0)
+    assert columns["route"].tolist() == [[7, -1], [8, -1], [3, 4], [-1, -1], [-1, -1]]
+    assert columns["task"].tolist() == [-1, -1, 5, -1, -1] and columns["task"].dtype == torch.long
+    loss = torch.tensor([nan, nan, 0.5, nan, nan])
+    torch.testing.assert_close(columns["loss"], loss, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("policy", [None, Balanced()])
+@pytest.mark.parametrize("limits", [{"examples": 7}, {"bytes": 400}, {}])
+def test_a_resumed_memory_with_columns_is_and_draws_the_same(limits, policy, tmp_path):
+    memory = Memory(**limits, policy=policy, seed=5)
+    first = even(0, 20)
+    memory.add(first, logits=logits(first, 2), task=torch.zeros(20, dtype=torch.long))
+    memory.sample(3)
+    save_file(memory.state_dict(), tmp_path / "memory.safetensors")
+    fresh = Memory(**limits, policy=policy, seed=5)
+    fresh.load_state_dict(load_file(tmp_path / "memory.safetensors"))
+    assert fresh.examples().columns.keys() == memory.examples().columns.keys() == {"logits", "task", "draw"}
+    more = even(20, 60)
+    for each in (memory, fresh):
+        each.add(more, logits=logits(more, 4), age=torch.arange(40))
+    assert list(fresh.sample(4).ids) == list(memory.sample(4).ids)
+    a, b = memory.state_dict(), fresh.state_dict()
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        torch.testing.assert_close(a[name], b[name], equal_nan=True, rtol=0, atol=0)
+    again = Memory(**limits, policy=policy, seed=5)
+    again.add(even(90, 93), other=torch.zeros(3))  # what it held before it is loaded is gone
+    again.load_state_dict(a)
+    assert again.examples().columns.keys() == memory.examples().columns.keys()
+    assert list(again.examples().ids) == list(memory.examples().ids)
+    assert sum(buffer.numel() for buffer in memory.buffers()) == 2  # a checkpoint leaves no second copy
 
 
 def test_per_parameter_grows_with_the_head_and_names_survive(tmp_path):
