@@ -80,8 +80,8 @@ def write(args: argparse.Namespace, called: str, before: float, rows: list[Any],
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for insertion, trained, final, after, likeness in sorted(rows, key=lambda row: -row[3]):
-        lines.append(f"| {insertion} | {trained:,} | {100 * final:.1f} | {100 * after:.1f} | {100 * (before - after):.1f} "
-                     f"| {likeness:.3f} |")  # fmt: skip
+        lines.append(f"| {insertion} | {trained:,} | {100 * final:.1f} | {100 * after:.1f} "
+                     f"| {100 * (before - after):.1f} | {likeness:.3f} |")  # fmt: skip
     write_page("frozen_forgets", lines)
 
 

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from everlearn import methods, streams
 from everlearn.command_line import parse
+from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out
 from everlearn.errors import EverlearnError, unknown
 from everlearn.interrupts import Interrupted
 
@@ -88,8 +90,6 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
 def _run(args: argparse.Namespace) -> int:
     if args.help:
         return _help(args)
-    from everlearn.config import build_config, check_out, default_out
-
     if args.save_minutes <= 0 or (args.save_steps is not None and args.save_steps <= 0):
         raise EverlearnError("--save-minutes and --save-steps must be more than 0")
     config, recipe = build_config(_options(args), file=args.config, recipe=args.recipe)
@@ -126,12 +126,8 @@ def _show(result: Any, as_json: bool) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from everlearn.config import build_config, default_out
-
-    options = _options(args)
-    config = build_config(options, recipe="none")[0]
-    named = {"stream": config["stream"], "method": {"name": "compare"}, "seed": config["seed"]}
-    out = Path(args.out) if args.out else default_out(named)
+    config = build_config(_options(args), recipe="none")[0]
+    out = Path(args.out) if args.out else default_out({**config, "method": {"name": "compare"}})
     if args.jobs is not None and args.jobs < 1:
         raise EverlearnError("--jobs must be at least 1")
     with _only_json(args.json):
@@ -153,31 +149,11 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from everlearn.report import render, write_page
+    from everlearn.report import write_report
 
-    results, text = [], None
-    for directory in args.directories:
-        if (directory / "compare.json").is_file():
-            data = _read_json(directory / "compare.json")
-            results += data.get("results", [])
-            text = data.get("recommendation") if len(args.directories) == 1 else None
-        elif (directory / "results.json").is_file():
-            results.append(_read_json(directory / "results.json"))
-        else:
-            raise EverlearnError(f"{directory} has no results.json: give the folder of a finished run, or "
-                                 f"finish this run with `everlearn resume {directory}`")  # fmt: skip
-    if not results:
-        raise EverlearnError(f"{args.directories[0]}: no method of this comparison has finished yet")
     out = args.out or (args.directories[0] if len(args.directories) == 1 else Path()) / "report.html"
-    print(write_page(render(results, text), out))
+    print(write_report(args.directories, out))
     return 0
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EverlearnError(f"{file} is not valid JSON ({error}): repeat the run in a new folder") from None
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -252,20 +228,17 @@ def _cache(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """The part of the configuration that is given on the command line."""
-    named = {"name": args.stream, "tasks": args.tasks}
-    stream = {key: value for key, value in named.items() if value is not None}
-    method = {"name": args.method} if getattr(args, "method", None) is not None else {}
-    given = {"backbone": args.backbone, "seed": args.seed}
-    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    return {**options, "stream": {**stream, **args.settings["stream"]},
-            "method": {**method, **args.settings["method"]}}  # fmt: skip
+
+    def given(**options: Any) -> dict[str, Any]:
+        return {key: value for key, value in options.items() if value is not None}
+
+    stream = {**given(name=args.stream, tasks=args.tasks), **args.settings["stream"]}
+    method = {**given(name=getattr(args, "method", None)), **args.settings["method"]}
+    return given(backbone=args.backbone, seed=args.seed, stream=stream, method=method)
 
 
 def _help(args: argparse.Namespace) -> int:
     """Print the options of `run`, then the settings of the given method and stream."""
-    from everlearn import methods, streams
-    from everlearn.config import ELSEWHERE, arguments
-
     if args.method and ":" not in args.method and args.method not in methods.names():
         raise unknown("method", args.method, methods.names())
     args.parser.print_help()
@@ -276,18 +249,16 @@ def _help(args: argparse.Namespace) -> int:
         named["stream"] = streams.load
     for section, function in named.items():
         print(f"\nsettings of the {section} {getattr(args, section)}:")
-        for argument in arguments(function).values():
-            if argument.name not in ELSEWHERE:
-                head = f"  --{section}.{argument.name} ({argument.type_name}, default {argument.default!r})"
+        for name, argument in arguments(function).items():
+            if name not in ELSEWHERE:
+                head = f"  --{section}.{name} ({argument.type_name}, default {argument.default!r})"
                 print(head, *textwrap.wrap(argument.help, 90), sep="\n      ")
     return 0
 
 
-@contextlib.contextmanager
-def _only_json(redirect: bool) -> Iterator[None]:
+def _only_json(redirect: bool) -> contextlib.AbstractContextManager[Any]:
     """Redirect the output of libraries to stderr, so that programs can read standard output."""
-    with contextlib.redirect_stdout(sys.stderr) if redirect else contextlib.nullcontext():
-        yield
+    return contextlib.redirect_stdout(sys.stderr) if redirect else contextlib.nullcontext()
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everlearn.config import Config, build_config, check_collection, check_out, find_recipe, merge
+from everlearn import backbones, streams
+from everlearn import methods as registry
+from everlearn.config import Config, build_config, check_collection, check_out, find_recipe
 from everlearn.errors import EverlearnError, unknown
 from everlearn.files import write_whole
 from everlearn.recommendation import recommendation
@@ -86,22 +88,18 @@ def compare(
     >>> [results["method"] for results in compare("joint,simplecil", "digits", backbone="tiny")]
     ['simplecil', 'joint']
     """
-    from everlearn import backbones, streams
-
-    config = build_config({"backbone": backbone, "seed": seed}, recipe="none")[0]
+    options: Config = {"backbone": backbone, "seed": seed}
     if isinstance(stream, (str, dict)):
-        config = build_config(merge(config, {"stream": stream}), recipe="none")[0]
-        name = config["stream"]["name"]
-    else:
-        name = stream.name
-        if jobs > 1:
-            raise EverlearnError("jobs: more than one job needs a stream given by name, not a Stream object")
+        options["stream"] = stream
+    elif jobs > 1:
+        raise EverlearnError("jobs: more than one job needs a stream given by name, not a Stream object")
+    config = build_config(options, recipe="none")[0]
     if jobs > 1 and out is None:
         raise EverlearnError("jobs: more than one job needs a folder, out")
+    name = config["stream"]["name"] if isinstance(stream, (str, dict)) else stream.name
     entries = _entries(select(methods), name, recipe)
     if isinstance(stream, (str, dict)):
-        section = dict(config["stream"])
-        stream = streams.load(section.pop("name"), **section)
+        stream = streams.load(**config["stream"])
 
     folder = Path(out) if out is not None else None
     if folder is not None:
@@ -154,8 +152,6 @@ def select(methods: str | Sequence[str | Config]) -> list[str | Config]:
     >>> select("ranpac,joint,ranpac")
     ['ranpac', 'joint']
     """
-    from everlearn import methods as registry
-
     chosen: list[str | Config] = []
     for word in methods.split(",") if isinstance(methods, str) else methods:
         word = word.strip() if isinstance(word, str) else word
@@ -171,20 +167,14 @@ def select(methods: str | Sequence[str | Config]) -> list[str | Config]:
 
 
 def _family(family: str) -> list[str]:
-    from everlearn import methods as registry
-
-    families: dict[str, list[str]] = {}
-    for name in registry.names():
-        families.setdefault(registry.get(name).tags.family, []).append(name)
-    if family not in families:
-        raise unknown("family", family, families)
-    return families[family]
+    families = {name: registry.get(name).tags.family for name in registry.names()}
+    if family not in families.values():
+        raise unknown("family", family, set(families.values()))
+    return [name for name in families if families[name] == family]
 
 
 def _entries(chosen: Sequence[str | Config], stream: str, recipe: str) -> list[Entry]:
     """Check the methods and sort them by cost, cheapest first."""
-    from everlearn import methods as registry
-
     entries: dict[str, Entry] = {}
     collection = stream if check_collection(recipe) == "auto" else recipe
     for method in chosen:
@@ -249,12 +239,10 @@ def _learn_beside(
     keep: Callable[[str, Results], None],
 ) -> None:  # fmt: skip
     """Run the methods in parallel; methods that retrain on all data take longest, so they start first."""
-    from everlearn.processes import Planned, side_by_side
+    from everlearn.processes import Run, side_by_side
 
     by_label = {entry.label: entry for entry in sorted(entries, key=lambda e: not e.cls.tags.retrains)}
-    planned = [
-        Planned(label, folder / label, {**config, "method": e.settings}, tasks) for label, e in by_label.items()
-    ]  # fmt: skip
+    runs = [Run(label, folder / label, {**config, "method": e.settings}, tasks) for label, e in by_label.items()]
     for entry in by_label.values():
         say(entry, f"settings: {entry.origin}")
 
@@ -263,7 +251,7 @@ def _learn_beside(
             say(by_label[label], f"failed: {result['error']}")
         keep(label, result)
 
-    side_by_side(planned, jobs, finished, progress)
+    side_by_side(runs, jobs, finished, progress)
 
 
 def _claim(folder: Path, statement: Config, entries: Sequence[Entry]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
+from everlearn import backbones, methods, streams
 from everlearn.errors import EverlearnError, unknown
 
 Config = dict[str, Any]
@@ -60,8 +61,6 @@ def build_config(
     base = merge(merge(DEFAULTS, names), read_config(path))
     config = merge(merge(base, from_file), options)
     if (asked := config["method"].get("train")) is not None:
-        from everlearn import methods
-
         train = arguments(methods.get(method)).get("train")
         if asked != base["method"].get("train", train and train.default):
             base["method"].pop("lr", None)  # it was chosen for what the recipe trains, not for what was asked for
@@ -124,8 +123,6 @@ def check_config(config: Config) -> Config:
     Raises:
         EverlearnError: an unknown name or key (the message suggests a similar one), or a value of the wrong type.
     """
-    from everlearn import backbones, methods, streams
-
     _check_sections(config, "key")
     config = merge(DEFAULTS, config)
     stream, method, backbone = dict(config["stream"]), dict(config["method"]), config["backbone"]
@@ -146,7 +143,6 @@ def check_config(config: Config) -> Config:
 class Argument:
     """One keyword argument of a method or stream: its type, default and description in the docstring."""
 
-    name: str
     type: Any
     type_name: str
     default: Any
@@ -172,7 +168,7 @@ def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
         for p in parameters:
             if p.name in named and p.name not in found:
                 shown = p.annotation if isinstance(p.annotation, str) else getattr(p.annotation, "__name__", "")
-                found[p.name] = Argument(p.name, hints.get(p.name, Any), shown, p.default, texts.get(p.name, ""))
+                found[p.name] = Argument(hints.get(p.name, Any), shown, p.default, texts.get(p.name, ""))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found

@@ -34,7 +34,7 @@ class Progress:
     not a terminal, only these lines are printed. If not `enabled`, nothing is printed.
 
     Args:
-        total: number of steps. None for a bar that is updated only with `show`; it leaves no line.
+        total: number of steps.
         label: what is in progress, for example "task 3 of 10".
 
     >>> with Progress(2, "task 1 of 1", enabled=False) as bar:
@@ -44,9 +44,8 @@ class Progress:
     display: ClassVar[Bars | None] = None
     depth: ClassVar[int] = 0
 
-    def __init__(self, total: int | None, label: str, enabled: bool = True) -> None:
+    def __init__(self, total: int, label: str, enabled: bool = True) -> None:
         self.total, self.label, self.enabled = total, label, enabled
-        self.leaves_line = total is not None
         self.done, self.text = 0, ""
 
     def __enter__(self) -> Progress:
@@ -62,7 +61,7 @@ class Progress:
             Progress.display.start()
         Progress.depth += 1
         if Progress.display:
-            self.bar = Progress.display.add_task(self.label, total=self.total, text="", visible=self.leaves_line)
+            self.bar = Progress.display.add_task(self.label, total=self.total, text="")
         return self
 
     def advance(self, n: int = 1, text: str | None = None) -> None:
@@ -71,11 +70,10 @@ class Progress:
         self.show(self.done + n)
 
     def show(self, done: int) -> None:
-        """Show that `done` of the current `total` steps are done."""
+        """Show that `done` of all steps are done."""
         self.done = done
         if self.enabled and Progress.display:
-            visible = self.leaves_line or done != self.total
-            Progress.display.update(self.bar, completed=done, total=self.total, text=self.text, visible=visible)
+            Progress.display.update(self.bar, completed=done, text=self.text)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if not self.enabled:
@@ -86,7 +84,7 @@ class Progress:
             if Progress.depth == 0:
                 Progress.display.stop()
         seconds = time.monotonic() - self.started
-        if kind is None and self.leaves_line and (Progress.depth == 0 or seconds >= 1):
+        if kind is None and (Progress.depth == 0 or seconds >= 1):
             parts = [f"{self.label}: {duration(seconds)}", self.text]
             line = ", ".join(part for part in parts if part)
             (Progress.display.console if Progress.display else Console(stderr=True, width=WIDTH)).print(
@@ -232,8 +230,6 @@ def _console() -> Console:
 
 def _spread(n: int) -> list[int]:
     """At most `SHOWN_TASKS` of n positions, evenly spaced, including the first and the last."""
-    if n <= SHOWN_TASKS:
-        return list(range(n))
     return sorted({round(k * (n - 1) / (SHOWN_TASKS - 1)) for k in range(SHOWN_TASKS)})
 
 
@@ -261,13 +257,9 @@ def _figures(results: Results) -> Table:
     names = ("final_accuracy", "average_accuracy", "forgetting", "backward_transfer", "forward_transfer")
     for name in (*names, "retention", "gain"):
         style = "bold" if name in ("retention", "gain") else ""
-        table.add_row(Text(name.replace("_", " "), style=style), percent(results[name]), Text(_plain(FORMULAS[name])))
+        formula = re.sub(r"_\{(\w)\}", r"_\1", FORMULAS[name])  # without the braces of one-character subscripts
+        table.add_row(Text(name.replace("_", " "), style=style), percent(results[name]), Text(formula))
     return table
-
-
-def _plain(formula: str) -> str:
-    """A formula for the terminal: the braces around one-character subscripts are removed."""
-    return re.sub(r"_\{(\w)\}", r"_\1", formula)
 
 
 def _gate_line(results: Results) -> Text:

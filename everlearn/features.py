@@ -162,10 +162,8 @@ class _Shelf:
         try:
             packed = file.read_bytes()
             rows = np.memmap(file.with_suffix(".f32"), np.float32, "r").reshape(-1, self.width)
-        except FileNotFoundError:
-            return  # evicted by another process between listing and opening
-        except ValueError:
-            return  # the file is truncated: leave it, and encode its examples again
+        except (FileNotFoundError, ValueError):
+            return  # evicted by another process in the meantime, or truncated: its examples are encoded again
         if len(packed) != KEY_BYTES * len(rows):
             return  # truncated as well
         self._known.add(file.stem)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,6 @@ Results = dict[str, Any]
 POLL = 0.2  # seconds between two checks of the processes
 
 
-@dataclass
-class Planned:
-    """A run to be started, or to be resumed if its folder already holds a configuration."""
-
-    label: str
-    folder: Path
-    config: dict[str, Any]
-    tasks: int
-
-
 def default_jobs() -> int:
     """The useful number of parallel runs: one on an accelerator, otherwise one per core, at most four."""
     import torch
@@ -46,7 +36,7 @@ def default_jobs() -> int:
 
 
 def side_by_side(
-    planned: Sequence[Planned], jobs: int, finished: Callable[[str, Results], None], progress: bool = False
+    runs: Sequence[Run], jobs: int, finished: Callable[[str, Results], None], progress: bool = False
 ) -> None:
     """Execute the runs in the given order, `jobs` at a time.
 
@@ -60,60 +50,61 @@ def side_by_side(
     import torch
 
     threads = max(1, torch.get_num_threads() // jobs)
-    waiting, running = list(planned), list[Process]()
+    waiting, running = list(runs), list[Run]()
     with tempfile.TemporaryDirectory() as scratch:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    running.append(Process(waiting.pop(0), Path(scratch), threads, progress))
+                    run = waiting.pop(0)
+                    run.start(Path(scratch), threads, progress)
+                    running.append(run)
                 time.sleep(POLL)
-                for process in [p for p in running if p.has_ended()]:
-                    running.remove(process)
-                    finished(process.planned.label, process.results())
+                for run in [run for run in running if run.has_ended()]:
+                    running.remove(run)
+                    finished(run.label, run.results())
         except BaseException as error:  # on any error, no run may continue in the background
-            for process in running:
-                process.process.terminate()  # the run saves and stops, even if it ignores SIGINT
+            for run in running:
+                run.process.terminate()  # the run saves and stops, even if it ignores SIGINT
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted("stopped and saved; repeat the command with the same --out to continue") from None
             raise
         finally:
-            for process in running:
-                process.process.wait()
-                process.bar.__exit__(KeyboardInterrupt, None, None)
+            for run in running:
+                run.process.wait()
+                run.bar.__exit__(KeyboardInterrupt, None, None)
 
 
 @dataclass
-class Process:
-    """One run in progress."""
+class Run:
+    """A run in a process of its own."""
 
-    planned: Planned
-    scratch: Path
-    threads: int
-    progress: bool
-    process: subprocess.Popen[bytes] = field(init=False)
+    label: str
+    folder: Path
+    config: dict[str, Any]
+    tasks: int
 
-    def __post_init__(self) -> None:
+    def start(self, scratch: Path, threads: int, progress: bool) -> None:
+        """Start the run, or resume it if its folder already holds a configuration."""
         import yaml
 
-        self.said = self.scratch / f"{self.planned.label}.txt"
-        config = self.scratch / f"{self.planned.label}.yaml"
-        config.write_text(yaml.safe_dump(self.planned.config), encoding="utf-8")
-        folder = str(self.planned.folder)
-        fresh = ["run", "--config", str(config), "--recipe", "none", "--out", folder]
-        verb = ["resume", folder] if (self.planned.folder / "config.yaml").is_file() else fresh
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        self.said = scratch / f"{self.label}.txt"
+        config = scratch / f"{self.label}.yaml"
+        config.write_text(yaml.safe_dump(self.config), encoding="utf-8")
+        fresh = ["run", "--config", str(config), "--recipe", "none", "--out", str(self.folder)]
+        verb = ["resume", str(self.folder)] if (self.folder / "config.yaml").is_file() else fresh
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         with open(self.said, "wb") as said:
             # In its own session the run gets Ctrl-C only once, from us: a second Ctrl-C cannot interrupt its saving.
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "everlearn", *verb], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=said, env=environment, start_new_session=True,
             )  # fmt: skip
-        self.bar = Progress(self.planned.tasks, self.planned.label, self.progress)
+        self.bar = Progress(self.tasks, self.label, progress)
         self.bar.__enter__()
 
     def has_ended(self) -> bool:
         """Update the progress bar and return whether the process has ended."""
-        log = self.planned.folder / "metrics.jsonl"
+        log = self.folder / "metrics.jsonl"
         if log.is_file():
             scores = [line["score"] for line in read_lines(log) if line["step"] is None]
             if scores and len(scores) != self.bar.done:
@@ -126,12 +117,12 @@ class Process:
 
     def results(self) -> Results:
         """The content of results.json; or the reason why it is missing, with the full output in error.txt."""
-        log = self.planned.folder / "error.txt"
+        log = self.folder / "error.txt"
         if self.process.returncode == 0:
             log.unlink(missing_ok=True)  # left by an earlier attempt
-            return json.loads((self.planned.folder / "results.json").read_text(encoding="utf-8"))
+            return json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
         said = self.said.read_text(encoding="utf-8", errors="replace").strip()
-        self.planned.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         log.write_text(said + "\n", encoding="utf-8")
         if self.process.returncode < 0:  # it was killed without a message, most often because memory ran out
             return {"error": f"killed by {signal.Signals(-self.process.returncode).name}; --jobs 1 needs less memory"}

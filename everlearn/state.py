@@ -53,9 +53,9 @@ class Stateful(nn.Module):
         drawn, own = state_dict.get(prefix + "checksum"), self._buffers.get("checksum")
         if drawn is not None and own is not None and not torch.equal(drawn.cpu(), own.cpu()):
             raise EverlearnError(
-                f"the saved {type(self).__name__.lower()} head has width, random features and checksum "
-                f"{drawn.tolist()}, this one {own.tolist()}: build it with the same settings and seed (where only "
-                "the checksum differs: with the same PyTorch)"
+                f"the saved {type(self).__name__.lower()} head has another width, another map of the features or other "
+                f"random features ({drawn.tolist()}) than this one ({own.tolist()}): build it with the same settings "
+                "and seed, and where only the last number differs with the same PyTorch"
             )
         for name, buffer in self._buffers.items():
             saved = state_dict.get(prefix + name)

@@ -118,9 +118,6 @@ def test_progress_off_a_terminal_is_one_line_for_each_bar_that_took_its_time(cap
             now[0] += 2
         with console.Progress(3, "soon done") as inner:
             inner.advance(3)
-        with console.Progress(None, "now and then") as other:
-            other.total = 5
-            other.show(5)
         bar.advance(2, "loss 0.5")
     with console.Progress(2, "silent", enabled=False) as bar:
         bar.advance()
@@ -133,8 +130,7 @@ def test_progress_off_a_terminal_is_one_line_for_each_bar_that_took_its_time(cap
 
 def test_progress_on_a_terminal_may_be_nested(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with pytest.raises(ValueError), console.Progress(2, "outer"), console.Progress(None, "inner") as bar:
-        bar.total = 3
+    with pytest.raises(ValueError), console.Progress(2, "outer"), console.Progress(3, "inner") as bar:
         bar.show(2)
         bar.advance(text="loss [1]")
         raise ValueError

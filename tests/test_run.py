@@ -631,6 +631,10 @@ def test_a_loaded_model_learns_one_more_task(tmp_path, name):
     before, new = right(model, stream.tasks[:3]), stream[3].train
     assert before > 0.6 and right(model, stream.tasks[3:]) == 0
     records = [streams.Record(text, f"class {k}") for text, k in zip(new.inputs, new.labels.tolist(), strict=True)]
+    for index in range(3):
+        with pytest.raises(EverlearnError, match=rf"has learned 3 tasks, and the new one has the index {index}: .*3$"):
+            learn(model.method, streams.task_from(records, model.class_names, index=index))
+    assert right(model, stream.tasks[:3]) == before
     task = streams.task_from(records, model.class_names, index=3)
     learn(model.method, task)
     assert model.class_names == [f"class {k}" for k in range(8)]

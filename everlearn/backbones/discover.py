@@ -9,9 +9,11 @@ from everlearn.errors import EverlearnError
 from everlearn.peft.delta import Site
 
 # The names that the models of transformers and timm use for the same part.
-QUERY = ("query", "q_proj", "q_lin", "q")
-KEY = ("key", "k_proj", "k_lin", "k")
-VALUE = ("value", "v_proj", "v_lin", "v")
+PROJECTIONS = {
+    "query": ("query", "q_proj", "q_lin", "q"),
+    "key": ("key", "k_proj", "k_lin", "k"),
+    "value": ("value", "v_proj", "v_lin", "v"),
+}
 FUSED = ("qkv", "Wqkv")
 ATTENTION = ("attention", "attn", "self_attn")
 ATTENTION_OUT = ("o_proj", "out_lin", "proj", "Wo", "o", "dense")
@@ -43,15 +45,10 @@ def find_block(block: nn.Module, index: int, width: int) -> Block:
 
     fused = _descendant(attention, FUSED)
     if fused is not None:
-        parts = [slice(i * width, (i + 1) * width) for i in range(3)]
-        query, key, value = (
-            site(name, fused, columns=part) for name, part in zip(("query", "key", "value"), parts, strict=True)
-        )
+        parts = (slice(i * width, (i + 1) * width) for i in range(3))
+        query, key, value = (site(name, fused, columns=part) for name, part in zip(PROJECTIONS, parts, strict=True))
     else:
-        query, key, value = (
-            site(name, _need(attention, names, name))
-            for name, names in (("query", QUERY), ("key", KEY), ("value", VALUE))
-        )
+        query, key, value = (site(name, _need(attention, names, name)) for name, names in PROJECTIONS.items())
     mlp = _child(block, MLP)
     enter, leave = (mlp, mlp) if mlp else (_need(block, MLP_IN, "feed-forward"), _need(block, MLP_OUT, "feed-forward"))
     out = _need(attention, ATTENTION_OUT, "attention output")

@@ -130,15 +130,18 @@ def load_text(source: str, *, name: str | None = None, remedy: str = "give a fol
     try:
         return TextBackbone(source, name=name)
     except (OSError, ValueError) as error:
-        raise EverlearnError(
-            f"backbone '{name or source}' could not be read ({first_line(error)}); no network? {remedy} "
-            "with config.json, tokenizer and model.safetensors"
-        ) from error
+        remedy += " with config.json, tokenizer and model.safetensors"
+        raise unreadable(name or source, error, remedy) from error
 
 
 def first_line(error: Exception) -> str:
     """The first line of the message of an error, or the name of its type if it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def unreadable(name: str, error: Exception, remedy: str) -> EverlearnError:
+    """The error for a backbone that is neither on this computer nor, as it seems, to be had from the hub."""
+    return EverlearnError(f"backbone '{name}' could not be read ({first_line(error)}); no network? {remedy}")
 
 
 def read_model(source: str) -> Any:

@@ -89,10 +89,8 @@ class TinyBackbone(Backbone):
         return [len(item) if isinstance(item, str) else 0 for item in inputs]
 
     def mask(self, prepared: dict[str, Any]) -> torch.Tensor:
-        counts = (
-            prepared["ids"] >= 0 if "ids" in prepared else prepared["pixels"].new_ones(prepared["pixels"].shape[:2])
-        )
-        return F.pad(counts.long(), (1, 0), value=1)  # the CLS token is the first
+        known = prepared["ids"] >= 0 if "ids" in prepared else torch.ones_like(prepared["pixels"][:, :, 0])
+        return F.pad(known.long(), (1, 0), value=1)  # the CLS token is the first
 
     def hidden(self, prepared: dict[str, Any]) -> Hidden:
         if "ids" in prepared:

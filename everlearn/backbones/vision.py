@@ -15,7 +15,7 @@ import torch
 
 from everlearn.backbones.backbone import Backbone, Block, Hidden, config_hash, has_bfloat16
 from everlearn.backbones.discover import find_block, find_blocks
-from everlearn.backbones.text import first_line, read_json, read_model
+from everlearn.backbones.text import first_line, read_json, read_model, unreadable
 from everlearn.errors import DataError, EverlearnError
 from everlearn.peft.delta import Site
 from everlearn.streams.images import pillow
@@ -74,10 +74,12 @@ class VisionBackbone(Backbone):
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
     def mask(self, prepared: torch.Tensor) -> torch.Tensor:
-        embeddings = self.model if self.is_timm else self.model.embeddings
-        tokens = embeddings.patch_embed.num_patches if self.is_timm else embeddings.patch_embeddings.num_patches
-        prefixed = self.model.num_prefix_tokens if self.is_timm else _prefix_tokens(embeddings)
-        return torch.ones(len(prepared), prefixed + tokens, dtype=torch.long, device=prepared.device)
+        if self.is_timm:
+            tokens = self.model.num_prefix_tokens + self.model.patch_embed.num_patches
+        else:  # before the patches come the CLS token and, in DeiT, the distillation token
+            prefixed = 1 + (getattr(self.model.embeddings, "distillation_token", None) is not None)
+            tokens = prefixed + self.model.embeddings.patch_embeddings.num_patches
+        return torch.ones(len(prepared), tokens, dtype=torch.long, device=prepared.device)
 
     def hidden(self, prepared: torch.Tensor) -> Hidden:
         with self.mixed_precision():
@@ -96,11 +98,6 @@ class VisionBackbone(Backbone):
 
     def block(self, index: int) -> Block:
         return find_block(self._blocks[index], index, self.width)
-
-
-def _prefix_tokens(embeddings: Any) -> int:
-    """The number of tokens before the patches: CLS, and the distillation token of DeiT."""
-    return 1 + (getattr(embeddings, "distillation_token", None) is not None)
 
 
 def decode(item: Input) -> Any:
@@ -138,10 +135,8 @@ def load_timm(name: str) -> VisionBackbone:
         options = {"img_size": int(size)} if size else {}
         model = timm.create_model(model_name, pretrained=file is None, num_classes=0, **options)
     except Exception as error:  # timm and the hub raise many kinds of error; each means that there is no model
-        raise EverlearnError(
-            f"backbone '{name}' could not be read ({first_line(error)}); no network? set EVERLEARN_WEIGHTS to a folder "
-            "that holds its safetensors file, or give the path of the file"
-        ) from error
+        remedy = "set EVERLEARN_WEIGHTS to a folder that holds its safetensors file, or give the path of the file"
+        raise unreadable(name, error, remedy) from error
     if not hasattr(model, "blocks") or not hasattr(model, "norm_pre"):
         raise EverlearnError(f"backbone '{name}': {model_name} is not a plain ViT")
     if file is not None:
@@ -160,10 +155,7 @@ def load_transformers(source: str) -> VisionBackbone:
         model = read_model(source)
         config = read_json(source, "preprocessor_config.json") or {}
     except (OSError, ValueError) as error:
-        raise EverlearnError(
-            f"backbone '{source}' could not be read ({first_line(error)}); no network? give a local folder with "
-            "config.json and model.safetensors"
-        ) from error
+        raise unreadable(source, error, "give a local folder with config.json and model.safetensors") from error
     half = [0.5, 0.5, 0.5]
     crop = config.get("crop_size") if config.get("do_center_crop") else config.get("size")
     pixels = _side(crop) or model.config.image_size
@@ -217,8 +209,8 @@ def _load_weights(model: Any, file: Path) -> None:
         model.load_state_dict(checkpoint_filter_fn(weights, model))
     except (SafetensorError, OSError, RuntimeError) as error:
         raise EverlearnError(
-            f"weights file {file} cannot be used ({first_line(error)}): it is damaged, incomplete or for another model; "
-            "download or copy it again"
+            f"weights file {file} cannot be used ({first_line(error)}): it is damaged, incomplete or for another "
+            "model; download or copy it again"
         ) from error
 
 

@@ -84,13 +84,17 @@ class ContentSample(Stateful):
             EverlearnError: a row that must be in the sample is not, so it was never added; nothing is removed.
         """
         stay = torch.ones_like(self.labels, dtype=torch.bool)
-        inside = self.keys_of(features) < self.limit - 1e-3
-        for row, label in zip(features[inside].to(self.features), labels[inside].tolist(), strict=True):
+        margin = 1e-3 if self.limit < 1 else 0  # near the limit, rounding decides whether a row is in the sample
+        keys = self.keys_of(features)
+        near = keys < self.limit + margin
+        must = (keys < self.limit - margin)[near].tolist()
+        for row, label, is_kept in zip(features[near].to(self.features), labels[near].tolist(), must, strict=True):
             distance = (self.features - row).abs().amax(1) / row.abs().amax()
             distance[~stay | (self.labels != label)] = torch.inf
-            if not len(distance) or distance.min() > 1e-4:
+            if len(distance) and distance.min() < 1e-4:
+                stay[distance.argmin()] = False
+            elif is_kept:
                 raise EverlearnError("remove: an example was never added with this label; nothing was removed")
-            stay[distance.argmin()] = False
         self._keep(stay)
 
     def _add(self, features: Tensor, labels: Tensor, keys: Tensor) -> None:

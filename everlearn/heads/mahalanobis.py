@@ -35,6 +35,7 @@ class Mahalanobis(Gaussians):
         if not gamma1 >= gamma2 >= 0 or gamma1 == 0 or power <= 0:
             raise EverlearnError("fecam: power and gamma1 are above 0, and gamma2 is from 0 to gamma1")
         self.power, self.gamma1, self.gamma2 = power, gamma1, gamma2
+        self.register_buffer("checksum", torch.tensor([width, power]))  # heads of other sums do not merge
         self.register_buffer("factors", torch.zeros(0, width, width))
 
     def expand(self, features: Tensor) -> Tensor:

@@ -53,9 +53,11 @@ class Statistics(Stateful):
         """Have these classes, given by their names or by their number; old ones keep their places.
 
         Raises:
-            ContractError: where an old class has another name or place.
+            ContractError: where an old class has another name or place, or two classes have one name.
         """
         names = names_of(classes)
+        if len(set(names)) < len(names):
+            raise ContractError(f"two classes have the same name, among {names[:5]}…: give each its own")
         if names[: len(self.class_names)] != self.class_names[: len(names)]:
             raise ContractError(f"the head knows the classes {self.class_names[:5]}… and was given {names[:5]}…")
         self.class_names = max(self.class_names, names, key=len)
@@ -98,7 +100,7 @@ class Statistics(Stateful):
         places = torch.tensor([self.class_names.index(name) for name in other.class_names], dtype=torch.long)
         for name, dim in {"counts": 0, **self.by_class}.items():
             mine = getattr(self, name)
-            mine.index_add_(dim, places.to(mine.device), getattr(other, name).to(mine))
+            mine.index_add_(dim, places.to(mine.device), getattr(other, name).to(mine).clone())
         for name in self.over_all:
             getattr(self, name).add_(getattr(other, name).to(self.counts.device))
 
@@ -110,14 +112,18 @@ class Statistics(Stateful):
         raise NotImplementedError(f"{type(self).__name__} must define _accumulate(features, labels, sign)")
 
     def _check_mergeable(self, other: Statistics) -> None:
-        kinds = [
-            (type(head), getattr(head, "checksum", self.counts[:0]).tolist(),
-             [getattr(head, name).select(dim, 0).shape for name, dim in head.by_class.items() if head.classes])
-            for head in (self, other)
-        ]  # fmt: skip
-        if kinds[0][:2] != kinds[1][:2] or (self.classes and other.classes and kinds[0] != kinds[1]):
+        mine, theirs = (
+            (type(head), getattr(head, "checksum", self.counts[:0]).tolist(), getattr(head, "select", None),
+             [(*t.shape[:dim], *t.shape[dim + 1 :]) for t, dim in head._class_sums()]) for head in (self, other)
+        )  # fmt: skip
+        if len(other.class_names) != other.classes:
+            raise EverlearnError("cannot merge a head whose classes have no names: grow it by their names first")
+        if mine != theirs:
             raise EverlearnError(f"cannot merge {type(self).__name__.lower()} heads of different kinds, widths, "
                                  "random features or seeds: build both with the same settings")  # fmt: skip
+
+    def _class_sums(self) -> list[tuple[Tensor, int]]:
+        return [(getattr(self, name), dim) for name, dim in self.by_class.items()]
 
     def _counted(self, labels: Tensor, sign: int) -> Tensor:
         counted = torch.bincount(labels.to(self.counts.device), minlength=self.classes)

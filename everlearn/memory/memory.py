@@ -24,7 +24,8 @@ class Memory(Stateful):
     """Examples that were seen: texts or encoded images (a path is read when it is stored), with labels, ids,
     positives and any tensors by name, such as the logits or embeddings that a model gave them.
 
-    What is kept beyond the budget is the policy's choice. Draws depend on the seed and on two saved
+    If the budget does not suffice for all, the policy decides what is kept. With a budget in bytes, smaller
+    examples are kept more often than larger ones. Draws depend on the seed and on two saved
     counters alone, so a resumed run draws the same. Everything kept goes into every checkpoint;
     `stored_bytes` says how much that is.
 
@@ -67,8 +68,14 @@ class Memory(Stateful):
         """Offer examples, in order, each with its row of the `columns` (n, …).
 
         A column may grow wider from task to task, as logits do. What was stored before is NaN there (-1
-        where the column holds whole numbers).
+        where the column holds whole numbers, False where it holds booleans).
+
+        Raises:
+            EverlearnError: a column does not have one row per example.
         """
+        for name, column in columns.items():
+            if len(column) != len(examples):
+                raise EverlearnError(f"the column '{name}' has {len(column)} rows for {len(examples)} examples")
         if not len(examples):
             return
         draw = np.random.default_rng([self.seed, 0, int(self.seen)]).random(len(examples))
@@ -181,7 +188,7 @@ def _widened(old: Examples, new: Examples) -> tuple[Examples, Examples]:
     for name in {**old.columns, **new.columns}:
         known = [part.columns.get(name) for part in (old, new)]
         like = next(column for column in known if column is not None)
-        blank = torch.nan if like.is_floating_point() else -1
+        blank = torch.nan if like.is_floating_point() else False if like.dtype == torch.bool else -1
         width = max(column.shape[-1] for column in known if column is not None)
         for part, column, into in zip((old, new), known, columns, strict=True):
             column = like.new_full((len(part), *like.shape[1:]), blank) if column is None else column

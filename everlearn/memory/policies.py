@@ -42,7 +42,7 @@ class Balanced:
 
     def __call__(self, candidates: Examples) -> Tensor:
         order = candidates.columns["draw"].argsort(stable=True)
-        labels = candidates.labels[order]
+        labels = candidates.labels[order] if len(candidates.labels) else torch.zeros_like(order)
         by_class, counts = labels.argsort(stable=True), labels.bincount()
         # The place of each example among those of its own class decides first, its draw second.
         places = torch.empty_like(labels)

@@ -69,62 +69,36 @@ def mrr_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndarray
     return np.where(hits.any(axis=1), 1 / (hits.argmax(axis=1) + 1), 0.0)
 
 
-def search(
-    query_embeddings: np.ndarray | torch.Tensor,
-    doc_embeddings: np.ndarray | torch.Tensor,
-    doc_ids: Sequence[str],
-    k: int = 10,
-) -> list[list[str]]:
-    """The ids of the k documents with the largest dot product, best first, for each query.
-
-    The search is exact and works in chunks of at most `SCORES_AT_ONCE` scores. As in trec_eval, documents
-    with equal scores are sorted by descending id, so the order of the corpus has no influence.
-
-    Args:
-        query_embeddings: (n, d). The search runs on the device of the documents.
-        doc_embeddings: (m, d)
-        doc_ids: m ids.
-
-    Raises:
-        EverlearnError: if an embedding is not finite; it would rank first for every query.
-        ValueError: if the shapes do not match.
-
-    >>> search(np.eye(2), np.eye(2), ["a", "b"], k=1)
-    [['a'], ['b']]
-    """
-    import torch
-
-    order = id_order(doc_ids)
-    found = nearest(torch.as_tensor(query_embeddings), torch.as_tensor(doc_embeddings), k, order)
-    return [[doc_ids[i] for i in row] for row in found]
-
-
 def id_order(ids: Sequence[str]) -> list[int]:
     """The positions of the ids, the largest id first: the order in which trec_eval ranks equal scores."""
     return sorted(range(len(ids)), key=ids.__getitem__, reverse=True)
 
 
-def nearest(
-    queries: torch.Tensor, documents: torch.Tensor, k: int = 10, order: Sequence[int] | None = None
-) -> list[list[int]]:
+def nearest(queries: torch.Tensor, documents: torch.Tensor, k: int = 10) -> list[list[int]]:
     """The positions of the k documents with the largest dot product, best first, for each query.
 
+    The search is exact and works in chunks of at most `SCORES_AT_ONCE` scores, on the device of the documents. Of
+    documents with equal scores the first wins; if they are given in `id_order`, this is the ranking of trec_eval.
+
     Args:
-        queries: (n, d). documents: (m, d).
-        order: all m positions; of documents with equal scores the first in this order wins.
+        queries: (n, d)
+        documents: (m, d)
 
     Raises:
-        EverlearnError: if an embedding is not finite. ValueError: if shapes do not fit.
+        EverlearnError: if an embedding is not finite; it would rank first for every query.
+        ValueError: if the shapes do not match.
+
+    >>> import torch
+    >>> nearest(torch.eye(2), torch.eye(2), k=1)
+    [[0], [1]]
     """
     import torch
 
     queries = queries.to(documents.device).float()
-    positions = torch.tensor(range(len(documents)) if order is None else order, dtype=torch.long)
-    if len(documents) != len(positions) or queries.ndim != 2 or queries.shape[1:] != documents.shape[1:]:
-        shapes = f"queries {tuple(queries.shape)}, documents {tuple(documents.shape)}"
-        raise ValueError(f"{shapes} and {len(positions)} ids do not fit together")
+    if queries.ndim != 2 or queries.shape[1:] != documents.shape[1:]:
+        raise ValueError(f"queries {tuple(queries.shape)} and documents {tuple(documents.shape)} do not fit together")
     _finite(queries, "query")
-    positions = positions.to(documents.device)
+    positions = torch.arange(len(documents), device=documents.device)
     found: list[list[int]] = []
     for some in queries.split(QUERIES_AT_ONCE):
         best_scores = some.new_empty((len(some), 0))
@@ -139,23 +113,6 @@ def nearest(
             best_scores, best = scores.gather(1, columns), candidates.gather(1, columns)
         found += best.tolist()
     return found
-
-
-def evaluate_rankings(
-    query_embeddings: np.ndarray | torch.Tensor,
-    doc_embeddings: np.ndarray | torch.Tensor,
-    doc_ids: Sequence[str],
-    relevant: Relevance,
-    k: int = 10,
-) -> dict[str, float]:
-    """Search, then compute the means over all queries: {"nDCG@k", "recall@k", "mrr@k"}.
-
-    Arguments and errors are those of `search`; `relevant` holds n mappings from document id to grade.
-
-    >>> evaluate_rankings(np.eye(2), np.eye(2), ["a", "b"], [{"a": 1}, {"a": 1}])["mrr@10"]
-    0.75
-    """
-    return score_rankings(search(query_embeddings, doc_embeddings, doc_ids, k), relevant, k)
 
 
 def score_rankings(rankings: Rankings, relevant: Relevance, k: int = 10) -> dict[str, float]:

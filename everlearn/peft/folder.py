@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from everlearn.errors import EverlearnError, unknown
-from everlearn.files import replace_folder
+from everlearn.files import replace_folder, write_whole
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
@@ -91,10 +91,7 @@ def write(place: Path, files: dict[str, bytes]) -> None:
                                  "choose another folder")  # fmt: skip
         temporary.mkdir(parents=True)
         for name, content in files.items():
-            with open(temporary / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            write_whole(temporary / name, content)
         replace_folder(temporary, place)
     except OSError as error:
         raise EverlearnError(f"adapter {place} could not be written ({error.strerror}): its previous content is kept; "

@@ -76,6 +76,8 @@ class Point:
                 raise unknown("site", site, SITES)
         if not isinstance(self.size, int) or self.size < 1:
             raise EverlearnError(f"the size of an insertion is a whole number of at least 1, not {self.size!r}")
+        if not isinstance(self.scale, int | float) or self.form not in ("parallel", "sequential"):
+            raise EverlearnError("the scale of an insertion is a number, and its form is parallel or sequential")
         if (self.function == "softmax") != (self.sites == ("heads",)):
             raise EverlearnError("the function softmax goes with the site 'heads' and no other, because only there "
                                  "keys and values are added")  # fmt: skip
@@ -167,6 +169,8 @@ def insert(backbone: Backbone, what: str | Point | Sequence[Point], *, length: i
         name, settings = read_insertion(points)
         length = settings.pop("length", length) if name in ("prompt", "deep_prompt") else length
         points = _points(name, settings)
+    if not isinstance(length, int) or length < 1:
+        raise EverlearnError(f"the length of a prompt is a whole number of at least 1, not {length!r}")
     if name in ("prompt", "deep_prompt"):
         placed.append((Prompt(backbone.width, length=length), backbone.tokens))
     for index in range(backbone.depth):
@@ -178,6 +182,9 @@ def insert(backbone: Backbone, what: str | Point | Sequence[Point], *, length: i
             placed += [(ScaleShift(site.out_width), site) for site in block.operations]
         if name == "deep_prompt" and index < backbone.depth - 1:
             placed.append((Prompt(backbone.width, length=length, replaces=True), block.output))
+    if not placed:
+        raise EverlearnError(f"{what!r} puts nothing into backbone '{backbone.name}': its blocks are 0 to "
+                             f"{backbone.depth - 1}")  # fmt: skip
     return DeltaSet([backbone.attach(delta, site) for delta, site in placed])
 
 
@@ -218,18 +225,19 @@ def read_insertion(text: str) -> tuple[str, dict[str, Any]]:
 
 def _points(name: str, settings: dict[str, Any]) -> tuple[Point, ...]:
     """The points of a named insertion with these settings, or the one point that is written out."""
-    if isinstance(settings.get("sites"), str):
-        settings = {**settings, "sites": (settings["sites"],)}
+    for name_of_several in ("sites", "blocks"):  # one of them may stand without parentheses
+        if isinstance(settings.get(name_of_several), str | int):
+            settings[name_of_several] = (settings[name_of_several],)
     if name in INSERTIONS:
         points = POINTS.get(name, ())
     elif name in (*FUNCTIONS, "linear", "softmax"):
         points = (Point(name, settings.pop("sites", ())),)
     else:
         raise unknown("insertion", name, INSERTIONS)
-    known = [f.name for f in fields(Point)] if points else []
+    known = [f.name for f in fields(Point) if f.name != "function"] if points else []
     for setting in settings:
         if setting not in known:
-            raise unknown(f"setting of the insertion '{name}'", setting, known)
+            raise unknown(f"setting of the insertion '{name}'", setting, known or ["none"])
     return tuple(replace(point, **settings) for point in points)
 
 

@@ -17,7 +17,7 @@ def write_report(directories: Sequence[Path], out: Path, recommendation: str | N
     """Write the report of one run folder, or the comparison of several.
 
     Args:
-        directories: run folders; the results.json of each is read.
+        directories: run folders, or folders of comparisons. The recommendation of a single comparison is shown.
         out: the file to write. It is replaced atomically.
         recommendation: a text that is shown at the top of a comparison.
 
@@ -27,7 +27,23 @@ def write_report(directories: Sequence[Path], out: Path, recommendation: str | N
     Raises:
         EverlearnError: if a folder has no results.json, or if the file cannot be read.
     """
-    return write_page(render([_read(Path(directory)) for directory in directories], recommendation), Path(out))
+    results: list[dict[str, Any]] = []
+    for directory in directories:
+        if (directory / "compare.json").is_file():
+            comparison = _read(directory / "compare.json")
+            results += comparison.get("results", [])
+            if len(directories) == 1:
+                recommendation = comparison.get("recommendation")
+        elif (directory / "results.json").is_file():
+            results.append(_read(directory / "results.json"))
+        else:
+            raise EverlearnError(
+                f"{directory} has no results.json: give the folder of a finished run, or finish this run with "
+                f"`everlearn resume {directory}`"
+            )
+    if not results:
+        raise EverlearnError(f"{directories[0]}: no method of this comparison has finished yet")
+    return write_page(render(results, recommendation), out)
 
 
 def render(results: Sequence[Mapping[str, Any]], recommendation: str | None = None) -> str:
@@ -60,17 +76,12 @@ def write_page(text: str, out: Path) -> Path:
     return out
 
 
-def _read(directory: Path) -> dict[str, Any]:
-    file = directory / "results.json"
+def _read(file: Path) -> dict[str, Any]:
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EverlearnError(
-            f"{directory} has no results.json: give the folder of a finished run, or finish this run with "
-            f"`everlearn resume {directory}`"
-        ) from None
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise EverlearnError(f"{file} is not valid JSON ({error}): repeat the run in a new folder") from None
-    if not isinstance(results, dict) or "method" not in results:
-        raise EverlearnError(f"{file} has no entry 'method': everlearn did not write this file")
-    return results
+    entry = "stream" if file.name == "compare.json" else "method"
+    if not isinstance(content, dict) or entry not in content:
+        raise EverlearnError(f"{file} has no entry '{entry}': everlearn did not write this file")
+    return content

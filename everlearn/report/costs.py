@@ -20,43 +20,34 @@ def costs(run: Mapping[str, Any]) -> Html:
     phases = [(name, seconds[name], colour) for name, colour in PHASES.items() if seconds.get(name)]
     stored = [(part, size) for part, size in run["stored"].items() if size]
     coloured = [(part, size, COLOURS[i % len(COLOURS)]) for i, (part, size) in enumerate(stored)]
-    per_task = run.get("seconds_per_task") or []
-    return join(
-        [
-            facts(
-                [
-                    ("Trainable parameters", f"{run['trainable_parameters']:,}"),
-                    ("Stored", human_bytes(run["stored_bytes"])),
-                    ("Time", duration(seconds["total"])),
-                    ("Time for encoding (included above)", duration(seconds.get("encode", 0.0))),
-                    ("Peak memory", human_bytes(run["peak_rss_bytes"])),
-                    ("Examples encoded", f"{run['examples_encoded']:,}"),
-                    ("Examples read from the feature store", f"{run['examples_served']:,}"),
-                ]
-            ),
-            tag(
-                "div",
-                _shares("seconds", "Time by phase", phases, duration),
-                _shares("stored", "Stored bytes by part", coloured, human_bytes),
-                figure(
-                    "seconds-per-task",
-                    "Time per task",
-                    figures.columns(
-                        "seconds per task, by phase",
-                        [[part.get(name) or 0.0 for name in PHASES] for part in per_task],
-                        [str(i + 1) for i in range(len(per_task))],
-                        list(PHASES.values()),
-                        "seconds",
-                        "task",
-                    ),
-                    figures.legend([("box", colour, name) for name, _, colour in phases]),
-                )
-                if len(per_task) > 1
-                else None,
-                class_="charts",
-            ),
-        ]
+    numbers = {
+        "Trainable parameters": f"{run['trainable_parameters']:,}",
+        "Stored": human_bytes(run["stored_bytes"]),
+        "Time": duration(seconds["total"]),
+        "Time for encoding (included above)": duration(seconds.get("encode", 0.0)),
+        "Peak memory": human_bytes(run["peak_rss_bytes"]),
+        "Examples encoded": f"{run['examples_encoded']:,}",
+        "Examples read from the feature store": f"{run['examples_served']:,}",
+    }
+    legend = figures.legend([("box", colour, name) for name, _, colour in phases])
+    charts = tag(
+        "div",
+        _shares("seconds", "Time by phase", phases, duration),
+        _shares("stored", "Stored bytes by part", coloured, human_bytes),
+        _per_task(run.get("seconds_per_task") or [], legend),
+        class_="charts",
     )
+    return join(facts(numbers.items()), charts)
+
+
+def _per_task(seconds: Sequence[Mapping[str, float]], legend: Html) -> Html | None:
+    if len(seconds) < 2:
+        return None
+    stacks = [[task.get(name) or 0.0 for name in PHASES] for task in seconds]
+    names = [str(i + 1) for i in range(len(seconds))]
+    label = "seconds per task, by phase"
+    chart = figures.columns(label, stacks, names, list(PHASES.values()), "seconds", "task")
+    return figure("seconds-per-task", "Time per task", chart, legend)
 
 
 def _shares(

@@ -27,7 +27,7 @@ def diagnostics(value: Mapping[str, Any], level: int = 3) -> Html:
             shown.append(_histogram(str(name), item["histogram"]))
             item = {key: rest for key, rest in item.items() if key != "histogram"}
         shown.append(diagnostics(item, level + 1) if isinstance(item, Mapping) else _rows(str(name), item))
-    return join(shown)
+    return join(*shown)
 
 
 def _has_parts(item: object) -> bool:

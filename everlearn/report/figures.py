@@ -47,11 +47,8 @@ class Point:
 class Axes:
     """The coordinate system of a chart: it maps values to positions and draws the grid and the labels."""
 
-    def __init__(
-        self, x: tuple[float, float], y: tuple[float, float], height: int = 290, y_ticks: Sequence[float] = ()
-    ) -> None:
+    def __init__(self, x: tuple[float, float], y: tuple[float, float], height: int = 290) -> None:
         self.x_range, self.y_range, self.height = x, y, height
-        self.y_ticks = y_ticks or ticks(*y)
 
     def x(self, value: float) -> float:
         low, high = self.x_range
@@ -61,10 +58,13 @@ class Axes:
         low, high = self.y_range
         return self.height - BOTTOM - (value - low) / ((high - low) or 1) * (self.height - TOP - BOTTOM)
 
-    def grid(self, x_title: str, y_title: str, x_labels: Sequence[tuple[float, str]]) -> Html:
+    def chart(
+        self, label: str, x_title: str, y_title: str, x_labels: Sequence[tuple[float, str]], *drawn: object
+    ) -> Html:
+        """An SVG element with `label` as its text description for screen readers."""
         bottom = self.height - BOTTOM
         parts = []
-        for value in self.y_ticks:
+        for value in ticks(*self.y_range):
             y = self.y(value)
             parts += [
                 tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"),
@@ -76,12 +76,8 @@ class Axes:
             tag("text", y_title, x=4, y=16, class_="title"),
             tag("text", x_title, x=WIDTH - RIGHT, y=self.height - 8, text_anchor="end", class_="title"),
         ]
-        return tag("g", *parts)
-
-
-def svg(label: str, height: int, *children: object) -> Html:
-    """An SVG element with `label` as its text description for screen readers."""
-    return tag("svg", *children, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=label, class_="chart")
+        box = f"0 0 {WIDTH} {self.height}"
+        return tag("svg", tag("g", *parts), *drawn, viewBox=box, role="img", aria_label=label, class_="chart")
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -97,13 +93,13 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(float(step * i), 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def around(values: Sequence[float], floor: float = 0.0, ceiling: float = 100.0) -> tuple[float, float]:
-    """Round bounds with a margin around all values, clipped to floor and ceiling if all values lie within them."""
-    low, high = min(values, default=floor), max(values, default=ceiling)
+def around(values: Sequence[float]) -> tuple[float, float]:
+    """Round bounds with a margin around all values, clipped to 0 and 100 if all values lie within them."""
+    low, high = min(values, default=0.0), max(values, default=100.0)
     step = next(step for step in (1, 2, 5, 10, 20, 50, 1e9) if high - low <= 8 * step)
     low, high = math.floor(low / step - 0.2) * step, math.ceil(high / step + 0.2) * step
-    return (max(low, floor) if min(values, default=0) >= floor else low,
-            min(high, ceiling) if max(values, default=0) <= ceiling else high)  # fmt: skip
+    return (max(low, 0.0) if min(values, default=0) >= 0 else low,
+            min(high, 100.0) if max(values, default=0) <= 100 else high)  # fmt: skip
 
 
 def short(value: float) -> str:
@@ -124,33 +120,20 @@ def some_labels(names: Sequence[str], about: int = 10) -> list[tuple[float, str]
     return [(float(i), name) for i, name in enumerate(names) if i % step == 0]
 
 
-def line_chart(label: str, lines: Sequence[Line], names: Sequence[str], y_title: str, x_title: str = "task") -> Html:
+def line_chart(label: str, lines: Sequence[Line], names: Sequence[str], y_title: str) -> Html:
     """One line per series over the tasks, in percent. The last line is drawn on top."""
     known = [value for line in lines for value in line.values if value is not None]
     axes = Axes((-0.3, max(len(names) - 0.7, 0.3)), around(known))
     drawn = []
     for line in lines:
         points = [(axes.x(i), axes.y(value)) for i, value in enumerate(line.values) if value is not None]
+        title = f"{line.name}: " + ", ".join("none" if v is None else f"{v:.1f}" for v in line.values)
         path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        drawn.append(
-            tag(
-                "g",
-                tag("title", f"{line.name}: " + ", ".join("none" if v is None else f"{v:.1f}" for v in line.values)),
-                tag(
-                    "path",
-                    d=path,
-                    fill="none",
-                    stroke=line.colour,
-                    stroke_width=line.width,
-                    stroke_dasharray=line.dashes,
-                    stroke_linejoin="round",
-                )
-                if len(points) > 1
-                else None,
-                *(mark(line.mark, x, y, line.colour) for x, y in points if line.mark and len(names) <= CROWDED),
-            )
-        )
-    return svg(label, axes.height, axes.grid(x_title, y_title, some_labels(names)), *drawn)
+        style = {"stroke": line.colour, "stroke_width": line.width, "stroke_dasharray": line.dashes}
+        stroke = tag("path", d=path, fill="none", **style, stroke_linejoin="round") if len(points) > 1 else None
+        marks = [mark(line.mark, x, y, line.colour) for x, y in points if line.mark and len(names) <= CROWDED]
+        drawn.append(tag("g", tag("title", title), stroke, *marks))
+    return axes.chart(label, "task", y_title, some_labels(names), *drawn)
 
 
 def mark(kind: str, x: float, y: float, colour: str, hollow: bool = False, r: float = 4.5) -> Html:
@@ -179,16 +162,11 @@ def then_and_now(
         if then is None or now is None:
             continue
         x, colour = axes.x(i), COLOURS[1] if now < then else ACCENT
-        drawn.append(
-            tag(
-                "g",
-                tag("title", f"{names[i]}: {then:.1f} when learned, {now:.1f} at the end"),
-                tag("line", x1=x, x2=x, y1=axes.y(then), y2=axes.y(now), stroke=colour, stroke_width=size * 2 / 3),
-                mark("circle", x, axes.y(then), colour, hollow=True, r=size),
-                mark("circle", x, axes.y(now), colour, r=size),
-            )
-        )
-    return svg(label, axes.height, axes.grid("task", y_title, some_labels(names)), *drawn)
+        title = tag("title", f"{names[i]}: {then:.1f} when learned, {now:.1f} at the end")
+        line = tag("line", x1=x, x2=x, y1=axes.y(then), y2=axes.y(now), stroke=colour, stroke_width=size * 2 / 3)
+        start = mark("circle", x, axes.y(then), colour, hollow=True, r=size)
+        drawn.append(tag("g", title, line, start, mark("circle", x, axes.y(now), colour, r=size)))
+    return axes.chart(label, "task", y_title, some_labels(names), *drawn)
 
 
 def columns(
@@ -209,7 +187,7 @@ def columns(
                              height=axes.y(base) - y, fill=colour) if size > 0 else None)  # fmt: skip
             base += size
     labels = [(at - 0.5 * edges, name) for at, name in some_labels(names, 6 if edges else 10)]
-    return svg(label, axes.height, axes.grid(x_title, y_title, labels), *drawn)
+    return axes.chart(label, x_title, y_title, labels, *drawn)
 
 
 def share_bar(label: str, parts: Sequence[tuple[str, float, str]]) -> Html:
@@ -234,10 +212,9 @@ def scatter(
 ) -> Html:
     """Numbered points, in percent. Dashed lines mark the gate, and the region that passes it is shaded."""
     height = 380
-    xs, ys = [point.x for point in points], [point.y for point in points]
-    axes = Axes(
-        around(xs if x_line is None else [*xs, x_line]), around(ys if y_line is None else [*ys, y_line]), height
-    )
+    xs = [point.x for point in points] + ([] if x_line is None else [x_line])
+    ys = [point.y for point in points] + ([] if y_line is None else [y_line])
+    axes = Axes(around(xs), around(ys), height)
     left, top, right, bottom = LEFT, TOP, WIDTH - RIGHT, height - BOTTOM
     gate = []
     if x_line is not None:
@@ -249,27 +226,19 @@ def scatter(
         gate.append(tag("line", x1=left, x2=right, y1=axes.y(y_line), y2=axes.y(y_line), class_="gate"))
     drawn = []
     for point in points:
-        fill, edge, text = POINTS[point.kind]
-        x, y = axes.x(point.x), axes.y(point.y)
-        drawn.append(
-            tag(
-                "g",
-                tag("title", f"{point.number} {point.name}: retention {point.x:.1f}, gain {point.y:.1f}"),
-                tag(
-                    "circle",
-                    cx=x,
-                    cy=y,
-                    r="11",
-                    fill=fill,
-                    stroke=edge,
-                    stroke_width="1.5",
-                    stroke_dasharray="3 2" if point.kind == "reference" else None,
-                ),
-                tag("text", point.number, x=x, y=y + 4.5, text_anchor="middle", fill=text, class_="number"),
-            )
-        )
+        x, y, text = axes.x(point.x), axes.y(point.y), POINTS[point.kind][2]
+        title = tag("title", f"{point.number} {point.name}: retention {point.x:.1f}, gain {point.y:.1f}")
+        number = tag("text", point.number, x=x, y=y + 4.5, text_anchor="middle", fill=text, class_="number")
+        drawn.append(tag("g", title, _disc(point.kind, x, y, 11, stroke_width="1.5"), number))
     x_labels = [(value, short(value)) for value in ticks(*axes.x_range, 6)]
-    return svg(label, height, axes.grid(x_title, y_title, x_labels), *gate, *drawn)
+    return axes.chart(label, x_title, y_title, x_labels, *gate, *drawn)
+
+
+def _disc(kind: str, x: float, y: float, r: int, **attributes: object) -> Html:
+    """The circle of one kind of point."""
+    fill, edge, _ = POINTS[kind]
+    dashes = "3 2" if kind == "reference" else None
+    return tag("circle", cx=x, cy=y, r=r, fill=fill, stroke=edge, stroke_dasharray=dashes, **attributes)
 
 
 def legend(items: Sequence[tuple[str, str, str]]) -> Html:
@@ -277,9 +246,7 @@ def legend(items: Sequence[tuple[str, str, str]]) -> Html:
 
     def sample(kind: str, colour: str) -> Html:
         if kind in POINTS:
-            fill, edge, _ = POINTS[kind]
-            dashes = "3 2" if kind == "reference" else None
-            drawn = tag("circle", cx="8", cy="8", r="6", fill=fill, stroke=edge, stroke_dasharray=dashes)
+            drawn = _disc(kind, 8, 8, 6)
         elif kind == "line":
             drawn = tag("path", d="M1,8H15", stroke=colour, stroke_width="2.5")
         elif kind == "box":
@@ -288,4 +255,4 @@ def legend(items: Sequence[tuple[str, str, str]]) -> Html:
             drawn = mark("circle" if kind == "hollow" else kind, 8, 8, colour, kind == "hollow", 5)
         return tag("svg", drawn, viewBox="0 0 16 16", aria_hidden="true", class_="key")
 
-    return tag("ul", *(tag("li", sample(kind, colour), join([name])) for kind, colour, name in items), class_="legend")
+    return tag("ul", *(tag("li", sample(kind, colour), join(name)) for kind, colour, name in items), class_="legend")

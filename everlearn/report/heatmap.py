@@ -65,14 +65,6 @@ def heatmap(
     all_seen = None if curve is None else tag("th", "all", scope="col", class_="all")
     head = tag("thead", tag("tr", tag("th", "after \\ on", scope="col"), *tops, all_seen))
     size = "heat" if len(names) <= 12 else "heat dense" if len(names) <= 24 else "heat tiny"
-    return tag(
-        "div",
-        scroll(f"{metric} matrix in percent", tag("table", head, tag("tbody", *rows), class_=size)),
-        tag(
-            "p",
-            f"{100 * low:.0f} %",
-            tag("span", *(tag("i", class_=f"h{i}") for i in range(SHADES)), class_="ramp", aria_hidden="true"),
-            f"{100 * high:.0f} %",
-            class_="scale",
-        ),
-    )
+    table = scroll(f"{metric} matrix in percent", tag("table", head, tag("tbody", *rows), class_=size))
+    ramp = tag("span", *(tag("i", class_=f"h{i}") for i in range(SHADES)), class_="ramp", aria_hidden="true")
+    return tag("div", table, tag("p", f"{100 * low:.0f} %", ramp, f"{100 * high:.0f} %", class_="scale"))

@@ -28,13 +28,13 @@ def tag(name: str, /, *children: object, **attributes: object) -> Html:
     for key, value in attributes.items():
         if value is not None:
             opened += f' {key.rstrip("_").replace("_", "-")}="{html.escape(_attribute(value))}"'
-    return Html(f"<{opened}>" if name in VOID else f"<{opened}>{join(children)}</{name}>")
+    return Html(f"<{opened}>" if name in VOID else f"<{opened}>{join(*children)}</{name}>")
 
 
-def join(children: Iterable[object]) -> Html:
+def join(*children: object) -> Html:
     """The children in order; text that is not markup is escaped, and None is omitted.
 
-    >>> join([tag("b", "x"), "&", None])
+    >>> join(tag("b", "x"), "&", None)
     '<b>x</b>&amp;'
     """
     parts = (child if isinstance(child, Html) else html.escape(str(child)) for child in children if child is not None)
@@ -78,10 +78,11 @@ def table(label: str, head: Sequence[object], rows: Iterable[Sequence[object]], 
     """A table in its own scroll box; the first `text` columns contain text, the others numbers."""
 
     def cells(kind: str, row: Sequence[object], **attributes: object) -> Html:
-        return join(tag(kind, cell, class_=None if i < text else "n", **attributes) for i, cell in enumerate(row))
+        made = (tag(kind, cell, class_=None if i < text else "n", **attributes) for i, cell in enumerate(row))
+        return tag("tr", *made)
 
-    body = tag("tbody", *(tag("tr", cells("td", row)) for row in rows))
-    return scroll(label, tag("table", tag("thead", tag("tr", cells("th", head, scope="col"))), body))
+    body = tag("tbody", *(cells("td", row) for row in rows))
+    return scroll(label, tag("table", tag("thead", cells("th", head, scope="col")), body))
 
 
 def facts(pairs: Iterable[tuple[object, object]]) -> Html:

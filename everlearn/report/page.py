@@ -24,7 +24,7 @@ def page(results: Sequence[Mapping[str, Any]], recommendation: str | None) -> st
         streams = list(dict.fromkeys(str(r["stream"]) for r in runs))
         count = f"{len(results)} methods" if len({r["method"] for r in results}) > 1 else f"{len(results)} runs"
         title = f"{count} on {', '.join(streams)}" if streams else "No run finished"
-        about, body = _about(runs[0]) if runs else join([]), several.body(results, recommendation)
+        about, body = _about(runs[0]) if runs else join(), several.body(results, recommendation)
     style = resources.files("everlearn.report").joinpath("style.css").read_text(encoding="utf-8")
     head = tag(
         "head",

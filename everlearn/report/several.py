@@ -8,14 +8,18 @@ from typing import Any
 
 from everlearn.console import duration, human_bytes, percent, short_count
 from everlearn.metrics import own_seconds, pareto_front, passes
+from everlearn.metrics.accuracy_matrix import mean
 from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
 from everlearn.report import figures
 from everlearn.report.figures import COLOURS, GREY, INK, MARKS, Line, Point
 from everlearn.report.markup import Html, figure, formula, join, section, table, tag
-from everlearn.report.single import alarms, headline, matrices, verdict
+from everlearn.report.single import alarms, headline, hundred, matrices, verdict
 
 Results = Mapping[str, Any]
 REFERENCE = "joint"
+SCORES = {"final": "final_accuracy", "retention": "retention", "gain": "gain", "average": "average_accuracy",
+          "forgetting": "forgetting"}  # fmt: skip
+"""The scores in the table of methods, by the short name of their column."""
 
 
 def body(results: Sequence[Results], recommendation: str | None) -> Html:
@@ -23,21 +27,19 @@ def body(results: Sequence[Results], recommendation: str | None) -> Html:
     runs = sorted((r for r in results if "final_accuracy" in r), key=lambda r: -(r["final_accuracy"] or 0.0))
     absent = [r for r in results if "final_accuracy" not in r]
     names = labels(runs)
-    pick = tag("p", recommendation, class_="recommendation") if recommendation else None
-    return join(
-        [
-            _differences(runs),
-            section("recommendation", "Recommendation", pick) if pick else None,
-            section("methods", "Methods", _table(runs, names)) if runs else None,
-            section("charts", "Retention, gain and scores over the tasks", _charts(runs, names)) if runs else None,
-            section("absent", "Methods without a result", _absent(absent)) if absent else None,
-            section(
-                "runs", "Each run", *(_details(r, n, reference_gain(r, runs)) for r, n in zip(runs, names, strict=True))
-            )
-            if runs
-            else None,
-        ]
-    )
+    parts = [_differences(runs)]
+    if recommendation:
+        parts.append(section("recommendation", "Recommendation", tag("p", recommendation, class_="recommendation")))
+    if runs:
+        charts = tag("div", *_scatters(runs, names), _curves(runs, names), class_="charts")
+        parts.append(section("methods", "Methods", _table(runs, names)))
+        parts.append(section("charts", "Retention, gain and scores over the tasks", charts))
+    if absent:
+        parts.append(section("absent", "Methods without a result", _absent(absent)))
+    if runs:
+        details = [_details(run, name, reference_gain(run, runs)) for run, name in zip(runs, names, strict=True)]
+        parts.append(section("runs", "Each run", *details))
+    return join(*parts)
 
 
 def labels(runs: Sequence[Results]) -> list[str]:
@@ -61,8 +63,7 @@ def labels(runs: Sequence[Results]) -> list[str]:
 
 def reference_gain(run: Results, runs: Sequence[Results]) -> float | None:
     """The mean gain of the runs of `joint` on the same data and backbone; None if there is no such run."""
-    same = [r["gain"] for r in runs if r["method"] == REFERENCE and _same_data(r, run) and r["gain"] is not None]
-    return sum(same) / len(same) if same else None
+    return mean(r["gain"] for r in runs if r["method"] == REFERENCE and _same_data(r, run))
 
 
 def _same_data(a: Results, b: Results) -> bool:
@@ -96,45 +97,27 @@ def _table(runs: Sequence[Results], names: Sequence[str]) -> Html:
     for i, (run, name, kind) in enumerate(zip(runs, names, _kinds(runs), strict=True)):
         leak = tag("span", "paper_compat: true", class_="alarm-word") if run.get("paper_compat") else None
         star = tag("span", " ◆", class_="front") if kind == "front" else None
-        verdict_kind = passes(run["retention"], run["gain"], reference_gain(run, runs))
-        rows.append(
-            [
-                i + 1,
-                join([tag("strong", name), leak, star]),
-                verdict(verdict_kind),
-                percent(run["final_accuracy"]),
-                percent(run["retention"]),
-                percent(run["gain"]),
-                percent(run["average_accuracy"]),
-                percent(run["forgetting"]),
-                duration(run["seconds"]["total"]),
-                human_bytes(run["stored_bytes"]),
-                short_count(run["trainable_parameters"]),
-                f"{run['examples_encoded']:,}",
-            ]
-        )
-    head = ["#", "method", "gate", "final", "retention", "gain", "average", "forgetting", "time", "stored",
-            "trained", "encoded"]  # fmt: skip
-    formulas = [
-        tag("li", tag("strong", name), " ", formula(key))
-        for name, key in [("final", "final_accuracy"), ("retention", "retention"), ("gain", "gain"),
-                          ("average", "average_accuracy"), ("forgetting", "forgetting"), ("gate", "gate")]
-    ]  # fmt: skip
+        rows.append({
+            "#": i + 1,
+            "method": join(tag("strong", name), leak, star),
+            "gate": verdict(passes(run["retention"], run["gain"], reference_gain(run, runs))),
+            **{short: percent(run[key]) for short, key in SCORES.items()},
+            "time": duration(run["seconds"]["total"]),
+            "stored": human_bytes(run["stored_bytes"]),
+            "trained": short_count(run["trainable_parameters"]),
+            "encoded": f"{run['examples_encoded']:,}",
+        })  # fmt: skip
+    explained = {**SCORES, "gate": "gate"}
+    formulas = [tag("li", tag("strong", short), " ", formula(key)) for short, key in explained.items()]
     note = (
         f"Scores: {runs[0]['metric']} in %, best final score first. ◆: on the Pareto front of retention, gain and "
         "time. Trained: number of trained parameters. Encoded: number of encoded examples."
     )
     return join(
-        [
-            table("All methods", head, rows, text=3),
-            tag("p", note, class_="note"),
-            tag("ul", *formulas, class_="formulas"),
-        ]
+        table("All methods", list(rows[0]), [list(row.values()) for row in rows], text=3),
+        tag("p", note, class_="note"),
+        tag("ul", *formulas, class_="formulas"),
     )
-
-
-def _charts(runs: Sequence[Results], names: Sequence[str]) -> Html:
-    return tag("div", *_scatters(runs, names), _curves(runs, names), class_="charts")
 
 
 def _scatters(runs: Sequence[Results], names: Sequence[str]) -> list[Html]:
@@ -179,7 +162,7 @@ def _curves(runs: Sequence[Results], names: Sequence[str]) -> Html:
     keys = []
     shown = 0
     for i, run in enumerate(runs):
-        values = [None if value is None else 100 * value for value in run["curve"]]
+        values = hundred(run["curve"])
         if run["method"] == REFERENCE:
             line = Line(names[i], values, INK, None, 2, "5 4")
             keys.append(("line", INK, f"{i + 1} {names[i]} (dashed)"))
@@ -201,19 +184,14 @@ def _curves(runs: Sequence[Results], names: Sequence[str]) -> Html:
 
 
 def _absent(results: Sequence[Results]) -> Html:
-    rows = [
-        [r["method"], "failed", r["error"]] if "error" in r else [r["method"], "skipped", r["skipped"]] for r in results
-    ]
+    rows = []
+    for r in results:
+        word, reason = ("failed", r["error"]) if "error" in r else ("skipped", r["skipped"])
+        rows.append([r["method"], word, reason])
     return table("Methods without a result", ["method", "status", "reason"], rows, text=3)
 
 
 def _details(run: Results, name: str, reference: float | None) -> Html:
     about = f"final {percent(run['final_accuracy'])} %, {duration(run['seconds']['total'])}"
-    return tag(
-        "details",
-        tag("summary", tag("strong", name), f": {about}"),
-        alarms(run),
-        headline(run, reference),
-        matrices(run, name=None),
-        class_="run",
-    )
+    summary = tag("summary", tag("strong", name), f": {about}")
+    return tag("details", summary, alarms(run), headline(run, reference), matrices(run, name=None), class_="run")

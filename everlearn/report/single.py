@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from everlearn.console import percent
 from everlearn.metrics import FORMULAS, passes
+from everlearn.metrics.accuracy_matrix import mean
 from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
 from everlearn.report import figures
 from everlearn.report.costs import costs
@@ -25,48 +26,40 @@ FIGURES = {
     "backward_transfer": ("Backward transfer", "mean change of the score on old tasks since they were learned"),
     "forward_transfer": ("Forward transfer", "how much earlier tasks raised the score on a task before it was learned"),
 }
-VERDICTS = {"pass": ("✓", "pass"), "fail": ("✗", "fail"), "unknown": ("?", "unknown")}
+SIGNS = {"pass": "✓", "fail": "✗", "unknown": "?"}
 
 
 def body(run: Results) -> Html:
     """The sections of one run, in reading order."""
     return join(
-        [
-            alarms(run),
-            section("pair", "Retention and gain", headline(run)),
-            section("figures", "Metrics", _figures(run), _symbols(run)),
-            section("matrix", f"{_title(run)} matrix", matrices(run)),
-            section("tasks-over-time", "Scores over the tasks", _curves(run)) if len(run["tasks"]) > 1 else None,
-            section("costs", "Costs", costs(run)),
-            section("tasks", "Tasks", _tasks(run)),
-            section("diagnostics", "Diagnostics", diagnostics(run["diagnostics"])) if run.get("diagnostics") else None,
-            section("made", "Configuration and environment", _made(run)),
-        ]
+        alarms(run),
+        section("pair", "Retention and gain", headline(run)),
+        section("figures", "Metrics", _figures(run), _symbols(run)),
+        section("matrix", f"{_title(run)} matrix", matrices(run)),
+        section("tasks-over-time", "Scores over the tasks", _curves(run)) if len(run["tasks"]) > 1 else None,
+        section("costs", "Costs", costs(run)),
+        section("tasks", "Tasks", _tasks(run)),
+        section("diagnostics", "Diagnostics", diagnostics(run["diagnostics"])) if run.get("diagnostics") else None,
+        section("made", "Configuration and environment", _made(run)),
     )
 
 
 def verdict(kind: str) -> Html:
     """The verdict (pass, fail or unknown) as a symbol, a word and a colour."""
-    sign, word = VERDICTS[kind]
-    return tag("span", tag("span", sign, aria_hidden="true"), f" {word}", class_=f"verdict {kind}")
+    return tag("span", tag("span", SIGNS[kind], aria_hidden="true"), f" {kind}", class_=f"verdict {kind}")
 
 
 def alarms(run: Results) -> Html:
     """What the reader must see first: an evaluation that leaks information, warnings, and notes on the stream."""
-    leak = tag(
-        "p",
-        tag("strong", "paper_compat: true"),
+    leak = (
         ". This run uses a published shortcut in which a prediction depends on more than its own example. "
-        "Do not compare these results with those of runs without it.",
-        class_="alarm",
-        role="alert",
+        "Do not compare these results with those of runs without it."
     )
+    alarm = tag("p", tag("strong", "paper_compat: true"), leak, class_="alarm", role="alert")
     return join(
-        [
-            leak if run.get("paper_compat") else None,
-            _list("warning", "Warnings", run.get("warnings")),
-            _list("note-box", "Notes", run.get("notes")),
-        ]
+        alarm if run.get("paper_compat") else None,
+        _list("warning", "Warnings", run.get("warnings")),
+        _list("note-box", "Notes", run.get("notes")),
     )
 
 
@@ -90,14 +83,13 @@ def headline(run: Results, reference_gain: float | None = None) -> Html:
     else:
         close = "at least" if kind == "pass" else "less than"
         reason = f"The gain is {close} {100 * GAIN_OF_REFERENCE:.0f} % of joint's gain ({percent(reference_gain)} %)."
+    pair = [
+        _big("Retention", retention, "score on old tasks at the end ÷ when learned", "retention", RETENTION),
+        _big("Gain", gain, f"{run['metric']} on each new task, just after it was learned", "gain", None),
+    ]
     return tag(
         "div",
-        tag(
-            "div",
-            _big("Retention", retention, "score on old tasks at the end ÷ when learned", "retention", RETENTION),
-            _big("Gain", gain, f"{run['metric']} on each new task, just after it was learned", "gain", None),
-            class_="pair",
-        ),
+        tag("div", *pair, class_="pair"),
         tag("p", tag("span", "Gate: ", verdict(kind), class_="badge"), " ", reason, class_="gate-line"),
         tag("p", "The gate: ", formula("gate"), class_="note"),
     )
@@ -106,27 +98,18 @@ def headline(run: Results, reference_gain: float | None = None) -> Html:
 def _big(name: str, value: float | None, what: str, key: str, threshold: float | None) -> Html:
     width = 100 * min(max(value or 0.0, 0.0), 1.0)
     mark = tag("b", style=f"left:{100 * threshold:.0f}%") if threshold else None
-    return tag(
-        "div",
-        tag("h3", name),
-        tag("p", percent(value), tag("small", " %") if value is not None else None, class_="big"),
-        tag("div", tag("i", style=f"width:{width:.1f}%"), mark, class_="meter", aria_hidden="true"),
-        tag("p", what),
-        formula(key),
-        class_="card",
-    )
+    number = tag("p", percent(value), tag("small", " %") if value is not None else None, class_="big")
+    meter = tag("div", tag("i", style=f"width:{width:.1f}%"), mark, class_="meter", aria_hidden="true")
+    return _card(name, what, key, number, meter)
+
+
+def _card(title: str, what: str, key: str, *value: Html) -> Html:
+    return tag("div", tag("h3", title), *value, tag("p", what), formula(key), class_="card")
 
 
 def _figures(run: Results) -> Html:
     cards = [
-        tag(
-            "div",
-            tag("h3", title.format(run["metric"])),
-            tag("p", _signed(key, run[key]), class_="value"),
-            tag("p", what),
-            formula(key),
-            class_="card",
-        )
+        _card(title.format(run["metric"]), what, key, tag("p", _signed(key, run[key]), class_="value"))
         for key, (title, what) in FIGURES.items()
     ]
     return tag("div", *cards, class_="cards")
@@ -142,60 +125,52 @@ def _signed(key: str, value: float | None) -> str:
 
 def _symbols(run: Results) -> Html:
     subscripts = {"R": "i,j", "n": "j", "A": "i"}
-    r, n, a = (join([name, tag("sub", sub)]) for name, sub in subscripts.items())
+    r, n, a = (join(name, tag("sub", sub)) for name, sub in subscripts.items())
     return tag(
         "p", r, f": {run['metric']} on the tests of task j after learning task i (i = 0: before any learning); ",
         n, ": test examples of task j; ", a, ": score over all seen tasks, ", formula("curve"), "; T: number of tasks.",
-        None if run["metric"] not in ("nDCG@10",) else join([" nDCG@10: ", formula("nDCG@10"), "."]), class_="note",
+        join(" nDCG@10: ", formula("nDCG@10"), ".") if run["metric"] == "nDCG@10" else None, class_="note",
     )  # fmt: skip
 
 
 def _title(run: Results) -> str:
-    return run["metric"][0].upper() + run["metric"][1:] if run["metric"] == "accuracy" else run["metric"]
+    return "Accuracy" if run["metric"] == "accuracy" else run["metric"]
 
 
 def matrices(run: Results, name: str | None = "matrix") -> Html:
     """The accuracy matrix, and the matrices of all other metrics."""
     names = [task["name"] for task in run["tasks"]]
-    main = figure(
-        name,
-        f"{_title(run)} in % after learning the task of the row, on the tests of the task of the column",
-        heatmap(run["metric"], run["accuracy_matrix"], run["curve"], names),
-    )
-    others = (
-        figure(
-            f"matrix-{metric.partition('@')[0]}" if name else None,
-            join([f"{metric} in %", *([": ", formula(metric)] if metric in FORMULAS else [])]),
-            heatmap(metric, matrix, None, names),
-        )
-        for metric, matrix in run.get("other_matrices", {}).items()
-    )
-    return join([main, *others])
+    title: object = f"{_title(run)} in % after learning the task of the row, on the tests of the task of the column"
+    shown = [figure(name, title, heatmap(run["metric"], run["accuracy_matrix"], run["curve"], names))]
+    for metric, matrix in run.get("other_matrices", {}).items():
+        title = join(f"{metric} in %", *([": ", formula(metric)] if metric in FORMULAS else []))
+        place = f"matrix-{metric.partition('@')[0]}" if name else None
+        shown.append(figure(place, title, heatmap(metric, matrix, None, names)))
+    return join(*shown)
 
 
 def _curves(run: Results) -> Html:
     matrix, count = run["accuracy_matrix"], len(run["tasks"])
     names = [str(i + 1) for i in range(count)]
     unit = f"{run['metric']}, %"
-    per_task = [
-        Line(run["tasks"][j]["name"], _hundred(row[j] for row in matrix), GREY, None, 1.2) for j in range(count)
-    ]
-    seen = Line("all seen tasks", _hundred(run["curve"]), ACCENT)
+    columns = zip(run["tasks"], zip(*matrix, strict=True), strict=True)
+    per_task = [Line(task["name"], hundred(column), GREY, None, 1.2) for task, column in columns]
+    seen = Line("all seen tasks", hundred(run["curve"]), ACCENT)
     curve = figure(
         "curve",
         "Score over all seen tasks, after each task",
         figures.line_chart(f"{run['metric']} over all seen tasks, after each task", [*per_task, seen], names, unit),
         figures.legend([("circle", ACCENT, "all seen tasks"), ("line", GREY, "each single task")]),
     )
-    old = Line("old tasks", [None, *_hundred(_mean(matrix[i][:i]) for i in range(1, count))], COLOURS[1], "square")
-    new = Line("new task", [None, *_hundred(matrix[i][i] for i in range(1, count))], ACCENT)
+    old = Line("old tasks", hundred(mean(row[:i]) for i, row in enumerate(matrix)), COLOURS[1], "square")
+    new = Line("new task", [None, *hundred(matrix[i][i] for i in range(1, count))], ACCENT)
     pair = figure(
         "old-new",
         "Scores on old tasks and on the new task, after each task",
         figures.line_chart(f"{run['metric']} on old tasks and on the new task", [old, new], names, unit),
         figures.legend([("square", COLOURS[1], "old tasks, mean"), ("circle", ACCENT, "the new task")]),
     )
-    pairs = [(_times(matrix[j][j]), _times(matrix[-1][j])) for j in range(count)]
+    pairs = list(zip(hundred(matrix[j][j] for j in range(count)), hundred(matrix[-1]), strict=True))
     then = figure(
         "then-now",
         "Score of each task when it was learned and at the end",
@@ -206,17 +181,9 @@ def _curves(run: Results) -> Html:
     return tag("div", curve, pair, then, class_="charts")
 
 
-def _times(value: float | None) -> float | None:
-    return None if value is None else 100 * value
-
-
-def _hundred(values: Any) -> list[float | None]:
-    return [_times(value) for value in values]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def hundred(values: Iterable[float | None]) -> list[float | None]:
+    """Scores in percent."""
+    return [None if value is None else 100 * value for value in values]
 
 
 def _tasks(run: Results) -> Html:
@@ -226,9 +193,9 @@ def _tasks(run: Results) -> Html:
         if any(value is not None for value in run.get(name) or []):
             columns = {name: run[name], **columns}
 
-    def classes(names: Sequence[str]) -> Html:
+    def classes(names: Sequence[str]) -> str:
         listed = tag("ul", *(tag("li", tag("bdi", name)) for name in names), class_="classes")
-        return tag("details", tag("summary", f"{len(names)} classes"), listed) if names else join([percent(None)])
+        return tag("details", tag("summary", f"{len(names)} classes"), listed) if names else percent(None)
 
     rows = [
         [i + 1, tag("bdi", task["name"]), classes(task["classes"]), f"{task['train']:,}", f"{task['test']:,}",
@@ -236,7 +203,7 @@ def _tasks(run: Results) -> Html:
         for i, task in enumerate(run["tasks"])
     ]  # fmt: skip
     head = ["#", "task", "classes", "train", "test", *columns]
-    return join([table("Tasks", head, rows, text=3), tag("p", f"Scores: {run['metric']} in %.", class_="note")])
+    return join(table("Tasks", head, rows, text=3), tag("p", f"Scores: {run['metric']} in %.", class_="note"))
 
 
 def _made(run: Results) -> Html:
@@ -245,12 +212,10 @@ def _made(run: Results) -> Html:
     text = yaml.safe_dump(dict(run["config"]), sort_keys=False, allow_unicode=True)
     shown = {name: "none" if value is None else str(value) for name, value in run["environment"].items()}
     return join(
-        [
-            tag("h3", "Configuration (config.yaml)"),
-            scroll("Configuration", tag("pre", tag("code", text))),
-            tag("h3", "Environment"),
-            facts([("everlearn", run.get("everlearn", percent(None))), *shown.items()]),
-            tag("h3", "Fingerprint of the data"),
-            tag("p", tag("code", run.get("fingerprint", percent(None))), class_="breakable"),
-        ]
+        tag("h3", "Configuration (config.yaml)"),
+        scroll("Configuration", tag("pre", tag("code", text))),
+        tag("h3", "Environment"),
+        facts([("everlearn", run.get("everlearn", percent(None))), *shown.items()]),
+        tag("h3", "Fingerprint of the data"),
+        tag("p", tag("code", run.get("fingerprint", percent(None))), class_="breakable"),
     )

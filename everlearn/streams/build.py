@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from everlearn.errors import DataError, EverlearnError, unknown
-from everlearn.streams import class_incremental, domain_incremental, old_then_new, online, splits
+from everlearn.streams import class_incremental, domain_incremental, old_then_new, splits
 from everlearn.streams.digits import read_digits
 from everlearn.streams.hub import read_hub
 from everlearn.streams.images import only_decodable
@@ -47,13 +47,9 @@ def build(options: SimpleNamespace, given: dict[str, Any]) -> Stream:
         if kind != "domain-incremental":
             raise EverlearnError(f"a stream of pairs is domain-incremental; kind={kind} needs labelled examples")
         _refuse_other_options(given, PAIRS, "a stream of pairs")
+        shares = _shares(options)
         tasks, notes = make_retrieval_tasks(
-            files,
-            domains=options.domains,
-            titles=options.titles,
-            shares=_shares(options),
-            seed=options.split_seed,
-            bad=bad,
+            files, shares, options.domains, titles=options.titles, seed=options.split_seed, bad=bad
         )
     else:
         kind = _kind(options)
@@ -101,22 +97,16 @@ def _labelled_tasks(options: SimpleNamespace, kind: str, bad: BadRows) -> tuple[
         by_domain = True  # the domains are "old" and "new"
     records = with_ids(table.records, bad)
     sides = old_then_new.sides(records) if options.new else [records]
-    parts = splits.merge(
-        splits.make_splits(side, table.source, shares, seed=options.split_seed, by_domain=by_domain) for side in sides
-    )
+    seed = options.split_seed
+    parts = splits.merge([splits.make_splits(s, table.source, shares, seed=seed, by_domain=by_domain) for s in sides])
     domains = ["old", "new"]
     if kind == "domain-incremental":
         domains = domain_incremental.choose_domains(records, options.domains, table.source, bad)
         parts = splits.having(parts, "domain", domains)
     parts = splits.learnable(parts, bad)
     notes = [*table.notes, *splits.repeated_inputs(parts)]
-    parts = splits.limit(
-        parts,
-        train=options.max_train_per_class,
-        test=options.max_test_per_class,
-        seed=options.split_seed,
-        by_domain=by_domain,
-    )
+    most = {"train": options.max_train_per_class, "test": options.max_test_per_class}
+    parts = splits.limit(parts, most, seed=seed, by_domain=by_domain)
     if table.input == "image":
         parts = {split: only_decodable(chosen, bad) for split, chosen in parts.items()}
     classes = class_incremental.order_classes(
@@ -137,7 +127,7 @@ def _steps(options: SimpleNamespace, kind: str, parts: Parts, classes: list[str]
     if kind == "online":
         if options.batch_size < 1:
             raise EverlearnError(f"batch_size={options.batch_size} gives batches without examples; give 1 or more")
-        parts = online.shuffled(parts, options.split_seed)
+        parts = splits.shuffled(parts, options.split_seed)
     sizes = class_incremental.task_sizes(len(classes), options.tasks, options.base, options.increment)
     return class_incremental.steps(parts, classes, sizes)
 
@@ -145,15 +135,17 @@ def _steps(options: SimpleNamespace, kind: str, parts: Parts, classes: list[str]
 def _read(name: str, options: SimpleNamespace, by_domain: bool, bad: BadRows) -> Table:
     if name == "digits":
         return read_digits()
+    columns = _columns(options)
+    if name.startswith("hub:"):
+        return read_hub(name.removeprefix("hub:"), columns, bad)
     path = str(Path(__file__).parent / "data" / f"{name}.parquet") if name in PACKAGED else name
-    hub = name.removeprefix("hub:")
-    table = None if hub != name else read_table(path, _columns(options), bad, by_domain=by_domain)
+    table = read_table(path, columns, bad, by_domain=by_domain)
     if table is not None:
         return table
-    if hub == name and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise DataError(f"{name}: no such file or folder; check the path")
-    if hub != name or "/" in name:
-        return read_hub(hub, _columns(options), bad)
+    if "/" in name:
+        return read_hub(name, columns, bad)
     raise EverlearnError(f"{unknown('stream', name, PACKAGED)}; or give a file, a folder or hub:owner/name")
 
 
@@ -168,7 +160,7 @@ def _with_part_files(table: Table, shares: Shares, options: SimpleNamespace, by_
             part = read_table(share, _columns(options), bad, by_domain=by_domain)
             if part is None:
                 raise DataError(f"{share}: no such file or folder; check {split}=")
-            table = Table.join([table, part.as_split(split)])
+            table = Table.join([table, part.with_all(split=split)])
     return table
 
 

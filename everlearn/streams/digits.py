@@ -13,7 +13,7 @@ from everlearn.streams.records import Record, Table
 def read_digits() -> Table:
     """All digits as grey PNG images. The data set has no splits of its own.
 
-    >>> len(read_digits())
+    >>> len(read_digits().records)
     1797
     """
     from sklearn.datasets import load_digits

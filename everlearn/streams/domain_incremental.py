@@ -27,11 +27,8 @@ def choose_domains(records: list[Record], domains: list[str] | None, source: str
     """
     for record in records:
         if record.domain is None:
-            bad.add(
-                record.place,
-                "no domain, but every row of a domain-incremental stream needs one",
-                "fill it in, or name the column with domain_column",
-            )
+            cause = "no domain, but every row of a domain-incremental stream needs one"
+            bad.add(record.place, cause, "fill it in, or name the column with domain_column")
     return select([record.domain for record in records if record.domain is not None], domains, source)
 
 

@@ -31,9 +31,6 @@ class Columns:
     cells: dict[str, list[Any]]
     names: dict[str, list[str]] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
 
 def read_columns(path: Path, bad: BadRows) -> Columns:
     """Read a file. The ending of its name determines the format.
@@ -71,28 +68,23 @@ def _read_delimited(path: Path, bad: BadRows, delimiter: str) -> Columns:
     reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     rows, lines = [], []
-    while True:
-        line = reader.line_num + 1  # the first line of the row: a quoted cell may span several lines
-        try:
-            row = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            where = place(str(path), line)
-            raise DataError(f"{where}: {error}; close the quotes of this row and double every inner quote") from None
-        if not row:
-            continue
-        if header is None:
-            header = _checked_header(path, row)
-        elif len(row) != len(header):
-            bad.add(
-                place(str(path), line),
-                f"{len(row)} cells, but the header has {len(header)}",
-                'put "quotes" around a cell that contains the delimiter',
-            )
-        else:
-            rows.append(row)
-            lines.append(line)
+    next_line = 1  # the first line of the next row: a quoted cell may span several lines
+    try:
+        for row in reader:
+            line, next_line = next_line, reader.line_num + 1
+            if not row:
+                continue
+            if header is None:
+                header = _checked_header(path, row)
+            elif len(row) != len(header):
+                cause = f"{len(row)} cells, but the header has {len(header)}"
+                bad.add(place(str(path), line), cause, 'put "quotes" around a cell that contains the delimiter')
+            else:
+                rows.append(row)
+                lines.append(line)
+    except csv.Error as error:
+        where = place(str(path), next_line)
+        raise DataError(f"{where}: {error}; close the quotes of this row and double every inner quote") from None
     return Columns(str(path), lines, {name: [row[i] for row in rows] for i, name in enumerate(header or [])})
 
 

@@ -41,7 +41,7 @@ def read_hub(name: str, wanted: ColumnNames, bad: BadRows) -> Table:
     if not known:
         raise DataError(f"{name}: none of its splits ({', '.join(parts)}) is train, validation or test")
     tables = [
-        to_table(_columns(part, f"{name} ({split})", wanted.get("id")), wanted, bad).as_split(SPLIT_NAMES[split])
+        to_table(_columns(part, f"{name} ({split})", wanted.get("id")), wanted, bad).with_all(split=SPLIT_NAMES[split])
         for split, part in known.items()
     ]
     others = [split for split in parts if split not in known]

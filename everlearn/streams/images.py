@@ -60,7 +60,7 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and _is_visible(p))
 
 
-def read_image_folder(root: Path, bad: BadRows, *, by_domain: bool = False) -> Table:
+def read_image_folder(root: Path, *, by_domain: bool = False) -> Table:
     """Records from `root/class/*.png`, or `root/{train,validation,test}/class/*.png`.
 
     With `by_domain`, the class folders are in domain folders. The id of an image is its path relative to the root.
@@ -77,7 +77,7 @@ def read_image_folder(root: Path, bad: BadRows, *, by_domain: bool = False) -> T
                     records.append(Record(image, class_folder.name, name, str(image), None, split, domain))
     if not records:
         raise DataError(f"{root}: the folder holds no class folders; arrange it as class/image.png")
-    return Table(str(root), "image", records, bad=bad)
+    return Table(str(root), "image", records)
 
 
 def _split_folders(root: Path) -> list[tuple[str | None, Path]]:

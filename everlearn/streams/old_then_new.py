@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from everlearn.errors import EverlearnError
 from everlearn.streams.records import Record, Table
 
@@ -26,11 +24,7 @@ def sizes(classes: int, old: float) -> list[int]:
 def join(old: Table, new: Table) -> Table:
     """Join the data of two files. The domain of a record says which file it is from; the new file may also hold
     old classes."""
-    sides = [
-        replace(table, records=[replace(record, domain=name) for record in table.records])
-        for name, table in (("old", old), ("new", new))
-    ]
-    return Table.join(sides)
+    return Table.join([old.with_all(domain="old"), new.with_all(domain="new")])
 
 
 def sides(records: list[Record]) -> list[list[Record]]:

@@ -78,7 +78,7 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
             bad.add(place(columns.file, row), *problem.args)
         else:
             records.append(record)
-    return Table(columns.file, input_kind, records, tuple(label_names), bad)
+    return Table(columns.file, input_kind, records, tuple(label_names))
 
 
 def _input_column(columns: Columns, wanted: ColumnNames) -> tuple[str, str]:
@@ -124,9 +124,9 @@ def read_table(name: str, wanted: ColumnNames, bad: BadRows, *, by_domain: bool 
         return to_table(read_columns(path, bad), wanted, bad)
     parts = find_parts(path) if path.name else {}
     if parts:
-        tables = [to_table(read_columns(p, bad), wanted, bad).as_split(split) for split, p in parts.items()]
+        tables = [to_table(read_columns(p, bad), wanted, bad).with_all(split=split) for split, p in parts.items()]
         return Table.join(tables)
-    return read_image_folder(path, bad, by_domain=by_domain) if path.is_dir() else None
+    return read_image_folder(path, by_domain=by_domain) if path.is_dir() else None
 
 
 def read_inputs(
@@ -160,9 +160,9 @@ def read_inputs(
         images = [image for folder in [path, *below] for image in images_in(folder)]
         if not images:
             raise DataError(f"{path}: the folder holds no images; give a folder of {' '.join(IMAGE_ENDINGS)}")
-        table = _of_images(images, path, bad)
+        table = _of_images(images, path)
     elif path.suffix.lower() in IMAGE_ENDINGS:
-        table = _of_images([path], path.parent, bad)
+        table = _of_images([path], path.parent)
     else:
         wanted = {"text": text_column, "image": image_column}
         table = to_table(read_columns(path, bad), wanted, bad, labelled=False)
@@ -172,6 +172,6 @@ def read_inputs(
     return [record.input for record in records], [record.id for record in records]
 
 
-def _of_images(images: list[Path], root: Path, bad: BadRows) -> Table:
+def _of_images(images: list[Path], root: Path) -> Table:
     records = [Record(path, "", path.relative_to(root).as_posix(), str(path), None) for path in images]
-    return Table(str(root), "image", records, bad=bad)
+    return Table(str(root), "image", records)

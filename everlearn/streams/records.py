@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from everlearn.errors import DataError
 
@@ -82,7 +84,6 @@ class Table:
         source: what the user named, for messages.
         input: text or image.
         class_names: the classes in the data set's own order, where it declares one.
-        bad: what was refused so far.
         notes: what a reader of results on this data must know.
     """
 
@@ -90,15 +91,11 @@ class Table:
     input: str
     records: list[Record]
     class_names: tuple[str, ...] = ()
-    bad: BadRows = field(default_factory=lambda: BadRows(skip=False))
     notes: tuple[str, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def as_split(self, split: str) -> Table:
-        """The same records, all in one split."""
-        return replace(self, records=[replace(record, split=split) for record in self.records])
+    def with_all(self, **fields: Any) -> Table:
+        """The same records, all with these values: of one split, or of one domain."""
+        return replace(self, records=[replace(record, **fields) for record in self.records])
 
     @staticmethod
     def join(tables: list[Table]) -> Table:
@@ -130,22 +127,17 @@ def with_ids(records: list[Record], bad: BadRows) -> list[Record]:
     A record without an id gets the name of its file and its row as id, or the whole path and the row if two files
     have the same name.
     """
-    paths_by_name: dict[str, set[str]] = {}
-    for file in {record.file for record in records}:
-        paths_by_name.setdefault(Path(file).name, set()).add(file)
+    paths = Counter(Path(file).name for file in {record.file for record in records})
 
     def default_id(record: Record) -> str:
         name = Path(record.file).name
-        return f"{name if len(paths_by_name[name]) == 1 else record.file}:{record.row}"
+        return f"{name if paths[name] == 1 else record.file}:{record.row}"
 
     seen: dict[str, Record] = {}
     for record in records:
         record = record if record.id else replace(record, id=default_id(record))
         first = seen.setdefault(record.id, record)
         if first is not record:
-            bad.add(
-                record.place,
-                f"the id '{record.id}' is already used at {first.place}",
-                "give each record its own id, or name another column with id_column",
-            )
+            cause = f"the id '{record.id}' is already used at {first.place}"
+            bad.add(record.place, cause, "give each record its own id, or name another column with id_column")
     return list(seen.values())

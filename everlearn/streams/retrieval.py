@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,18 @@ from everlearn.streams.stream import Corpus, Examples, Task
 
 
 @dataclass(frozen=True)
-class Document:
-    """One document to be found. If its split is None, it belongs to every split."""
+class Entry:
+    """One document to be found, or one query. A document whose split is None belongs to every split.
+
+    Args:
+        relevant: for a query, the grades of its relevant documents, in the order in which the file lists them.
+    """
 
     id: str
     text: str
     domain: str
     split: str | None
-
-
-@dataclass(frozen=True)
-class Query:
-    """One query, and the grades of its relevant documents in the order in which the file lists them."""
-
-    id: str
-    text: str
-    relevant: dict[str, int]
-    domain: str
-    split: str | None
+    relevant: dict[str, int] = field(default_factory=dict)
 
 
 def find_retrieval_files(name: str) -> tuple[Path, Path] | None:
@@ -51,28 +45,28 @@ def find_retrieval_files(name: str) -> tuple[Path, Path] | None:
     return (corpus, queries) if corpus and queries else None
 
 
-def read_documents(path: Path, titles: bool, bad: BadRows) -> dict[str, Document]:
+def read_documents(path: Path, titles: bool, bad: BadRows) -> dict[str, Entry]:
     """Read the documents of the corpus, by id. The columns are `doc_id` and `text`, and optionally `title`, `domain`
     and `split`.
 
     Without `titles`, only the text is searched, because a title often names what the query asks for.
     """
 
-    def document(cell: Callable[[str], Any], stem: str) -> Document:
+    def document(cell: Callable[[str], Any], domain: str) -> Entry:
         text, title = as_text(cell("text")), cell("title")
         if titles and not is_missing(title):
             text = f"{title}. {text}"
         split = None if cell("split") == "all" else as_split(cell("split"))
-        return Document(as_id(cell("doc_id")), text, _domain(cell, stem), split)
+        return Entry(as_id(cell("doc_id")), text, domain, split)
 
     return _read(path, ("doc_id", "text"), "_corpus", document, bad)
 
 
-def read_queries(path: Path, documents: dict[str, Document], bad: BadRows) -> list[Query]:
+def read_queries(path: Path, documents: dict[str, Entry], bad: BadRows) -> list[Entry]:
     """Read the queries. The columns are `query_id`, `text` and `pos` (a list of document ids), and optionally `grade`,
     `domain` and `split`."""
 
-    def query(cell: Callable[[str], Any], stem: str) -> Query:
+    def query(cell: Callable[[str], Any], domain: str) -> Entry:
         pos, grades = cell("pos"), cell("grade")
         if not isinstance(pos, list) or not pos:
             raise BadCell("pos is not a list of document ids", "name at least one relevant document")
@@ -84,23 +78,23 @@ def read_queries(path: Path, documents: dict[str, Document], bad: BadRows) -> li
             if id not in documents:
                 raise BadCell(f"the relevant document '{id}' is not in the corpus", "add it to the corpus")
         relevant = dict(zip(pos, grades, strict=True))
-        domain = _domain(cell, stem)
-        return Query(as_id(cell("query_id")), as_text(cell("text")), relevant, domain, as_split(cell("split")))
+        return Entry(as_id(cell("query_id")), as_text(cell("text")), domain, as_split(cell("split")), relevant)
 
     return list(_read(path, ("query_id", "text", "pos"), "_queries", query, bad).values())
 
 
-def _domain(cell: Callable[[str], Any], stem: str) -> str:
-    return stem if is_missing(cell("domain")) else as_name(cell("domain"), [])
+def _read(
+    path: Path, needed: tuple[str, ...], role: str, make: Callable[[Callable[[str], Any], str], Entry], bad: BadRows
+) -> dict[str, Entry]:
+    """What `make` builds of each row, by id; bad rows and repeated ids are skipped or refused.
 
-
-def _read(path: Path, needed: tuple[str, ...], role: str, make: Callable, bad: BadRows) -> dict[str, Any]:
-    """What `make` builds of each row, by id; bad rows and repeated ids are skipped or refused."""
+    Without a column `domain`, the name of the data set is the domain.
+    """
     columns = read_columns(path, bad)
     for name in needed:
         if name not in columns.cells:
             raise DataError(f"{path}: no column '{name}'; the columns are {', '.join(columns.cells)}: rename one")
-    found: dict[str, Any] = {}
+    found: dict[str, Entry] = {}
     places: dict[str, str] = {}
     for i, row in enumerate(columns.rows):
         where = place(columns.file, row)
@@ -109,7 +103,8 @@ def _read(path: Path, needed: tuple[str, ...], role: str, make: Callable, bad: B
             return columns.cells[name][i] if name in columns.cells else None
 
         try:
-            made = make(cell, path.stem.removesuffix(role))
+            named = not is_missing(cell("domain"))
+            made = make(cell, as_name(cell("domain"), []) if named else path.stem.removesuffix(role))
         except BadCell as problem:
             bad.add(where, *problem.args)
             continue
@@ -121,13 +116,7 @@ def _read(path: Path, needed: tuple[str, ...], role: str, make: Callable, bad: B
 
 
 def make_retrieval_tasks(
-    files: tuple[Path, Path],
-    *,
-    domains: list[str] | None,
-    titles: bool,
-    shares: Shares,
-    seed: int,
-    bad: BadRows,
+    files: tuple[Path, Path], shares: Shares, domains: list[str] | None, *, titles: bool, seed: int, bad: BadRows
 ) -> tuple[list[Task], list[str]]:
     """Make one task per domain, and notes.
 
@@ -143,7 +132,7 @@ def make_retrieval_tasks(
     has_test = any(query.split == "test" for query in queries)
     queries = _with_splits(queries, shares, seed)
 
-    by_part: dict[tuple[str, str | None], list[Query]] = defaultdict(list)
+    by_part: dict[tuple[str, str | None], list[Entry]] = defaultdict(list)
     for query in queries:
         by_part[query.domain, query.split].append(query)
     chosen = select([query.domain for query in queries], domains, str(files[1]))
@@ -153,7 +142,7 @@ def make_retrieval_tasks(
         raise DataError(f"{files[1]}: no {split} queries in the domain '{domain}'; choose other domains")
     notes = [f"left out {len(incomplete)} domains that lack train or test queries"] if incomplete else []
 
-    found: dict[str, list[Document]] = defaultdict(list)
+    found: dict[str, list[Entry]] = defaultdict(list)
     for document in documents.values():
         if not has_test or document.split in ("test", None):
             found[document.domain].append(document)
@@ -161,17 +150,14 @@ def make_retrieval_tasks(
     for index, domain in enumerate(domain for domain in chosen if domain not in incomplete):
         needed = [documents[id] for query in by_part[domain, "test"] for id in query.relevant]
         corpus = {document.id: document.text for document in [*found[domain], *needed]}
-        examples = {
-            "train": _pairs(by_part[domain, "train"], documents),
-            "validation": _pairs(by_part[domain, "validation"], documents),
-            "test": _tests(by_part[domain, "test"]),
-        }
+        examples = {split: _pairs(by_part[domain, split], documents) for split in ("train", "validation")}
+        examples["test"] = _tests(by_part[domain, "test"])
         searched = Corpus(list(corpus), list(corpus.values()))
         tasks.append(Task(index, domain, (), (), goal="ranking", examples=examples, corpus=searched))
     return tasks, notes
 
 
-def _with_splits(queries: list[Query], shares: Shares, seed: int) -> list[Query]:
+def _with_splits(queries: list[Entry], shares: Shares, seed: int) -> list[Entry]:
     """The data set's own splits. If it has no test (or validation) queries, a seeded share of each domain is taken."""
     splits = [query.split or "train" for query in queries]
     random = np.random.RandomState(seed)
@@ -188,7 +174,7 @@ def _with_splits(queries: list[Query], shares: Shares, seed: int) -> list[Query]
     return [replace(query, split=split) for query, split in zip(queries, splits, strict=True)]
 
 
-def _pairs(queries: list[Query], documents: dict[str, Document]) -> Examples:
+def _pairs(queries: list[Entry], documents: dict[str, Entry]) -> Examples:
     """One row per relevant document. If a query has several, the id also names the document."""
     rows = [(query, id) for query in queries for id in query.relevant]
     return Examples(
@@ -199,7 +185,7 @@ def _pairs(queries: list[Query], documents: dict[str, Document]) -> Examples:
     )
 
 
-def _tests(queries: list[Query]) -> Examples:
+def _tests(queries: list[Entry]) -> Examples:
     return Examples(
         inputs=[query.text for query in queries],
         labels=torch.empty(0, dtype=torch.long),

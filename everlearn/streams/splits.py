@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,9 +18,8 @@ Shares = dict[str, float | str]
 """What to take for test and validation: a share of the training examples, or all of another file."""
 
 
-def merge(several: Iterable[Parts]) -> Parts:
+def merge(several: list[Parts]) -> Parts:
     """Concatenate several sets of parts, split by split."""
-    several = list(several)
     return {split: [record for parts in several for record in parts[split]] for split in SPLITS}
 
 
@@ -68,9 +67,7 @@ def learnable(parts: Parts, bad: BadRows) -> Parts:
     Raises:
         DataError: there is another class, and bad rows are not skipped.
     """
-    counts = {record.label: 0 for records in parts.values() for record in records}
-    for record in parts["train"]:
-        counts[record.label] += 1
+    counts = Counter(record.label for record in parts["train"])
     for records in parts.values():
         for record in records:
             if counts[record.label] < 2:
@@ -85,13 +82,12 @@ def having(parts: Parts, field: str, values: Iterable[str]) -> Parts:
     return {split: [r for r in records if getattr(r, field) in wanted] for split, records in parts.items()}
 
 
-def limit(parts: Parts, *, train: int | None, test: int | None, seed: int, by_domain: bool) -> Parts:
-    """At most `train` and `test` examples per class (per class and domain, if domains are tasks), chosen with a seed.
+def limit(parts: Parts, limits: dict[str, int | None], *, seed: int, by_domain: bool) -> Parts:
+    """At most so many examples of a split per class (per class and domain, if domains are tasks), chosen with a seed.
 
     Raises:
         EverlearnError: a limit is below one.
     """
-    limits = {"train": train, "test": test}
     for name, most in limits.items():
         if most is not None and most < 1:
             raise EverlearnError(f"max_{name}_per_class={most} leaves no examples; give 1 or more")
@@ -104,6 +100,12 @@ def _fewer(records: list[Record], most: int | None, seed: int, by_domain: bool) 
     random = np.random.RandomState(seed)
     chosen = [random.permutation(rows)[:most].tolist() for rows in _groups(records, by_domain)]
     return [records[row] for row in sorted(row for rows in chosen for row in rows)]
+
+
+def shuffled(parts: Parts, seed: int) -> Parts:
+    """Shuffle the training examples with a seed: files are often sorted by class, and online streams are not."""
+    order = np.random.RandomState(seed).permutation(len(parts["train"]))
+    return {**parts, "train": [parts["train"][row] for row in order]}
 
 
 def repeated_inputs(parts: Parts) -> tuple[str, ...]:

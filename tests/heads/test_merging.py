@@ -138,7 +138,7 @@ def test_heads_of_another_width_are_not_merged_and_nothing_changes(kind):
         other = different.get(kind) or type(head)(WIDTH + 1)
     for wrong in (other, Prototype(WIDTH) if kind != "prototype" else Gaussians(WIDTH)):
         wrong.grow(("fox", *NAMES))
-        with pytest.raises(EverlearnError, match="cannot merge .* heads of different kinds, widths"):
+        with pytest.raises(EverlearnError, match=r"cannot merge \w+ heads of different kinds, widths"):
             head.merge(wrong)
     assert head.class_names == NAMES
     assert all(torch.equal(before[name], value) for name, value in head.state_dict().items())
@@ -174,3 +174,47 @@ def test_a_loaded_head_merges_by_name_once_its_structure_is_replayed(kind, tmp_p
         mine.merge(theirs)
         mine.solve()
     assert all(torch.equal(value, head.state_dict()[name]) for name, value in twin.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_merged_with_itself_has_seen_all_twice(kind):
+    x, seen = data()
+    head, twice = learned(kind, x, seen, NAMES), learned(kind, torch.cat([x, x]), seen + seen, NAMES)
+    head.merge(head)
+    assert torch.equal(head.counts, twice.counts) and head.class_names == NAMES
+    for name in (*head.by_class, *head.over_all):
+        torch.testing.assert_close(getattr(head, name), getattr(twice, name), rtol=1e-9, atol=1e-9)
+
+
+def test_an_empty_head_takes_no_other_width():
+    for cls in (Prototype, Gaussians, SharedGaussians, Mahalanobis):
+        head, other = cls(WIDTH), cls(WIDTH + 1)
+        other.grow(NAMES)
+        with pytest.raises(EverlearnError, match=r"cannot merge \w+ heads of different kinds, widths"):
+            head.merge(other)
+        assert head.classes == 0 and head.class_names == ()
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [(Mahalanobis(WIDTH, power=0.5), Mahalanobis(WIDTH)), (Ridge(WIDTH), Ridge(WIDTH, select="current"))],
+)
+def test_heads_whose_sums_mean_something_else_are_not_merged(one, other):
+    for head in (one, other):
+        head.grow(NAMES)
+    for mine, theirs in ((one, other), (other, one)):
+        with pytest.raises(EverlearnError, match=r"cannot merge \w+ heads"):
+            mine.merge(theirs)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_classes_without_names_or_of_one_name_are_refused(kind):
+    x, seen = data()
+    head, fresh = learned(kind, x, seen, NAMES), HEADS[kind]()
+    fresh.load_state_dict(head.state_dict())
+    with pytest.raises(EverlearnError, match="whose classes have no names"):
+        head.merge(fresh)
+    for wrong in (("ant", "ant"), (*NAMES, "ant")):
+        with pytest.raises(ContractError, match="the same name"):
+            head.grow(wrong)
+    assert head.class_names == NAMES and head.counts.sum() == 300

@@ -97,7 +97,7 @@ def test_merge_equals_seeing_both():
 
 
 def test_merge_refuses_another_projection():
-    with pytest.raises(EverlearnError, match="cannot merge ridge heads of different .* random features or seeds"):
+    with pytest.raises(EverlearnError, match=r"cannot merge ridge heads .* random features or seeds"):
         Ridge(WIDTH, projection=90, seed=0).merge(Ridge(WIDTH, projection=90, seed=1))
 
 

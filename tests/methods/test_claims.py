@@ -207,6 +207,40 @@ def test_a_method_with_deltas_copies_whole() -> None:
     assert torch.equal(method.backbone(texts), backbones.load("tiny")(texts))
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "other", "other_settings"),
+    [
+        ("lora", {}, "finetune", {"train": "lora"}),
+        ("lora", {}, "lora", {"train": "lora(size=8, scale=2.0)"}),
+        ("vpt", {}, "finetune", {"train": "deep_prompt", "lr": 1e-2}),
+        ("vpt", {"train": "prompt"}, "vpt", {"train": "prompt(length=5)"}),
+        ("sequential", {}, "finetune", {"train": "houlsby"}),
+        ("ranpac", {"width": 40}, "ranpac", {"width": 40, "train": "relu(sites=('mlp',), size=64, scale=0.1)"}),
+        ("aper", {}, "aper", {"train": "adaptformer(size=64)"}),
+    ],
+)
+def test_two_names_of_one_thing_learn_the_same(name, settings, other, other_settings) -> None:
+    stream = toy_stream(tasks=2)
+    one = learn(name, stream, epochs=2, **settings).state_dict()
+    two = learn(other, stream, epochs=2, **other_settings).state_dict()
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", ["finetune", "er", "ewc", "lwf", "joint", "slca"])
+def test_what_is_trained_is_a_setting(name) -> None:
+    stream = toy_stream(tasks=2)
+    moved = {}
+    for train in ("full", "head", "lora"):
+        method = learn(name, stream, epochs=1, train=train)
+        origin = backbones.load("tiny").state_dict()
+        held = method.backbone.state_dict()
+        moved[train] = {key for key in origin if not torch.equal(held[key], origin[key])}
+        assert len(method.deltas) == (4 if train == "lora" else 0)
+        assert all(delta.b.abs().sum() > 0 for delta in method.deltas)
+        assert method.head.bias.abs().sum() > 0
+    assert not moved["head"] and not moved["lora"] and len(moved["full"]) > 10
+
+
 def test_batches_are_a_function_of_seed_and_position() -> None:
     data = Examples([str(i) for i in range(10)], torch.arange(10), [str(i) for i in range(10)])
     first, second = Batches(data, 3, 4, seed=5), Batches(data, 3, 4, seed=5)

@@ -16,10 +16,17 @@ VARIANTS = [
     ("l2p", {"diversify": "frequency", "grow": 2}), ("l2p", {"diversify": "mask"}),
     ("l2p", {"readout": "pooled"}),
     ("ranpac", {"width": 0, "first_session": False}), ("klda", {"members": 2, "rff": 64}),
+    ("ranpac", {"width": 40, "train": "full", "epochs": 2}), ("ranpac", {"width": 40, "train": "ssf", "epochs": 2}),
+    ("finetune", {"train": "head"}), ("finetune", {"train": "mam"}), ("er", {"train": "lora(size=2)"}),
+    ("ewc", {"train": "lora"}), ("lwf", {"train": "houlsby"}), ("joint", {"train": "deep_prompt(length=2)"}),
+    ("slca", {"train": "lora"}), ("lora", {"train": "full"}),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("check", ["resumes_exactly", "a_prediction_depends_on_its_example_alone"])
+CHECKS = ("resumes_exactly", "a_prediction_depends_on_its_example_alone", "frozen_stays_frozen")
+
+
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
 def test_variant(name: str, settings: dict, check: str) -> None:
     quick = {} if name in ("ranpac", "klda") else {"epochs": 2, "batch_size": 8, "lr": 0.01}

@@ -23,6 +23,13 @@ def random_problem(seed: int, queries: int = 40, documents: int = 60, dimensions
     return query, document, ids, relevant
 
 
+def search(query, document, ids, k=10):
+    """The ids that an evaluation gets for these embeddings: it gives the documents in `id_order`."""
+    order = retrieval.id_order(ids)
+    found = retrieval.nearest(torch.as_tensor(query), torch.as_tensor(document)[order], k)
+    return [[ids[order[position]] for position in row] for row in found]
+
+
 def plain_sort(query, document, ids, k):
     """Every score at once; ties by document id, the larger first."""
     scores = query @ document.T
@@ -44,7 +51,7 @@ def test_ties_are_those_of_trec_eval(seed):
     query, document, ids, relevant = random_problem(seed)
     run = {str(q): dict(zip(ids, map(float, row), strict=True)) for q, row in enumerate(query @ document.T)}
     qrels = {str(q): grades for q, grades in enumerate(relevant)}
-    ours = retrieval.ndcg_at_k(retrieval.search(query, document, ids), relevant)
+    ours = retrieval.ndcg_at_k(search(query, document, ids), relevant)
     for found in measures.pytrec_eval.iter_calc([measures.nDCG @ 10], qrels, run):
         assert ours[int(found.query_id)] == pytest.approx(found.value, abs=1e-9), found
 
@@ -54,7 +61,7 @@ def test_ties_are_those_of_trec_eval(seed):
 def test_against_ir_measures(seed, k):
     measures = pytest.importorskip("ir_measures")
     query, document, ids, relevant = random_problem(seed)
-    rankings = retrieval.search(query, document, ids, k)
+    rankings = search(query, document, ids, k)
     run = by_rank(query, document, ids)
     qrels = {str(q): grades for q, grades in enumerate(relevant)}
     ours = {
@@ -75,7 +82,7 @@ def test_means_are_those_of_ir_measures():
     run = by_rank(query, document, ids)
     qrels = {str(q): grades for q, grades in enumerate(relevant)}
     wanted = measures.calc_aggregate([measures.nDCG @ 10, measures.R @ 10, measures.RR @ 10], qrels, run)
-    ours = retrieval.evaluate_rankings(query, document, ids, relevant)
+    ours = retrieval.score_rankings(search(query, document, ids), relevant)
     assert list(ours) == ["nDCG@10", "recall@10", "mrr@10"]
     order = [measures.nDCG @ 10, measures.R @ 10, measures.RR @ 10]
     assert list(ours.values()) == pytest.approx([wanted[measure] for measure in order], abs=1e-9)
@@ -85,24 +92,24 @@ def test_means_are_those_of_ir_measures():
 def test_blocks_find_what_a_plain_sort_finds(k, monkeypatch):
     query, document, ids, _ = random_problem(3)
     wanted = plain_sort(query, document, ids, k)
-    assert retrieval.search(query, document, ids, k) == wanted
+    assert search(query, document, ids, k) == wanted
     monkeypatch.setattr(retrieval, "QUERIES_AT_ONCE", 7)
     monkeypatch.setattr(retrieval, "SCORES_AT_ONCE", 7 * 13)
-    assert retrieval.search(query, document, ids, k) == wanted
+    assert search(query, document, ids, k) == wanted
 
 
 def test_order_of_the_corpus_changes_nothing():
     query, document, ids, _ = random_problem(4)
     shuffle = np.random.default_rng(0).permutation(len(ids))
-    shuffled = retrieval.search(query, document[shuffle], [ids[i] for i in shuffle])
-    assert shuffled == retrieval.search(query, document, ids)
+    shuffled = search(query, document[shuffle], [ids[i] for i in shuffle])
+    assert shuffled == search(query, document, ids)
 
 
 def test_tensors_of_any_precision():
     query, document, ids, _ = random_problem(5)
-    wanted = retrieval.search(query, document, ids)
-    assert retrieval.search(torch.tensor(query), torch.tensor(document).bfloat16(), ids) == wanted
-    assert retrieval.search(query.astype(np.float64), torch.tensor(document).half(), ids) == wanted
+    wanted = search(query, document, ids)
+    assert search(torch.tensor(query), torch.tensor(document).bfloat16(), ids) == wanted
+    assert search(query.astype(np.float64), torch.tensor(document).half(), ids) == wanted
 
 
 def test_no_block_exceeds_its_limit(monkeypatch):
@@ -112,7 +119,7 @@ def test_no_block_exceeds_its_limit(monkeypatch):
     monkeypatch.setattr(
         retrieval, "_first_largest", lambda scores, k: (sizes.append(scores.shape), plain(scores, k))[1]
     )
-    retrieval.search(np.ones((600, 2)), np.ones((1000, 2)), [str(i) for i in range(1000)])
+    search(np.ones((600, 2)), np.ones((1000, 2)), [str(i) for i in range(1000)])
     assert sizes and all(rows <= 256 and columns <= 110 for rows, columns in sizes)
 
 
@@ -126,8 +133,9 @@ def test_faults_are_refused():
         retrieval.ndcg_at_k([["a", "a"]], [{"a": 1}])
     with pytest.raises(ValueError):
         retrieval.mrr_at_k([["a"], ["b"]], [{"a": 1}])
-    with pytest.raises(ValueError, match="fit"):
-        retrieval.search(np.ones((1, 2)), np.ones((1, 2)), ["a", "b"])
+    for query, document in [((1, 2), (2, 3)), ((2,), (2, 2)), ((1, 2), (2,))]:
+        with pytest.raises(ValueError, match="fit"):
+            retrieval.nearest(torch.ones(query), torch.ones(document))
     for query, document in [(np.nan, 1.0), (1.0, np.inf)]:
         with pytest.raises(EverlearnError, match="NaN"):
-            retrieval.search(np.full((1, 2), query), np.full((1, 2), document), ["a"])
+            search(np.full((1, 2), query), np.full((1, 2), document), ["a"])

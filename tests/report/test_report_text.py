@@ -53,6 +53,8 @@ def test_retrieval_speaks_of_ndcg():
     text = text_of(report.render([retrieval()]))
     assert "Final nDCG@10" in text and "recall@10 in %" in text and "mrr@10 in %" in text
     assert "accuracy" not in text.lower()
+    assert "old-then-new · text · ranking · 2 tasks" in text
+    assert "class-incremental · text · classes · 10 tasks" in text_of(report.render([results()]))
 
 
 def test_text_of_others_is_escaped():
