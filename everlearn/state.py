@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from everlearn.errors import EverlearnError
 
 
-def grown(tensor: Tensor, rows: int) -> Tensor:
-    """`tensor` (n, …) with rows of zeros added below, so that it has at least `rows` rows.
+def grown(tensor: Tensor, size: int, dim: int = 0, fill: float = 0.0) -> Tensor:
+    """`tensor` with at least `size` entries along `dim`; new ones have the value `fill`.
 
     >>> grown(torch.ones(1, 2), 2).tolist()
     [[1.0, 1.0], [0.0, 0.0]]
     """
-    missing = rows - len(tensor)
-    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing > 0 else tensor
+    shape = list(tensor.shape)
+    shape[dim] = size - shape[dim]
+    return torch.cat([tensor, tensor.new_full(shape, fill)], dim=dim) if shape[dim] > 0 else tensor
 
 
 class Stateful(nn.Module):

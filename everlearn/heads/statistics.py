@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from everlearn.errors import ContractError, EverlearnError
-from everlearn.state import Stateful
+from everlearn.state import Stateful, grown
 
 
 def names_of(classes: int | Sequence[str]) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ class Statistics(Stateful):
         self.class_names = max(self.class_names, names, key=len)
         sums = {name: (dim, 0.0) for name, dim in {"counts": 0, **self.by_class}.items()}
         for name, (dim, fill) in {**sums, **self.solved}.items():
-            setattr(self, name, _extended(getattr(self, name), dim, len(names), fill))
+            setattr(self, name, grown(getattr(self, name), len(names), dim, fill))
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor) -> None:
@@ -134,10 +134,3 @@ class Statistics(Stateful):
         if (counts < 0).any():
             raise ContractError("remove: a class would be left with fewer than 0 examples")
         return counts
-
-
-def _extended(tensor: Tensor, dim: int, size: int, fill: float) -> Tensor:
-    """The tensor with at least `size` entries along `dim`, new ones of the value `fill`."""
-    shape = list(tensor.shape)
-    shape[dim] = size - shape[dim]
-    return torch.cat([tensor, tensor.new_full(shape, fill)], dim=dim) if shape[dim] > 0 else tensor

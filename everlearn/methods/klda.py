@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator
+from functools import partialmethod
+from typing import Any, Literal
 
 import torch
 
@@ -62,25 +63,18 @@ class Ensemble(torch.nn.ModuleList):
     def class_names(self) -> tuple[str, ...]:
         return next(iter(self)).class_names
 
-    def grow(self, classes: int | Sequence[str]) -> None:
+    def _each(self, verb: str, *arguments: Any) -> None:
         for head in self:
-            head.grow(classes)
+            getattr(head, verb)(*arguments)
 
-    def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
-        for head in self:
-            head.add(features, labels)
-
-    def remove(self, features: torch.Tensor, labels: torch.Tensor) -> None:
-        for head in self:
-            head.remove(features, labels)
+    grow = partialmethod(_each, "grow")
+    add = partialmethod(_each, "add")
+    remove = partialmethod(_each, "remove")
+    solve = partialmethod(_each, "solve")
 
     def merge(self, other: Ensemble) -> None:
         for mine, theirs in zip(self, other, strict=True):
             mine.merge(theirs)
-
-    def solve(self) -> None:
-        for head in self:
-            head.solve()
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(n, width) features -> (n, classes) probabilities."""

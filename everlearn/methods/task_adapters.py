@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -97,34 +97,28 @@ class TaskAdapters(Method):
 
     def embed(self, inputs: Sequence[Input], role: Role = "query") -> Tensor:
         """Features (n, width), each example's through the insertion that the router finds."""
-        return self._each(inputs, self.route(inputs), self.backbone.width, lambda features, task: features)
+        embedded = torch.empty(len(inputs), self.backbone.width, device=self.backbone.device)
+        for rows, _, features in self._each(inputs, self.route(inputs)):
+            embedded[rows] = features
+        return embedded
 
     def predict(self, inputs: Sequence[Input], task: int | None = None) -> Tensor:
         """Log-probabilities (n, classes), -inf for the classes of other tasks than the one told or found."""
         tasks = self.route(inputs) if task is None else torch.full((len(inputs),), task)
-        seen = 1 + max(max(held) for held in self.classes)
+        scores = torch.full((len(inputs), len(self.task.class_names)), float("-inf"), device=self.backbone.device)
+        for rows, found, features in self._each(inputs, tasks):
+            scores[rows[:, None], sorted(self.classes[found])] = self.heads[found](features).log_softmax(1)
+        return scores
 
-        def score(features: Tensor, task: int) -> Tensor:
-            scores = features.new_full((len(features), seen), float("-inf"))
-            scores[:, sorted(self.classes[task])] = self.heads[task](features).log_softmax(1)
-            return scores
-
-        return self._each(inputs, tasks, seen, score)
-
-    def _each(
-        self, inputs: Sequence[Input], tasks: Tensor, width: int, of: Callable[[Tensor, int], Tensor]
-    ) -> Tensor:  # fmt: skip
-        """`of` the features from each task's insertion, for the rows sent to it."""
-        out = torch.empty(len(inputs), width, device=self.backbone.device)
+    def _each(self, inputs: Sequence[Input], tasks: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """For each of the tasks (n,): the rows that belong to it, and their features from its insertion."""
         was_active = next((t for t, deltas in enumerate(self.insertions) if cast(DeltaSet, deltas)[0].is_active), None)
         for task in tasks.unique().tolist():
-            rows = (tasks == task).nonzero()[:, 0].tolist()
+            rows = (tasks == task).nonzero()[:, 0]
             self._switch(task)
-            chosen = [inputs[row] for row in rows]
-            features = self.backbone.encode(chosen) if self.backbone.is_frozen else self.backbone.infer(chosen)
-            out[rows] = of(features, task)
+            chosen = [inputs[row] for row in rows.tolist()]
+            yield rows, task, self.backbone.encode(chosen) if self.backbone.is_frozen else self.backbone.infer(chosen)
         self._switch(was_active)
-        return out
 
     def measures(self, inputs: Sequence[Input], task: int) -> dict[str, float]:
         """How often the router is right."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -152,16 +152,13 @@ class Task:
 
     def metadata(self) -> dict[str, Any]:
         """What JSON can keep of the sealed task; `Task.from_metadata` reads it back."""
-        return {
-            "index": self.index, "name": self.name, "classes": list(self.classes),
-            "class_names": list(self.class_names), "input": self.input, "goal": self.goal,
-            "batch_size": self.batch_size, "augment": self.augment,
-        }  # fmt: skip
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("examples", "corpus", "hidden")}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
     @staticmethod
     def from_metadata(data: dict[str, Any]) -> Task:
-        sequences = {"classes": tuple(data["classes"]), "class_names": tuple(data["class_names"])}
-        return Task(**{**data, **sequences}).sealed()
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return Task(**values).sealed()
 
 
 @dataclass(frozen=True)
