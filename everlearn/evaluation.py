@@ -72,8 +72,8 @@ class Evaluation:
     def _accuracy(self, task: Task, told: int | None, within: list[int] | None = None) -> float:
         """The share of right labels; among the classes `within` only, where the stream tells the task at test."""
         right = 0
-        for rows in torch.arange(len(task.test)).split(CHUNK):
-            chunk = task.test[rows]
+        for start in range(0, len(task.test), CHUNK):
+            chunk = task.test[range(start, min(start + CHUNK, len(task.test)))]
             with torch.no_grad():
                 scores = self.method.predict(chunk.inputs, told).float().cpu()
             if scores.isnan().any():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
-from everlearn.backbones.backbone import Block
+from everlearn.backbones.backbone import Backbone, Block, has_bfloat16
 from everlearn.errors import EverlearnError
 from everlearn.peft.delta import Site
 
@@ -20,6 +22,24 @@ ATTENTION_OUT = ("o_proj", "out_lin", "proj", "Wo", "o", "dense")
 MLP = ("mlp", "ffn")
 MLP_IN = ("intermediate",)
 MLP_OUT = ("output.dense",)
+
+
+class Discovered(Backbone):
+    """A backbone around a model whose blocks are found by their names. Its pooler is removed: it is not used, and
+    unused weights must not change the identity."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        super().__init__()
+        self.model, self.name = model, name
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None
+        self._blocks = find_blocks(model)
+        self.depth = len(self._blocks)
+        self.training_precision = "bfloat16" if has_bfloat16() else "float32"
+        self.requires_grad_(False).eval()
+
+    def block(self, index: int) -> Block:
+        return find_block(self._blocks[index], index, self.width)
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:

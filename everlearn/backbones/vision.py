@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from everlearn.backbones.backbone import Backbone, Block, Hidden, config_hash, has_bfloat16
-from everlearn.backbones.discover import find_block, find_blocks
+from everlearn.backbones.backbone import Hidden, config_hash
+from everlearn.backbones.discover import Discovered
 from everlearn.backbones.text import first_line, read_json, read_model, unreadable
 from everlearn.errors import DataError, EverlearnError
 from everlearn.peft.delta import Site
@@ -24,7 +24,7 @@ from everlearn.streams.inputs import Input, content
 VIT_TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 
-class VisionBackbone(Backbone):
+class VisionBackbone(Discovered):
     """A ViT with its preprocessing: resize the shorter side to size / crop, crop the centre, normalise the pixels.
 
     Args:
@@ -43,21 +43,13 @@ class VisionBackbone(Backbone):
     def __init__(
         self, model: Any, *, name: str, size: int, mean: Sequence[float], std: Sequence[float], crop: float = 1.0
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.name = name
+        super().__init__(model, name)
         self.is_timm = hasattr(model, "forward_features")
         self.width = model.num_features if self.is_timm else model.config.hidden_size
-        if getattr(model, "pooler", None) is not None:
-            model.pooler = None
-        self._blocks = find_blocks(model)
-        self.depth = len(self._blocks)
         self.settings = {"size": size, "mean": list(mean), "std": list(std), "crop": crop,
                          "resize": "bicubic", "pooling": "cls"}  # fmt: skip
         if not self.is_timm:
             self.settings["config"] = config_hash(model.config)
-        self.training_precision = "bfloat16" if has_bfloat16() else "float32"
-        self.requires_grad_(False).eval()
 
     def prepare(self, inputs: Sequence[Input]) -> torch.Tensor:
         return torch.stack([self._pixels(item) for item in inputs]).to(self.device)
@@ -95,10 +87,6 @@ class VisionBackbone(Backbone):
         # timm adds positions and the CLS token in a method; norm_pre is the first module that sees the result.
         embedded = self.model.norm_pre if self.is_timm else self.model.embeddings
         return Site("tokens", embedded, embedded, self.width, self.width)
-
-    def block(self, index: int) -> Block:
-        return find_block(self._blocks[index], index, self.width)
-
 
 def decode(item: Input) -> Any:
     """Decode an image, given as bytes or a path, to an RGB Pillow image.

@@ -50,7 +50,7 @@ class Examples:
         return len(self.inputs)
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray | torch.Tensor) -> Examples:
-        rows = [int(row) for row in rows]
+        rows = list(rows) if isinstance(rows, Sequence) else rows.tolist()  # a tensor's elements are slow one by one
 
         def pick(column: Any) -> Any:
             return None if column is None else [column[row] for row in rows]
