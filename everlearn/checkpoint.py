@@ -78,8 +78,7 @@ def save(folder: Path, name: str, checkpoint: Checkpoint, keep: int = KEEP) -> N
 
 def newest(folder: Path) -> str | None:
     """The name of the newest checkpoint, or None."""
-    names = _names(folder)
-    return names[-1] if names else None
+    return max(_names(folder), default=None)
 
 
 def load(folder: Path, name: str) -> Checkpoint:

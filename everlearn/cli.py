@@ -239,14 +239,12 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _help(args: argparse.Namespace) -> int:
     """Print the options of `run`, then the settings of the given method and stream."""
-    if args.method and ":" not in args.method and args.method not in methods.names():
-        raise unknown("method", args.method, methods.names())
-    args.parser.print_help()
     named: dict[str, Callable[..., Any]] = {}
     if args.method:
         named["method"] = methods.get(args.method)
     if args.stream:
         named["stream"] = streams.load
+    args.parser.print_help()
     for section, function in named.items():
         print(f"\nsettings of the {section} {getattr(args, section)}:")
         for name, argument in arguments(function).items():

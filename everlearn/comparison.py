@@ -188,9 +188,7 @@ def _entries(chosen: Sequence[str | Config], stream: str, recipe: str) -> list[E
     return sorted(entries.values(), key=lambda entry: entry.cost)
 
 
-def _known(
-    entry: Entry, stream: Stream, encoder: Backbone | None, folder: Path | None, say: Say
-) -> Results | None:  # fmt: skip
+def _known(entry: Entry, stream: Stream, encoder: Backbone | None, folder: Path | None, say: Say) -> Results | None:
     """The result of a method that has already finished or cannot learn this stream; None if it must run."""
     from everlearn.evaluation import supports
 
@@ -203,9 +201,7 @@ def _known(
     return None
 
 
-def _learn(
-    entry: Entry, stream: Stream, config: Config, folder: Path | None, progress: bool, say: Say
-) -> Results:  # fmt: skip
+def _learn(entry: Entry, stream: Stream, config: Config, folder: Path | None, progress: bool, say: Say) -> Results:
     """Start or resume one method in this process; return its results, or the error."""
     from everlearn.interrupts import Interrupted
     from everlearn.protocol import resume, run

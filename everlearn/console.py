@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import Console
+from rich.padding import PaddingDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from everlearn.metrics import FORMULAS, passes
@@ -85,11 +86,9 @@ class Progress:
                 Progress.display.stop()
         seconds = time.monotonic() - self.started
         if kind is None and (Progress.depth == 0 or seconds >= 1):
-            parts = [f"{self.label}: {duration(seconds)}", self.text]
-            line = ", ".join(part for part in parts if part)
-            (Progress.display.console if Progress.display else Console(stderr=True, width=WIDTH)).print(
-                Text(line), soft_wrap=True, highlight=False
-            )
+            line = f"{self.label}: {duration(seconds)}" + (f", {self.text}" if self.text else "")
+            console = Progress.display.console if Progress.display else Console(stderr=True, width=WIDTH)
+            console.print(Text(line), soft_wrap=True, highlight=False)
         if Progress.depth == 0:
             Progress.display = None
 
@@ -108,10 +107,8 @@ def final_table(results: Results, directory: Path | None = None) -> None:
     n = len(results["tasks"])
     some = f" ({SHOWN_TASKS} of {n} tasks shown; the report shows all)" if n > SHOWN_TASKS else ""
     out.print(Text(f"{metric} in %; row: after learning the task; column: tests of the task{some}"))
-    out.print(_matrix(results))
-    out.print(_figures(results))
-    out.print(_gate_line(results))
-    out.print(_costs(results))
+    for part in (_matrix, _figures, _gate_line, _costs):
+        out.print(part(results))
     for warning in results["warnings"]:
         out.print(Text(f"warning: {warning}", style="yellow"))
     for note in results["notes"]:
@@ -129,10 +126,8 @@ def compare_table(results: Sequence[Results]) -> None:
     out = _console()
     done = sorted((r for r in results if "final_accuracy" in r), key=lambda r: -(r["final_accuracy"] or 0.0))
     joint = next((r["gain"] for r in done if r["method"] == "joint"), None)
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("method", overflow="fold", min_width=8)
-    for name in ("final", "average", "forgot", "retention", "gain", "gate", "trained", "stored", "time", "memory"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ("final", "average", "forgot", "retention", "gain", "gate", "trained", "stored", "time", "memory")
+    table = _table(Column("method", overflow="fold", min_width=8), *numbers)
     for r in done:
         table.add_row(
             Text(r["method"]), percent(r["final_accuracy"]), percent(r["average_accuracy"]), percent(r["forgetting"]),
@@ -145,9 +140,10 @@ def compare_table(results: Sequence[Results]) -> None:
         out.print(table)
         out.print(_encodings([r for r in results if "final_accuracy" in r]))
     for r in results:
-        if "final_accuracy" not in r:
-            word, why = ("failed", r["error"]) if "error" in r else ("skipped", r["skipped"])
-            out.print(Text(f"{r['method']} {word}: {why}", style="red" if word == "failed" else ""))
+        if "error" in r:
+            out.print(Text(f"{r['method']} failed: {r['error']}", style="red"))
+        elif "skipped" in r:
+            out.print(Text(f"{r['method']} skipped: {r['skipped']}"))
 
 
 def _encodings(results: Sequence[Results]) -> Text:
@@ -162,11 +158,8 @@ def _encodings(results: Sequence[Results]) -> Text:
 def cache_table(entries: Sequence[dict[str, Any]]) -> None:
     """Print the content of the feature store, one line per backbone."""
     out = _console()
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    table.add_column("identity", overflow="ellipsis", max_width=24)
-    table.add_column("description", overflow="fold")
-    for name in ("examples", "size", "last used"):
-        table.add_column(name, justify="right", no_wrap=True)
+    texts = (Column("identity", overflow="ellipsis", max_width=24), Column("description", overflow="fold"))
+    table = _table(*texts, "examples", "size", "last used", padding=(0, 1))
     for e in entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(e["last_used"]))
         table.add_row(e["identity"], Text(e["description"]), f"{e['examples']:,}", human_bytes(e["bytes"]), used)
@@ -200,13 +193,10 @@ def human_bytes(n: float) -> str:
     >>> human_bytes(3 * 1024**2)
     '3.0 MiB'
     """
-    if n < 1024:
-        return f"{n:.0f} B"
-    for unit in ("KiB", "MiB"):
-        n /= 1024
-        if n < 1024:
-            return f"{n:.1f} {unit}"
-    return f"{n / 1024:.1f} GiB"
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n:.0f} B"
 
 
 def duration(seconds: float) -> str:
@@ -228,6 +218,12 @@ def _console() -> Console:
     return Console(width=min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns), highlight=False, markup=False)
 
 
+def _table(*columns: Column | str, padding: PaddingDimensions = (0, 1, 0, 0)) -> Table:
+    """A table without lines. A column that is given by its name alone holds numbers."""
+    made = (Column(c, justify="right", no_wrap=True) if isinstance(c, str) else c for c in columns)
+    return Table(*made, box=None, padding=padding, pad_edge=False)
+
+
 def _spread(n: int) -> list[int]:
     """At most `SHOWN_TASKS` of n positions, evenly spaced, including the first and the last."""
     return sorted({round(k * (n - 1) / (SHOWN_TASKS - 1)) for k in range(SHOWN_TASKS)})
@@ -235,11 +231,9 @@ def _spread(n: int) -> list[int]:
 
 def _matrix(results: Results) -> Table:
     tasks, shown = results["tasks"], _spread(len(results["tasks"]))
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("", no_wrap=True, overflow="ellipsis", max_width=20)
-    for column in shown:
-        table.add_column(str(column + 1), justify="right", no_wrap=True, min_width=4)
-    table.add_column("all", justify="right", no_wrap=True, style="bold")
+    numbers = [Column(str(column + 1), justify="right", no_wrap=True, min_width=4) for column in shown]
+    total = Column("all", justify="right", no_wrap=True, style="bold")
+    table = _table(Column("", no_wrap=True, overflow="ellipsis", max_width=20), *numbers, total)
     for row in shown:
         scores = results["accuracy_matrix"][row]
         cells = [percent(scores[c]) if c <= row else "" for c in shown]
@@ -250,15 +244,13 @@ def _matrix(results: Results) -> Table:
 
 
 def _figures(results: Results) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(style="dim", overflow="fold")
+    number, formula = Column(justify="right", no_wrap=True), Column(style="dim", overflow="fold")
+    table = Table.grid(Column(no_wrap=True), number, formula, padding=(0, 2, 0, 0))
     names = ("final_accuracy", "average_accuracy", "forgetting", "backward_transfer", "forward_transfer")
     for name in (*names, "retention", "gain"):
         style = "bold" if name in ("retention", "gain") else ""
-        formula = re.sub(r"_\{(\w)\}", r"_\1", FORMULAS[name])  # without the braces of one-character subscripts
-        table.add_row(Text(name.replace("_", " "), style=style), percent(results[name]), Text(formula))
+        shown = re.sub(r"_\{(\w)\}", r"_\1", FORMULAS[name])  # without the braces of one-character subscripts
+        table.add_row(Text(name.replace("_", " "), style=style), percent(results[name]), Text(shown))
     return table
 
 
@@ -293,9 +285,7 @@ def _costs(results: Results) -> Table:
                     f"{results['examples_served']:,} served from the feature store",
         "machine": environment.get("accelerator") or cpu,
     }  # fmt: skip
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2, 0, 0))
     for name, text in rows.items():
         table.add_row(name, Text(text))
     return table

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from filelock import FileLock, Timeout
 
 from everlearn import backbones, methods, streams
@@ -99,8 +99,6 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         EverlearnError: it is not a run's folder.
     """
-    import yaml
-
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         saving = config.pop("saving", {"save_minutes": 5.0, "save_steps": None})
@@ -112,18 +110,14 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise EverlearnError(f"{folder} is not a run's folder: it has no readable config.yaml ({reason})") from error
 
 
-@contextmanager
-def _alone(folder: Path | None) -> Iterator[None]:
+def _alone(folder: Path | None) -> AbstractContextManager[Any]:
     """Inside the block no other process can learn in the folder: two would mix their checkpoints."""
     if folder is None:
-        yield
-        return
+        return nullcontext()
     try:
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
+        return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise EverlearnError(f"another process is learning in {folder}: wait until it ends, or stop it") from None
-    with lock:
-        yield
 
 
 def _build_method(
@@ -138,15 +132,11 @@ def _build_method(
         settings = check_arguments("method", cls, settings)
     if reason := supports(cls.tags, stream):
         raise EverlearnError(f"method '{name}' {reason}")
-    if isinstance(method, Method):
-        encoder = method.backbone
-    else:
-        encoder = backbones.load(backbone or backbones.default_for(stream.input))
+    usual = backbones.default_for(stream.input)
+    encoder = method.backbone if isinstance(method, Method) else backbones.load(backbone or usual)
     if stream.input not in encoder.reads:
-        raise EverlearnError(
-            f"backbone '{encoder.name}' reads {' and '.join(encoder.reads)}, but stream "
-            f"'{stream.name}' has {stream.input}: try --backbone {backbones.default_for(stream.input)}"
-        )
+        raise EverlearnError(f"backbone '{encoder.name}' reads {' and '.join(encoder.reads)}, but stream "
+                             f"'{stream.name}' has {stream.input}: try --backbone {usual}")  # fmt: skip
     if reason := supports(cls.tags, stream, encoder):
         raise EverlearnError(f"method '{name}' {reason}")
     learner = method if isinstance(method, Method) else cls(encoder, **settings, seed=seed)
@@ -180,12 +170,10 @@ def _is_file(value: Any) -> bool:
 def _method_config(method: Any, name: str) -> dict[str, Any]:
     if isinstance(method, Method):
         return {"name": name, **{key: value for key, value in method.settings.items() if key != "seed"}}
-    return {"name": name} if isinstance(method, str) else dict(method)
+    return _named("method", method)
 
 
 def _new_folder(out: str | Path, config: dict[str, Any]) -> Path:
-    import yaml
-
     folder = Path(out)
     if (folder / "config.yaml").exists():
         raise EverlearnError(f"{folder} holds a run already: `everlearn resume {folder}`, or give another --out")

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import resource
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -71,18 +72,18 @@ def assemble(
 ) -> dict[str, Any]:
     """The fields of results.json, after the last task."""
     rows, size = measured.rows, len(stream)
-    matrix = [row["scores"] + [None] * (size - len(row["scores"])) for row in rows]
-    others = {
-        name: [row["others"][name] + [None] * (size - len(row["others"][name])) for row in rows]
-        for name in rows[0]["others"]
-    }
+
+    def padded(scores: list[float]) -> list[float | None]:
+        return [*scores, *[None] * (size - len(scores))]
+
+    matrix = [padded(row["scores"]) for row in rows]
+    others = {name: [padded(row["others"][name]) for row in rows] for name in rows[0]["others"]}
     before = [row["before"] for row in rows]
     counts = [len(task.test) for task in stream]
     seconds = {phase: sum(task.get(phase, 0.0) for task in measured.seconds) for phase in measured.seconds[-1]}
-    stored: dict[str, int] = {}
+    stored: Counter[str] = Counter()
     for name, tensor in method_state(method).items():
-        part = name.split(".")[0]
-        stored[part] = stored.get(part, 0) + tensor.numel() * tensor.element_size()
+        stored[name.split(".")[0]] += tensor.nbytes
     return {
         "everlearn": version("everlearn"),
         "method": config["method"]["name"], "stream": stream.name, "kind": stream.kind,
@@ -96,7 +97,7 @@ def assemble(
         "accuracy_matrix": matrix, "other_matrices": others, 
         "before": before, "initial": measured.initial,
         **summary(matrix, counts, before, measured.initial or [None] * size),
-        "trainable_parameters": measured.trainable, "stored_bytes": sum(stored.values()), "stored": stored,
+        "trainable_parameters": measured.trainable, "stored_bytes": sum(stored.values()), "stored": dict(stored),
         "seconds": {"total": sum(seconds.values()), **seconds, "encode": costs["encode_seconds"]},
         "seconds_per_task": measured.seconds,
         "peak_rss_bytes": peak_memory(),
@@ -143,5 +144,5 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
         return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -353,7 +353,7 @@ def toy_stream(
     draw = random.Random(seed)
     built = []
     for t in range(tasks):
-        labels = (0, 1) if kind == "domain-incremental" else (2 * t, 2 * t + 1)
+        labels: tuple[int, ...] = (0, 1) if kind == "domain-incremental" else (2 * t, 2 * t + 1)
         names = tuple(f"class {k}" for k in range(labels[-1] + 1))
         parts = {part: _toy_examples(input, labels, count, draw, f"{part}-{t}")
                  for part, count in (("train", per_class), ("test", 6))}  # fmt: skip

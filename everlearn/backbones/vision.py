@@ -132,9 +132,8 @@ def load_timm(name: str) -> VisionBackbone:
     known = timm.get_pretrained_cfg(VIT_TINY if model_name.startswith("vit_tiny_patch16_224") else model_name)
     config = timm.data.resolve_data_config(pretrained_cfg=known.to_dict() if known else {}, model=None)
     pixels = int(size) if size else config["input_size"][-1]
-    return VisionBackbone(
-        model, name=name, size=pixels, mean=config["mean"], std=config["std"], crop=config["crop_pct"]
-    )
+    mean, std, crop = config["mean"], config["std"], config["crop_pct"]
+    return VisionBackbone(model, name=name, size=pixels, mean=mean, std=std, crop=crop)
 
 
 def load_transformers(source: str) -> VisionBackbone:
@@ -165,9 +164,7 @@ def reads_images(source: str) -> bool:
 
 def is_timm_name(name: str) -> bool:
     """Whether timm has a model of this name."""
-    if importlib.util.find_spec("timm") is None:
-        return False
-    return name.split(".")[0] in _timm().list_models()
+    return importlib.util.find_spec("timm") is not None and name.split(".")[0] in _timm().list_models()
 
 
 def _timm() -> Any:

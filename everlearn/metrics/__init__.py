@@ -41,10 +41,7 @@ FORMULAS: dict[str, str] = {
 
 
 def summary(
-    matrix: Matrix,
-    counts: Sequence[int],
-    before: Sequence[float | None],
-    initial: Sequence[float | None],
+    matrix: Matrix, counts: Sequence[int], before: Sequence[float | None], initial: Sequence[float | None]
 ) -> dict[str, Any]:
     """All metrics of a run, with the keys of results.json.
 

@@ -55,6 +55,9 @@ class Delta(nn.Module):
     added_tokens = 0
     """The number of tokens that the delta appends to the sequence. Only prompts append tokens."""
 
+    leaves_after_errors = False
+    """Whether `_on_leave` must be called even if the site has raised an error."""
+
     def __init__(self) -> None:
         super().__init__()
         self.is_active = True
@@ -68,17 +71,14 @@ class Delta(nn.Module):
 
     def attach(self, site: Site) -> Delta:
         """Attach to `site`. A delta sits on one site at a time."""
-        self._sit_on(site)
-        self._handles = [
-            site.enter.register_forward_pre_hook(self._on_enter),
-            site.leave.register_forward_hook(self._on_leave),
-        ]
-        return self
-
-    def _sit_on(self, site: Site) -> None:
         if self._handles:
             raise RuntimeError(f"{type(self).__name__} already sits on {self.site_name}; detach it first")
         self.site_name, self.site = site.name, site
+        self._handles = [
+            site.enter.register_forward_pre_hook(self._on_enter),
+            site.leave.register_forward_hook(self._on_leave, always_call=self.leaves_after_errors),
+        ]
+        return self
 
     def detach(self) -> None:
         """Take the delta off its site, so that the backbone computes as it did before."""

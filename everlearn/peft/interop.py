@@ -31,6 +31,8 @@ from everlearn.peft.unified import DeltaSet, sites
 if TYPE_CHECKING:
     from everlearn.backbones.backbone import Backbone
 
+Tensors = dict[str, torch.Tensor]
+
 PROMPT = "prompt_embeddings"
 KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<half>[AB])\.weight")
 
@@ -103,7 +105,7 @@ def load(backbone: Backbone, folder: str | Path) -> DeltaSet:
 
 
 # -- LoRA ------------------------------------------------------------------------------------------
-def _lora_written(deltas: DeltaSet, backbone: Backbone) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _lora_written(deltas: DeltaSet, backbone: Backbone) -> tuple[dict[str, Any], Tensors]:
     named, paths = sites(backbone), _paths(backbone)
     layers: dict[str, list[tuple[LoRA, Site]]] = {}
     for delta in deltas:
@@ -139,15 +141,13 @@ def _rows(b: torch.Tensor, site: Site) -> torch.Tensor:
     return whole
 
 
-def _lora_read(
-    config: dict[str, Any], tensors: dict[str, torch.Tensor], backbone: Backbone, file: Path
-) -> list[tuple[Delta, Site]]:
+def _lora_read(config: dict[str, Any], tensors: Tensors, backbone: Backbone, file: Path) -> list[tuple[Delta, Site]]:
     paths = _paths(backbone)
     layers: dict[str, Site] = {}
     for site in sites(backbone).values():
         if site.enter is site.leave and isinstance(site.leave, nn.Linear) and site.columns is None:
             layers.setdefault(paths[site.leave], site)  # `block 0 query` comes before the same layer's operation
-    halves: dict[str, dict[str, torch.Tensor]] = {}
+    halves: dict[str, Tensors] = {}
     for key, tensor in tensors.items():
         found = KEY.fullmatch(key)
         if found is None:
@@ -178,7 +178,7 @@ def _of_layer(pattern: dict[str, Any] | None, path: str, default: Any) -> Any:
 
 
 # -- prefixes --------------------------------------------------------------------------------------
-def _prefix_written(deltas: DeltaSet, backbone: Backbone) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _prefix_written(deltas: DeltaSet, backbone: Backbone) -> tuple[dict[str, Any], Tensors]:
     heads = getattr(getattr(_model(backbone), "config", None), "num_attention_heads", None)
     if heads is None:
         raise EverlearnError(f"backbone '{backbone.name}' is not a model of transformers, and PEFT has prefixes only "
@@ -198,9 +198,7 @@ def _prefix_written(deltas: DeltaSet, backbone: Backbone) -> tuple[dict[str, Any
     }, {PROMPT: torch.cat([by_site[name] for name in names], dim=1)}  # fmt: skip
 
 
-def _prefix_read(
-    config: dict[str, Any], tensors: dict[str, torch.Tensor], backbone: Backbone, file: Path
-) -> list[tuple[Delta, Site]]:
+def _prefix_read(config: dict[str, Any], tensors: Tensors, backbone: Backbone, file: Path) -> list[tuple[Delta, Site]]:
     length, width = config.get("num_virtual_tokens"), backbone.width
     same_shapes(tensors, {PROMPT: (length, backbone.depth * 2 * width)}, file, "the prefix")
     _tell_positions(length)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from everlearn.errors import EverlearnError
-from everlearn.peft.delta import Delta, Site
+from everlearn.peft.delta import Delta
 
 
 class KeysValues(Delta):
@@ -28,6 +28,8 @@ class KeysValues(Delta):
     ...     torch.equal(tiny(["a text"]), before)
     False
     """
+
+    leaves_after_errors = True  # a mode that is left behind would change every attention that follows
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,15 +49,6 @@ class KeysValues(Delta):
     def keys_values(self) -> tuple[torch.Tensor, torch.Tensor]:
         assert self._given is not None, "KeysValues is used inside `with prefix.given(keys, values):`"
         return self._given
-
-    def attach(self, site: Site) -> Delta:
-        self._sit_on(site)
-        self._handles = [
-            site.enter.register_forward_pre_hook(self._on_enter),
-            # Also called after an error; otherwise the mode would stay and change every later attention layer.
-            site.leave.register_forward_hook(self._on_leave, always_call=True),
-        ]
-        return self
 
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.is_active:

@@ -71,8 +71,7 @@ def write_page(text: str, out: Path) -> Path:
     """Write a page; `out` never holds half of one."""
     out.parent.mkdir(parents=True, exist_ok=True)
     # A class name may contain half a surrogate pair, which UTF-8 cannot encode; it becomes a character reference.
-    data = text.encode("utf-8", "xmlcharrefreplace")
-    write_whole(out, data)
+    write_whole(out, text.encode("utf-8", "xmlcharrefreplace"))
     return out
 
 
@@ -84,4 +83,7 @@ def _read(file: Path) -> dict[str, Any]:
     entry = "stream" if file.name == "compare.json" else "method"
     if not isinstance(content, dict) or entry not in content:
         raise EverlearnError(f"{file} has no entry '{entry}': everlearn did not write this file")
+    runs = content.get("results", []) if file.name == "compare.json" else [content]
+    if any("final_accuracy" in run and "goal" not in run for run in runs):
+        raise EverlearnError(f"{file} was written by an earlier version of everlearn: learn the run again")
     return content

@@ -44,9 +44,8 @@ def _per_task(seconds: Sequence[Mapping[str, float]], legend: Html) -> Html | No
     if len(seconds) < 2:
         return None
     stacks = [[task.get(name) or 0.0 for name in PHASES] for task in seconds]
-    names = [str(i + 1) for i in range(len(seconds))]
-    label = "seconds per task, by phase"
-    chart = figures.columns(label, stacks, names, list(PHASES.values()), "seconds", "task")
+    names, colours = figures.numbers(len(seconds)), list(PHASES.values())
+    chart = figures.columns("seconds per task, by phase", stacks, names, colours, "seconds", "task")
     return figure("seconds-per-task", "Time per task", chart, legend)
 
 

@@ -114,16 +114,22 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
+def numbers(tasks: int) -> list[str]:
+    """The labels of so many tasks: 1, 2, …"""
+    return [str(i + 1) for i in range(tasks)]
+
+
 def some_labels(names: Sequence[str], about: int = 10) -> list[tuple[float, str]]:
     """A selection of at most `about` evenly spaced names, with their positions."""
     step = max(1, math.ceil(len(names) / about))
     return [(float(i), name) for i, name in enumerate(names) if i % step == 0]
 
 
-def line_chart(label: str, lines: Sequence[Line], names: Sequence[str], y_title: str) -> Html:
+def line_chart(label: str, lines: Sequence[Line], y_title: str) -> Html:
     """One line per series over the tasks, in percent. The last line is drawn on top."""
+    tasks = max(len(line.values) for line in lines)
     known = [value for line in lines for value in line.values if value is not None]
-    axes = Axes((-0.3, max(len(names) - 0.7, 0.3)), around(known))
+    axes = Axes((-0.3, max(tasks - 0.7, 0.3)), around(known))
     drawn = []
     for line in lines:
         points = [(axes.x(i), axes.y(value)) for i, value in enumerate(line.values) if value is not None]
@@ -131,9 +137,9 @@ def line_chart(label: str, lines: Sequence[Line], names: Sequence[str], y_title:
         path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
         style = {"stroke": line.colour, "stroke_width": line.width, "stroke_dasharray": line.dashes}
         stroke = tag("path", d=path, fill="none", **style, stroke_linejoin="round") if len(points) > 1 else None
-        marks = [mark(line.mark, x, y, line.colour) for x, y in points if line.mark and len(names) <= CROWDED]
+        marks = [mark(line.mark, x, y, line.colour) for x, y in points if line.mark and tasks <= CROWDED]
         drawn.append(tag("g", tag("title", title), stroke, *marks))
-    return axes.chart(label, "task", y_title, some_labels(names), *drawn)
+    return axes.chart(label, "task", y_title, some_labels(numbers(tasks)), *drawn)
 
 
 def mark(kind: str, x: float, y: float, colour: str, hollow: bool = False, r: float = 4.5) -> Html:
@@ -151,22 +157,20 @@ def mark(kind: str, x: float, y: float, colour: str, hollow: bool = False, r: fl
     return tag("polygon", points=scaled, **style)
 
 
-def then_and_now(
-    label: str, pairs: Sequence[tuple[float | None, float | None]], names: Sequence[str], y_title: str
-) -> Html:
+def then_and_now(label: str, pairs: Sequence[tuple[float | None, float | None]], y_title: str) -> Html:
     """The score of each task in percent: a hollow point when it was learned, a filled point at the end, and a line."""
-    axes = Axes((-0.5, len(names) - 0.5), around([v for pair in pairs for v in pair if v is not None]))
-    size = 4.5 if len(names) <= CROWDED else 2.0
+    axes = Axes((-0.5, len(pairs) - 0.5), around([v for pair in pairs for v in pair if v is not None]))
+    size = 4.5 if len(pairs) <= CROWDED else 2.0
     drawn = []
     for i, (then, now) in enumerate(pairs):
         if then is None or now is None:
             continue
         x, colour = axes.x(i), COLOURS[1] if now < then else ACCENT
-        title = tag("title", f"{names[i]}: {then:.1f} when learned, {now:.1f} at the end")
+        title = tag("title", f"{i + 1}: {then:.1f} when learned, {now:.1f} at the end")
         line = tag("line", x1=x, x2=x, y1=axes.y(then), y2=axes.y(now), stroke=colour, stroke_width=size * 2 / 3)
         start = mark("circle", x, axes.y(then), colour, hollow=True, r=size)
         drawn.append(tag("g", title, line, start, mark("circle", x, axes.y(now), colour, r=size)))
-    return axes.chart(label, "task", y_title, some_labels(names), *drawn)
+    return axes.chart(label, "task", y_title, some_labels(numbers(len(pairs))), *drawn)
 
 
 def columns(

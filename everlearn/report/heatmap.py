@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from everlearn.console import percent
 from everlearn.report.markup import Html, scroll, tag
 
@@ -13,9 +15,8 @@ RAMP = ((243, 248, 252), (158, 202, 225), (49, 130, 189), (8, 48, 107))  # one h
 
 
 def _shade(position: float) -> tuple[float, ...]:
-    part, rest = divmod(position * (len(RAMP) - 1), 1)
-    low, high = RAMP[int(part)], RAMP[min(int(part) + 1, len(RAMP) - 1)]
-    return tuple(a + (b - a) * rest for a, b in zip(low, high, strict=True))
+    places = np.linspace(0, 1, len(RAMP))
+    return tuple(float(np.interp(position, places, channel)) for channel in zip(*RAMP, strict=True))
 
 
 def luminance(colour: Sequence[float]) -> float:

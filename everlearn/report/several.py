@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,12 +52,7 @@ def labels(runs: Sequence[Results]) -> list[str]:
         if len({str(run.get(key)) for run in runs}) > 1 and len(set(names)) < len(names):
             prefix = "seed " if key == "seed" else ""
             names = [f"{name}, {prefix}{run.get(key)}" for name, run in zip(names, runs, strict=True)]
-    count = Counter(names)
-    seen: Counter[str] = Counter()
-    for i, name in enumerate(names):
-        seen[name] += 1
-        names[i] = f"{name} ({seen[name]})" if count[name] > 1 else name
-    return names
+    return [f"{n} ({names[: i + 1].count(n)})" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 
 def reference_gain(run: Results, runs: Sequence[Results]) -> float | None:
@@ -175,11 +169,8 @@ def _curves(runs: Sequence[Results], names: Sequence[str]) -> Html:
         lines.append(line)
     if any(line.colour == GREY for line in lines):
         keys.append(("line", GREY, "other methods"))
-    longest = max(len(run["curve"]) for run in runs)
-    drawn = figures.line_chart(
-        "score over all seen tasks, after each task, for every method", lines[::-1],
-        [str(i + 1) for i in range(longest)], f"{runs[0]['metric']} over all seen, %",
-    )  # fmt: skip
+    label = "score over all seen tasks, after each task, for every method"
+    drawn = figures.line_chart(label, lines[::-1], f"{runs[0]['metric']} over all seen, %")
     return figure("curves", "Score over all seen tasks, after each task", drawn, figures.legend(keys))
 
 

@@ -151,7 +151,6 @@ def matrices(run: Results, name: str | None = "matrix") -> Html:
 
 def _curves(run: Results) -> Html:
     matrix, count = run["accuracy_matrix"], len(run["tasks"])
-    names = [str(i + 1) for i in range(count)]
     unit = f"{run['metric']}, %"
     columns = zip(run["tasks"], zip(*matrix, strict=True), strict=True)
     per_task = [Line(task["name"], hundred(column), GREY, None, 1.2) for task, column in columns]
@@ -159,7 +158,7 @@ def _curves(run: Results) -> Html:
     curve = figure(
         "curve",
         "Score over all seen tasks, after each task",
-        figures.line_chart(f"{run['metric']} over all seen tasks, after each task", [*per_task, seen], names, unit),
+        figures.line_chart(f"{run['metric']} over all seen tasks, after each task", [*per_task, seen], unit),
         figures.legend([("circle", ACCENT, "all seen tasks"), ("line", GREY, "each single task")]),
     )
     old = Line("old tasks", hundred(mean(row[:i]) for i, row in enumerate(matrix)), COLOURS[1], "square")
@@ -167,14 +166,14 @@ def _curves(run: Results) -> Html:
     pair = figure(
         "old-new",
         "Scores on old tasks and on the new task, after each task",
-        figures.line_chart(f"{run['metric']} on old tasks and on the new task", [old, new], names, unit),
+        figures.line_chart(f"{run['metric']} on old tasks and on the new task", [old, new], unit),
         figures.legend([("square", COLOURS[1], "old tasks, mean"), ("circle", ACCENT, "the new task")]),
     )
     pairs = list(zip(hundred(matrix[j][j] for j in range(count)), hundred(matrix[-1]), strict=True))
     then = figure(
         "then-now",
         "Score of each task when it was learned and at the end",
-        figures.then_and_now(f"{run['metric']} on each task when learned and at the end", pairs, names, unit),
+        figures.then_and_now(f"{run['metric']} on each task when learned and at the end", pairs, unit),
         figures.legend([("hollow", INK, "when learned"), ("circle", ACCENT, "at the end, not lower"),
                         ("circle", COLOURS[1], "at the end, lower")]),
     )  # fmt: skip

@@ -54,10 +54,7 @@ def _increments(classes: int, tasks: int | None, base: int | None, increment: in
             f"base={first}, increment={increment} do not fit {classes} classes; "
             f"give 1 or more, and a base of at most {classes}"
         )
-    sizes = [first]
-    while sum(sizes) < classes:
-        sizes.append(min(increment, classes - sum(sizes)))
-    return sizes
+    return [first, *(min(increment, classes - done) for done in range(first, classes, increment))]
 
 
 def order_classes(

@@ -107,13 +107,10 @@ class Table:
                     f"{other.source} holds {other.input} data, but {first.source} holds {first.input} data; "
                     "give files of one kind"
                 )
+        records = [record for table in tables for record in table.records]
         names = dict.fromkeys(name for table in tables for name in table.class_names)
-        return replace(
-            first,
-            records=[record for table in tables for record in table.records],
-            class_names=tuple(names),
-            notes=tuple(note for table in tables for note in table.notes),
-        )
+        notes = tuple(note for table in tables for note in table.notes)
+        return replace(first, records=records, class_names=tuple(names), notes=notes)
 
 
 def of_split(records: list[Record], split: str) -> list[Record]:

@@ -177,18 +177,11 @@ def _with_splits(queries: list[Entry], shares: Shares, seed: int) -> list[Entry]
 def _pairs(queries: list[Entry], documents: dict[str, Entry]) -> Examples:
     """One row per relevant document. If a query has several, the id also names the document."""
     rows = [(query, id) for query in queries for id in query.relevant]
-    return Examples(
-        inputs=[query.text for query, _ in rows],
-        labels=torch.empty(0, dtype=torch.long),
-        ids=[query.id if len(query.relevant) == 1 else f"{query.id} {id}" for query, id in rows],
-        positives=[documents[id].text for _, id in rows],
-    )
+    ids = [query.id if len(query.relevant) == 1 else f"{query.id} {id}" for query, id in rows]
+    positives = [documents[id].text for _, id in rows]
+    return Examples([query.text for query, _ in rows], torch.empty(0, dtype=torch.long), ids, positives=positives)
 
 
 def _tests(queries: list[Entry]) -> Examples:
-    return Examples(
-        inputs=[query.text for query in queries],
-        labels=torch.empty(0, dtype=torch.long),
-        ids=[query.id for query in queries],
-        relevant=[query.relevant for query in queries],
-    )
+    texts, ids = [query.text for query in queries], [query.id for query in queries]
+    return Examples(texts, torch.empty(0, dtype=torch.long), ids, relevant=[query.relevant for query in queries])

@@ -48,17 +48,9 @@ def make_tasks(
         for split in ("train", "test"):
             if not parts[split]:
                 raise DataError(f"{source}: no {split} examples in {step.name}; add some, or leave this task out")
-        task = Task(
-            index=index,
-            name=step.name,
-            classes=tuple(sorted(numbers[name] for name in step.classes)),
-            class_names=tuple(numbers),
-            input=input,
-            batch_size=batch_size,
-            augment=augment,
-            examples={split: _examples(records, numbers) for split, records in parts.items()},
-        )
-        tasks.append(task)
+        classes = tuple(sorted(numbers[name] for name in step.classes))
+        examples = {split: _examples(records, numbers) for split, records in parts.items()}
+        tasks.append(Task(index, step.name, classes, tuple(numbers), input, "classes", batch_size, augment, examples))
     return tasks, notes
 
 
