@@ -144,22 +144,17 @@ def load_method_state(method: nn.Module, state: dict[str, torch.Tensor]) -> None
         raise EverlearnError(f"the checkpoint does not fit the method: {reason}") from error
     pretrained = tuple(prefix for prefix, _ in _encoders(method))
     missing = [name for name in result.missing_keys if not name.startswith(pretrained)]
-    if missing or result.unexpected_keys:
-        raise EverlearnError(
-            f"the checkpoint does not fit the method: missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}"
-        )
+    extra = result.unexpected_keys
+    if missing or extra:
+        raise EverlearnError(f"the checkpoint does not fit the method: missing {missing[:3]}, unexpected {extra[:3]}")
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """An optimizer's state as tensors by name, and the rest as JSON."""
     state = optimizer.state_dict()
-    tensors, plain = {}, {}
-    for number, slots in state["state"].items():
-        for slot, value in slots.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{number}.{slot}"] = value
-            else:
-                plain[f"{number}.{slot}"] = value
+    values = {f"{number}.{slot}": value for number, slots in state["state"].items() for slot, value in slots.items()}
+    tensors = {f"optimizer.{name}": value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    plain = {name: value for name, value in values.items() if not isinstance(value, torch.Tensor)}
     return tensors, {"groups": state["param_groups"], "slots": plain}
 
 
@@ -207,8 +202,7 @@ def _json_sha256(state: dict[str, Any]) -> str:
 def _is_pickle(file: Path) -> bool:
     """Whether a file begins like a pickle or like the zip archives of torch.save."""
     with open(file, "rb") as opened:
-        start = opened.read(4)
-    return start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
+        return opened.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def origin_hash(method: Any) -> str:

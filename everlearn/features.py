@@ -288,8 +288,6 @@ def _check_finite(features: torch.Tensor, inputs: Sequence[Input], backbone: Enc
 
     finite = torch.isfinite(features).all(dim=1)
     if not finite.all():
-        row = int((~finite).nonzero()[0])
-        raise EverlearnError(
-            f"backbone '{backbone.name}' gives NaN or infinite features, first for {str(inputs[row])[:60]!r}: "
-            "its weights or this example are damaged; nothing was stored"
-        )
+        first = str(inputs[int((~finite).nonzero()[0])])[:60]
+        cause = "its weights or this example are damaged; nothing was stored"
+        raise EverlearnError(f"backbone '{backbone.name}' gives NaN or infinite features, first for {first!r}: {cause}")

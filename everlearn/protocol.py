@@ -60,10 +60,8 @@ def run(
     """
     built = stream if isinstance(stream, Stream) else _load_stream(_absolute(_named("stream", stream)))
     learner, name = _build_method(method, built, backbone, seed)
-    config = {
-        "stream": built.config, "method": _method_config(method, name), "backbone": learner.backbone.name,
-        "seed": learner.seed,
-    }  # fmt: skip
+    section, encoder = _method_config(method, name), learner.backbone.name
+    config = {"stream": built.config, "method": section, "backbone": encoder, "seed": learner.seed}
     saving = {"save_minutes": save_minutes, "save_steps": save_steps}
     folder = _new_folder(out, {**config, "saving": saving}) if out is not None else None
     session = Session(learner, built, config, folder, save_minutes, save_steps, progress)
@@ -157,14 +155,10 @@ def _named(kind: str, section: str | dict[str, Any]) -> dict[str, Any]:
 
 def _absolute(section: dict[str, Any]) -> dict[str, Any]:
     """The section with absolute paths of its files, so that a run can be resumed from any folder."""
-    return {
-        key: str(Path(value).resolve()) if key in FILES and _is_file(value) else value for key, value in section.items()
-    }
-
-
-def _is_file(value: Any) -> bool:
+    named = {key: value for key, value in section.items() if key in FILES and isinstance(value, str)}
     # A packaged stream keeps its name, even where a file or folder here is called the same.
-    return isinstance(value, str) and value not in streams.names() and Path(value).exists()
+    paths = {key: Path(value) for key, value in named.items() if value not in streams.names()}
+    return {**section, **{key: str(path.resolve()) for key, path in paths.items() if path.exists()}}
 
 
 def _method_config(method: Any, name: str) -> dict[str, Any]:

@@ -39,9 +39,8 @@ def recommendation(results: Sequence[Results]) -> str:
     if not good:
         return f"No method passes {gate}; {best['method']} has the best final score ({figures(best)}).{unsaid}"
     front = [good[i] for i in pareto_front([_worth(r) for r in good])]
-    pick = min(
-        (r for r in good if (r["final_accuracy"] or 0.0) >= (best["final_accuracy"] or 0.0) - NEAR), key=own_seconds
-    )
+    near = [r for r in good if (r["final_accuracy"] or 0.0) >= (best["final_accuracy"] or 0.0) - NEAR]
+    pick = min(near, key=own_seconds)
     why = "the best final score" if pick is best else f"within half a point of {best['method']} and cheaper"
     return (f"{_listed(good)} pass{'es' if len(good) == 1 else ''} {gate}. On the Pareto front of retention, gain "
             f"and time: {_listed(front)}. Take {pick['method']} ({figures(pick)}): {why}.{unsaid}")  # fmt: skip

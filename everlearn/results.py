@@ -94,7 +94,7 @@ def assemble(
              "train": len(task.train), "test": len(task.test)}
             for task in stream
         ],
-        "accuracy_matrix": matrix, "other_matrices": others, 
+        "accuracy_matrix": matrix, "other_matrices": others,
         "before": before, "initial": measured.initial,
         **summary(matrix, counts, before, measured.initial or [None] * size),
         "trainable_parameters": measured.trainable, "stored_bytes": sum(stored.values()), "stored": dict(stored),

@@ -229,7 +229,8 @@ class Promises(Case):
         asked = self.stream[0].test
         one, other = self.learned(), self.teach(self.build(), tasks)
         expect(torch.equal(self.answers(one, asked), self.answers(other, asked)),
-               "the records under other ids give other answers: an id is a name, and nothing may be learned from it")
+               "the records under other ids give other answers: an id is a name, and nothing may be learned "
+               "from it")  # fmt: skip
 
     def learns_the_first_task(self) -> None:
         method, task = self.learned(1), self.stream[0]

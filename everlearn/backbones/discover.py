@@ -50,10 +50,8 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
         children = list(module)
         if len({type(child) for child in children}) == 1 and _child(children[0], ATTENTION):
             return children
-    raise EverlearnError(
-        f"{type(model).__name__} has no list of transformer blocks that everlearn recognises: "
-        "use a backbone that is a BERT-like text encoder or a plain ViT"
-    )
+    hint = "use a backbone that is a BERT-like text encoder or a plain ViT"
+    raise EverlearnError(f"{type(model).__name__} has no list of transformer blocks that everlearn recognises: {hint}")
 
 
 def find_block(block: nn.Module, index: int, width: int) -> Block:

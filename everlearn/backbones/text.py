@@ -92,6 +92,7 @@ class TextBackbone(Discovered):
         embeddings = self.model.embeddings
         return Site("tokens", embeddings, embeddings, self.width, self.width)
 
+
 def minilm() -> TextBackbone:
     """Load all-MiniLM-L6-v2 from the package that the `offline` extra installs, or else from the hub.
 
@@ -101,17 +102,14 @@ def minilm() -> TextBackbone:
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         return load_text(MINILM, name="minilm", remedy="install everlearn[offline], or give a folder")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
+    folder, remedy = Path(spec.submodule_search_locations[0]) / "model", "reinstall everlearn[offline]"
     try:
         checksum = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     except OSError as error:
-        raise EverlearnError(f"the MiniLM weights in {folder} cannot be read ({error.strerror}): "
-                             "reinstall everlearn[offline]") from error  # fmt: skip
+        raise EverlearnError(f"the MiniLM weights in {folder} cannot be read ({error.strerror}): {remedy}") from error
     if checksum != MINILM_SHA256:
-        raise EverlearnError(
-            f"the MiniLM weights in {folder} are not the published ones (sha256 {checksum[:12]}…, "
-            f"expected {MINILM_SHA256[:12]}…): reinstall everlearn[offline]"
-        )
+        sums = f"sha256 {checksum[:12]}…, expected {MINILM_SHA256[:12]}…"
+        raise EverlearnError(f"the MiniLM weights in {folder} are not the published ones ({sums}): {remedy}")
     return load_text(str(folder), name="minilm")
 
 
@@ -158,10 +156,8 @@ def read_model(source: str) -> Any:
         if not missing:
             return model
         reason = f"{len(missing)} tensors are missing, such as {missing[0]}"
-    raise EverlearnError(
-        f"backbone '{source}': its safetensors weights are damaged or incomplete, as after an interrupted "
-        f"download ({reason}); delete them and download or copy them again"
-    )
+    problem = f"its safetensors weights are damaged or incomplete, as after an interrupted download ({reason})"
+    raise EverlearnError(f"backbone '{source}': {problem}; delete them and download or copy them again")
 
 
 def _sentence_settings(source: str) -> dict[str, Any]:

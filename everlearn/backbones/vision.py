@@ -88,6 +88,7 @@ class VisionBackbone(Discovered):
         embedded = self.model.norm_pre if self.is_timm else self.model.embeddings
         return Site("tokens", embedded, embedded, self.width, self.width)
 
+
 def decode(item: Input) -> Any:
     """Decode an image, given as bytes or a path, to an RGB Pillow image.
 
@@ -172,9 +173,8 @@ def _timm() -> Any:
         import timm
         import timm.data
     except Exception as error:  # a torchvision that does not match torch fails with RuntimeError
-        raise EverlearnError(
-            f"timm could not be imported ({error}): install everlearn[vision] (torch and torchvision must match)"
-        ) from error
+        remedy = "install everlearn[vision] (torch and torchvision must match)"
+        raise EverlearnError(f"timm could not be imported ({error}): {remedy}") from error
     return timm
 
 
@@ -193,10 +193,8 @@ def _load_weights(model: Any, file: Path) -> None:
         weights = {name: t.float() for name, t in load_file(file).items() if not name.startswith("head")}
         model.load_state_dict(checkpoint_filter_fn(weights, model))
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise EverlearnError(
-            f"weights file {file} cannot be used ({first_line(error)}): it is damaged, incomplete or for another "
-            "model; download or copy it again"
-        ) from error
+        remedy = "it is damaged, incomplete or for another model; download or copy it again"
+        raise EverlearnError(f"weights file {file} cannot be used ({first_line(error)}): {remedy}") from error
 
 
 def _side(size: Any) -> int | None:

@@ -155,6 +155,5 @@ def _first_largest(scores: torch.Tensor, k: int) -> torch.Tensor:
 def _finite(embeddings: torch.Tensor, what: str) -> None:
     rows = (~embeddings.isfinite().all(dim=1)).nonzero()
     if len(rows):
-        raise EverlearnError(
-            f"{len(rows)} {what} embeddings contain NaN or infinity: the training diverged; use a lower learning rate"
-        )
+        cause = "the training diverged; use a lower learning rate"
+        raise EverlearnError(f"{len(rows)} {what} embeddings contain NaN or infinity: {cause}")

@@ -73,9 +73,8 @@ def save(deltas: DeltaSet, backbone: Backbone, folder: str | Path) -> None:
         "inference_mode": True,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    files = {CONFIG: json.dumps(config, indent=2, sort_keys=True).encode(),
-             WEIGHTS: to_bytes(tensors, metadata={"format": "pt"})}  # fmt: skip
-    write(Path(folder), files)
+    settings = json.dumps(config, indent=2, sort_keys=True).encode()
+    write(Path(folder), {CONFIG: settings, WEIGHTS: to_bytes(tensors, metadata={"format": "pt"})})
 
 
 def load(backbone: Backbone, folder: str | Path) -> DeltaSet:

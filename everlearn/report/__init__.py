@@ -37,10 +37,8 @@ def write_report(directories: Sequence[Path], out: Path, recommendation: str | N
         elif (directory / "results.json").is_file():
             results.append(_read(directory / "results.json"))
         else:
-            raise EverlearnError(
-                f"{directory} has no results.json: give the folder of a finished run, or finish this run with "
-                f"`everlearn resume {directory}`"
-            )
+            remedy = f"give the folder of a finished run, or finish this run with `everlearn resume {directory}`"
+            raise EverlearnError(f"{directory} has no results.json: {remedy}")
     if not results:
         raise EverlearnError(f"{directories[0]}: no method of this comparison has finished yet")
     return write_page(render(results, recommendation), out)

@@ -30,14 +30,10 @@ def costs(run: Mapping[str, Any]) -> Html:
         "Examples read from the feature store": f"{run['examples_served']:,}",
     }
     legend = figures.legend([("box", colour, name) for name, _, colour in phases])
-    charts = tag(
-        "div",
-        _shares("seconds", "Time by phase", phases, duration),
-        _shares("stored", "Stored bytes by part", coloured, human_bytes),
-        _per_task(run.get("seconds_per_task") or [], legend),
-        class_="charts",
-    )
-    return join(facts(numbers.items()), charts)
+    time_bar = _shares("seconds", "Time by phase", phases, duration)
+    stored_bar = _shares("stored", "Stored bytes by part", coloured, human_bytes)
+    per_task = _per_task(run.get("seconds_per_task") or [], legend)
+    return join(facts(numbers.items()), tag("div", time_bar, stored_bar, per_task, class_="charts"))
 
 
 def _per_task(seconds: Sequence[Mapping[str, float]], legend: Html) -> Html | None:

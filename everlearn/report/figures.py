@@ -66,16 +66,12 @@ class Axes:
         parts = []
         for value in ticks(*self.y_range):
             y = self.y(value)
-            parts += [
-                tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"),
-                tag("text", short(value), x=LEFT - 8, y=y + 5, text_anchor="end"),
-            ]
+            parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
+            parts.append(tag("text", short(value), x=LEFT - 8, y=y + 5, text_anchor="end"))
         parts += [tag("text", name, x=self.x(at), y=bottom + 20, text_anchor="middle") for at, name in x_labels]
-        parts += [
-            tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="axis"),
-            tag("text", y_title, x=4, y=16, class_="title"),
-            tag("text", x_title, x=WIDTH - RIGHT, y=self.height - 8, text_anchor="end", class_="title"),
-        ]
+        parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="axis"))
+        parts.append(tag("text", y_title, x=4, y=16, class_="title"))
+        parts.append(tag("text", x_title, x=WIDTH - RIGHT, y=self.height - 8, text_anchor="end", class_="title"))
         box = f"0 0 {WIDTH} {self.height}"
         return tag("svg", tag("g", *parts), *drawn, viewBox=box, role="img", aria_label=label, class_="chart")
 

@@ -107,11 +107,8 @@ def _table(runs: Sequence[Results], names: Sequence[str]) -> Html:
         f"Scores: {runs[0]['metric']} in %, best final score first. ◆: on the Pareto front of retention, gain and "
         "time. Trained: number of trained parameters. Encoded: number of encoded examples."
     )
-    return join(
-        table("All methods", list(rows[0]), [list(row.values()) for row in rows], text=3),
-        tag("p", note, class_="note"),
-        tag("ul", *formulas, class_="formulas"),
-    )
+    shown = table("All methods", list(rows[0]), [list(row.values()) for row in rows], text=3)
+    return join(shown, tag("p", note, class_="note"), tag("ul", *formulas, class_="formulas"))
 
 
 def _scatters(runs: Sequence[Results], names: Sequence[str]) -> list[Html]:

@@ -56,11 +56,8 @@ def alarms(run: Results) -> Html:
         "Do not compare these results with those of runs without it."
     )
     alarm = tag("p", tag("strong", "paper_compat: true"), leak, class_="alarm", role="alert")
-    return join(
-        alarm if run.get("paper_compat") else None,
-        _list("warning", "Warnings", run.get("warnings")),
-        _list("note-box", "Notes", run.get("notes")),
-    )
+    lists = _list("warning", "Warnings", run.get("warnings")), _list("note-box", "Notes", run.get("notes"))
+    return join(alarm if run.get("paper_compat") else None, *lists)
 
 
 def _list(kind: str, title: str, items: Sequence[str] | None) -> Html | None:
@@ -87,12 +84,8 @@ def headline(run: Results, reference_gain: float | None = None) -> Html:
         _big("Retention", retention, "score on old tasks at the end ÷ when learned", "retention", RETENTION),
         _big("Gain", gain, f"{run['metric']} on each new task, just after it was learned", "gain", None),
     ]
-    return tag(
-        "div",
-        tag("div", *pair, class_="pair"),
-        tag("p", tag("span", "Gate: ", verdict(kind), class_="badge"), " ", reason, class_="gate-line"),
-        tag("p", "The gate: ", formula("gate"), class_="note"),
-    )
+    line = tag("p", tag("span", "Gate: ", verdict(kind), class_="badge"), " ", reason, class_="gate-line")
+    return tag("div", tag("div", *pair, class_="pair"), line, tag("p", "The gate: ", formula("gate"), class_="note"))
 
 
 def _big(name: str, value: float | None, what: str, key: str, threshold: float | None) -> Html:
@@ -155,28 +148,19 @@ def _curves(run: Results) -> Html:
     columns = zip(run["tasks"], zip(*matrix, strict=True), strict=True)
     per_task = [Line(task["name"], hundred(column), GREY, None, 1.2) for task, column in columns]
     seen = Line("all seen tasks", hundred(run["curve"]), ACCENT)
-    curve = figure(
-        "curve",
-        "Score over all seen tasks, after each task",
-        figures.line_chart(f"{run['metric']} over all seen tasks, after each task", [*per_task, seen], unit),
-        figures.legend([("circle", ACCENT, "all seen tasks"), ("line", GREY, "each single task")]),
-    )
+    chart = figures.line_chart(f"{run['metric']} over all seen tasks, after each task", [*per_task, seen], unit)
+    keys = figures.legend([("circle", ACCENT, "all seen tasks"), ("line", GREY, "each single task")])
+    curve = figure("curve", "Score over all seen tasks, after each task", chart, keys)
     old = Line("old tasks", hundred(mean(row[:i]) for i, row in enumerate(matrix)), COLOURS[1], "square")
     new = Line("new task", [None, *hundred(matrix[i][i] for i in range(1, count))], ACCENT)
-    pair = figure(
-        "old-new",
-        "Scores on old tasks and on the new task, after each task",
-        figures.line_chart(f"{run['metric']} on old tasks and on the new task", [old, new], unit),
-        figures.legend([("square", COLOURS[1], "old tasks, mean"), ("circle", ACCENT, "the new task")]),
-    )
+    chart = figures.line_chart(f"{run['metric']} on old tasks and on the new task", [old, new], unit)
+    keys = figures.legend([("square", COLOURS[1], "old tasks, mean"), ("circle", ACCENT, "the new task")])
+    pair = figure("old-new", "Scores on old tasks and on the new task, after each task", chart, keys)
     pairs = list(zip(hundred(matrix[j][j] for j in range(count)), hundred(matrix[-1]), strict=True))
-    then = figure(
-        "then-now",
-        "Score of each task when it was learned and at the end",
-        figures.then_and_now(f"{run['metric']} on each task when learned and at the end", pairs, unit),
-        figures.legend([("hollow", INK, "when learned"), ("circle", ACCENT, "at the end, not lower"),
-                        ("circle", COLOURS[1], "at the end, lower")]),
-    )  # fmt: skip
+    chart = figures.then_and_now(f"{run['metric']} on each task when learned and at the end", pairs, unit)
+    ends = [("circle", ACCENT, "at the end, not lower"), ("circle", COLOURS[1], "at the end, lower")]
+    keys = figures.legend([("hollow", INK, "when learned"), *ends])
+    then = figure("then-now", "Score of each task when it was learned and at the end", chart, keys)
     return tag("div", curve, pair, then, class_="charts")
 
 

@@ -47,9 +47,8 @@ def build(options: SimpleNamespace, given: dict[str, Any]) -> Stream:
         if kind != "domain-incremental":
             raise EverlearnError(f"a stream of pairs is domain-incremental; kind={kind} needs labelled examples")
         _refuse_other_options(given, PAIRS, "a stream of pairs")
-        shares = _shares(options)
         tasks, notes = make_retrieval_tasks(
-            files, shares, options.domains, titles=options.titles, seed=options.split_seed, bad=bad
+            files, _shares(options), options.domains, titles=options.titles, seed=options.split_seed, bad=bad
         )
     else:
         kind = _kind(options)

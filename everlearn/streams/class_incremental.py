@@ -50,10 +50,8 @@ def _increments(classes: int, tasks: int | None, base: int | None, increment: in
         raise EverlearnError(f"tasks={tasks} and increment={increment} are both given; give one of them")
     first = increment if base is None else base
     if increment < 1 or not 1 <= first <= classes:
-        raise EverlearnError(
-            f"base={first}, increment={increment} do not fit {classes} classes; "
-            f"give 1 or more, and a base of at most {classes}"
-        )
+        remedy = f"give 1 or more, and a base of at most {classes}"
+        raise EverlearnError(f"base={first}, increment={increment} do not fit {classes} classes; {remedy}")
     return [first, *(min(increment, classes - done) for done in range(first, classes, increment))]
 
 

@@ -57,10 +57,9 @@ def _text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{place(str(path), line)}: not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8, "
-            "for example with `iconv -f latin1 -t utf-8`"
-        ) from None
+        remedy = "save the file as UTF-8, for example with `iconv -f latin1 -t utf-8`"
+        where = place(str(path), line)
+        raise DataError(f"{where}: not UTF-8 (byte 0x{data[error.start]:02x}); {remedy}") from None
 
 
 def _read_delimited(path: Path, bad: BadRows, delimiter: str) -> Columns:

@@ -24,19 +24,17 @@ def read_hub(name: str, wanted: ColumnNames, bad: BadRows) -> Table:
     try:
         import datasets
     except ImportError:
-        raise EverlearnError(
-            f"{name}: hub data sets need the `datasets` library; install it with `pip install everlearn[hub]`"
-        ) from None
+        remedy = "install it with `pip install everlearn[hub]`"
+        raise EverlearnError(f"{name}: hub data sets need the `datasets` library; {remedy}") from None
     repository, _, configuration = name.partition(":")
     try:
         with _without_retry_warnings():
             parts = datasets.load_dataset(repository, configuration or None)
     except Exception as error:  # the library and the network raise many kinds of error
         reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise EverlearnError(
-            f"{name}: cannot load this data set from the hub ({type(error).__name__}: {reason}); check the "
-            "name and the network, or give a local CSV, JSON Lines or Parquet file"
-        ) from None
+        problem = f"cannot load this data set from the hub ({type(error).__name__}: {reason})"
+        remedy = "check the name and the network, or give a local CSV, JSON Lines or Parquet file"
+        raise EverlearnError(f"{name}: {problem}; {remedy}") from None
     known = {split: part for split, part in parts.items() if split in SPLIT_NAMES}
     if not known:
         raise DataError(f"{name}: none of its splits ({', '.join(parts)}) is train, validation or test")

@@ -65,19 +65,15 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
         content = columns.cells[input_column][i]
         cell = {role: columns.cells[name][i] for role, name in found.items() if name}
         try:
-            record = Record(
-                input=as_text(content) if input_kind == "text" else as_image(content, folder),
-                label=as_label(cell.get("label"), label_names) if labelled else "",
-                id=as_id(cell["id"]) if "id" in cell else "",
-                file=columns.file,
-                row=row,
-                split=as_split(cell.get("split")),
-                domain=None if is_missing(cell.get("domain")) else as_name(cell["domain"], domain_names),
-            )
+            item = as_text(content) if input_kind == "text" else as_image(content, folder)
+            label = as_label(cell.get("label"), label_names) if labelled else ""
+            id = as_id(cell["id"]) if "id" in cell else ""
+            split = as_split(cell.get("split"))
+            domain = None if is_missing(cell.get("domain")) else as_name(cell["domain"], domain_names)
         except BadCell as problem:
             bad.add(place(columns.file, row), *problem.args)
         else:
-            records.append(record)
+            records.append(Record(item, label, id, columns.file, row, split, domain))
     return Table(columns.file, input_kind, records, tuple(label_names))
 
 
@@ -86,18 +82,14 @@ def _input_column(columns: Columns, wanted: ColumnNames) -> tuple[str, str]:
         raise DataError(f"{columns.file}: text_column and image_column are both given; give one of them")
     text = None if wanted.get("image") else find_column("text", columns, wanted)
     image = None if wanted.get("text") else find_column("image", columns, wanted)
+    remedy = "name one with text_column or image_column"
     if text and image:
-        raise DataError(
-            f"{columns.file}: the columns '{text}' and '{image}' may both be the input; "
-            "name one with text_column or image_column"
-        )
+        raise DataError(f"{columns.file}: the columns '{text}' and '{image}' may both be the input; {remedy}")
     if text:
         return text, "text"
     if image:
         return image, "image"
-    raise DataError(
-        f"{columns.file}: no text or image column; {_found(columns)}: name one with text_column or image_column"
-    )
+    raise DataError(f"{columns.file}: no text or image column; {_found(columns)}: {remedy}")
 
 
 def find_parts(stem: Path) -> dict[str, Path]:

@@ -98,20 +98,16 @@ def _read(
     places: dict[str, str] = {}
     for i, row in enumerate(columns.rows):
         where = place(columns.file, row)
-
-        def cell(name: str, i: int = i) -> Any:
-            return columns.cells[name][i] if name in columns.cells else None
-
+        cell = {name: values[i] for name, values in columns.cells.items()}.get
         try:
             named = not is_missing(cell("domain"))
             made = make(cell, as_name(cell("domain"), []) if named else path.stem.removesuffix(role))
+            if made.id in places:
+                raise BadCell(f"the id '{made.id}' is already used at {places[made.id]}", "give each row its own id")
         except BadCell as problem:
             bad.add(where, *problem.args)
-            continue
-        if made.id in places:
-            bad.add(where, f"the id '{made.id}' is already used at {places[made.id]}", "give each row its own id")
-            continue
-        found[made.id], places[made.id] = made, where
+        else:
+            found[made.id], places[made.id] = made, where
     return found
 
 
