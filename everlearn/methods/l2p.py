@@ -36,7 +36,7 @@ class L2P(Prompted):
         backbone: a pre-trained encoder, frozen.
         pool_size: prompts in the pool, M of the paper.
         length: tokens per prompt.
-        selected: prompts an example, N of the paper.
+        selected: prompts per example, N of the paper.
         pull: weight of the keys' distance to the query, lambda of the paper.
         diversify: how training makes tasks use different prompts. "frequency" weighs distances by how often
             a prompt was chosen in earlier tasks (the paper); "mask" gives task t the prompts

@@ -30,7 +30,7 @@ KINDS = {
     "old-then-new": SHUFFLING | EXAMPLES | {"old", "new"},
 }
 """The options that apply to each kind, in addition to those that apply to every kind."""
-PAIRS = frozenset({"domains", "titles"})
+RETRIEVAL = frozenset({"domains", "titles"})
 COMMON = frozenset({"kind", "test", "validation", "split_seed", "skip_bad_rows", "augment"})
 
 
@@ -45,8 +45,8 @@ def build(options: SimpleNamespace, given: dict[str, Any]) -> Stream:
     if files:
         kind = options.kind or "domain-incremental"
         if kind != "domain-incremental":
-            raise EverlearnError(f"a stream of pairs is domain-incremental; kind={kind} needs labelled examples")
-        _refuse_other_options(given, PAIRS, "a stream of pairs")
+            raise EverlearnError(f"a retrieval stream is domain-incremental; kind={kind} needs labelled examples")
+        _refuse_other_options(given, RETRIEVAL, "a retrieval stream")
         tasks, notes = make_retrieval_tasks(
             files, _shares(options), options.domains, titles=options.titles, seed=options.split_seed, bad=bad
         )

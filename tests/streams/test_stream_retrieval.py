@@ -111,7 +111,7 @@ def test_bad_rows_are_refused_or_left_out(medical, rows, message):
 
 
 def test_options_of_labelled_streams_are_refused(medical):
-    with pytest.raises(EverlearnError, match="tasks does not apply to a stream of pairs"):
+    with pytest.raises(EverlearnError, match="tasks does not apply to a retrieval stream"):
         streams.load(medical(), tasks=3)
     with pytest.raises(EverlearnError, match="kind=online needs labelled examples"):
         streams.load(medical(), kind="online")
