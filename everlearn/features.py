@@ -98,11 +98,10 @@ class FeatureStore:
         plain = [original(item) for item in inputs]
         shelf = self._shelf(backbone)
         keys = [_key(item) for item in plain]
-        shelf.refresh(keys)
-        missing_total = len({key for key in keys if key not in shelf.index})
+        missing_total = shelf.missing(keys)
         done = 0
         started = time.perf_counter()
-        for start in range(0, len(keys), CHUNK):
+        for start in range(0, len(keys) if missing_total else 0, CHUNK):
             rows = range(start, min(start + CHUNK, len(keys)))
             missing = {keys[row]: row for row in reversed(rows) if keys[row] not in shelf.index}
             if not missing:
@@ -150,13 +149,14 @@ class _Shelf:
         self.index: dict[bytes, tuple[np.ndarray, int]] = {}
         self._known: set[str] = set()
 
-    def refresh(self, keys: Sequence[bytes]) -> None:
-        """Read the segments that other processes have added, if any key is still missing."""
+    def missing(self, keys: Sequence[bytes]) -> int:
+        """How many different keys are missing, even after reading the segments that other processes have added."""
         if self._known and all(key in self.index for key in keys):
-            return
+            return 0
         for _, file in sorted(_existing(self.folder.glob("*.keys")), key=lambda pair: pair[1]):
             if file.stem not in self._known:
                 self._open(file)
+        return len(set(keys) - self.index.keys())
 
     def _open(self, file: Path) -> None:
         try:

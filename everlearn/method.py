@@ -57,7 +57,6 @@ class Tags:
         kinds: the stream kinds it can learn.
         needs: "class names" where it reads the names of the classes, "two towers" where it needs a backbone
             with a second encoder.
-        needs_boundaries: whether it must be told where one task ends and the next begins.
         task_at_test: what `predict` does with the task where the stream tells it: it is "ignored" (and not
             told), "used", or "needed".
         retrains: whether the cost of a task grows with the number of tasks before it.
@@ -70,7 +69,6 @@ class Tags:
     goals: tuple[str, ...] = ("classes",)
     kinds: tuple[str, ...] = KINDS
     needs: tuple[Literal["class names", "two towers"], ...] = ()
-    needs_boundaries: bool = False
     task_at_test: Literal["ignored", "used", "needed"] = "ignored"
     retrains: bool = False
     exact: bool = False

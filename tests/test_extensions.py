@@ -130,7 +130,7 @@ class PackNet(Method):
     12
     """
 
-    tags = Tags(family="isolation", trains="backbone", needs_boundaries=True, task_at_test="needed")
+    tags = Tags(family="isolation", trains="backbone", task_at_test="needed")
     Optimizer = torch.optim.SGD
     masked = True
 

@@ -53,7 +53,7 @@ class CODAPrompt(Prompted):
     2
     """
 
-    tags = Tags(family="prompt", trains="peft", needs_boundaries=True)
+    tags = Tags(family="prompt", trains="peft")
     Optimizer = torch.optim.Adam
     reported = "components of the largest weights"
 

@@ -53,7 +53,7 @@ class DAP(Prompted):
     2
     """
 
-    tags = Tags(family="prompt", trains="peft", needs_boundaries=True)
+    tags = Tags(family="prompt", trains="peft")
     Optimizer = torch.optim.Adam
     clip = 1.0
     reported = "task embedding selection"

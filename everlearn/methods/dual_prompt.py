@@ -59,7 +59,7 @@ class DualPrompt(Prompted):
     (1,)
     """
 
-    tags = Tags(family="prompt", trains="peft", needs_boundaries=True)
+    tags = Tags(family="prompt", trains="peft")
     Optimizer = torch.optim.Adam
     clip = 1.0
 

@@ -38,7 +38,7 @@ class EWC(Finetune):
     10.0
     """
 
-    tags = Tags(family="regularisation", trains="backbone", needs_boundaries=True)
+    tags = Tags(family="regularisation", trains="backbone")
 
     def __init__(
         self, backbone: Backbone, *, strength: float = 1000.0, decay: float = 1.0, fisher_examples: int = 200,

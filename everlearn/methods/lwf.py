@@ -35,7 +35,7 @@ class LwF(Finetune):
     True
     """
 
-    tags = Tags(family="regularisation", trains="backbone", needs_boundaries=True)
+    tags = Tags(family="regularisation", trains="backbone")
     masked = True
 
     def __init__(

@@ -56,7 +56,7 @@ class SLCA(Method):
     100.0
     """
 
-    tags = Tags(family="representation", trains="backbone", needs_boundaries=True)
+    tags = Tags(family="representation", trains="backbone")
     Optimizer = torch.optim.SGD
     schedule = staticmethod(last_tenth)
     masked = True

@@ -44,7 +44,7 @@ class TaskAdapters(Method):
     'lora'
     """
 
-    tags = Tags(family="peft", trains="peft", needs_boundaries=True, task_at_test="used")
+    tags = Tags(family="peft", trains="peft", task_at_test="used")
 
     def __init__(
         self, backbone: Backbone, *, train: str = "houlsby", epochs: int = 5, batch_size: int = 32,

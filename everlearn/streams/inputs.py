@@ -25,6 +25,7 @@ class CustomInput(Protocol):
         ...
 
 
+PLAIN = (str, bytes, Path)
 Input = str | bytes | Path | CustomInput
 """A text, an encoded image (PNG, JPEG, …), the path of an image file, or a `CustomInput`."""
 
@@ -37,7 +38,7 @@ def kind(item: Input) -> str:
     """
     if isinstance(item, str):
         return "text"
-    return "image" if isinstance(item, bytes | Path) else item.kind
+    return item.kind if not isinstance(item, PLAIN) else "image"
 
 
 def content(item: Input) -> bytes:
@@ -55,4 +56,4 @@ def content(item: Input) -> bytes:
 
 def original(item: Input) -> Any:
     """What an augmented input was made from; any other input is returned as it is."""
-    return item if isinstance(item, str | bytes | Path) else item.original
+    return item if isinstance(item, PLAIN) else item.original
