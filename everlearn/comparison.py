@@ -18,7 +18,6 @@ from everlearn.files import write_whole
 from everlearn.recommendation import recommendation
 
 if TYPE_CHECKING:
-    from everlearn.backbones.backbone import Backbone
     from everlearn.method import Method
     from everlearn.streams.stream import Stream
 
@@ -83,7 +82,7 @@ def compare(
     Raises:
         EverlearnError: an unknown name or key, `out` already holds something else, or `jobs` without `out`
             or without a named stream.
-        everlearn.session.Interrupted: the user stopped it; all is saved, and the same call continues.
+        everlearn.interrupts.Interrupted: the user stopped it; all is saved, and the same call continues.
 
     >>> [results["method"] for results in compare("joint,simplecil", "digits", backbone="tiny")]
     ['simplecil', 'joint']
@@ -116,12 +115,9 @@ def compare(
         if progress:
             print(f"{entry.label}: {text}", file=sys.stderr)
 
-    encoder = None
-    if any(entry.cls.tags.needs for entry in entries):
-        encoder = backbones.load(backbone or backbones.default_for(stream.input))
     todo = []
     for entry in entries:
-        if (known := _known(entry, stream, encoder, folder, say)) is not None:
+        if (known := _known(entry, stream, backbone, folder, say)) is not None:
             keep(entry.label, known)
         else:
             todo.append(entry)
@@ -188,16 +184,18 @@ def _entries(chosen: Sequence[str | Config], stream: str, recipe: str) -> list[E
     return sorted(entries.values(), key=lambda entry: entry.cost)
 
 
-def _known(entry: Entry, stream: Stream, encoder: Backbone | None, folder: Path | None, say: Say) -> Results | None:
+def _known(entry: Entry, stream: Stream, backbone: str | None, folder: Path | None, say: Say) -> Results | None:
     """The result of a method that has already finished or cannot learn this stream; None if it must run."""
     from everlearn.evaluation import supports
 
-    if reason := supports(entry.cls.tags, stream, encoder):
-        say(entry, f"skipped: {reason}")
-        return {"skipped": reason}
     if folder is not None and (folder / entry.label / "results.json").is_file():
         say(entry, "already finished, not repeated")
         return _read(folder / entry.label / "results.json")
+    # Only a method that needs something of its backbone has to see it here.
+    encoder = backbones.load(backbone or backbones.default_for(stream.input)) if entry.cls.tags.needs else None
+    if reason := supports(entry.cls.tags, stream, encoder):
+        say(entry, f"skipped: {reason}")
+        return {"skipped": reason}
     return None
 
 
