@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+LONGEST = 1200
+"""Characters of a message. What is longer quotes somebody's data, and its middle is left out."""
 
 
 class EverlearnError(Exception):
     """A problem that the user can correct. The message is one line: what is wrong, where, and the remedy."""
+
+    def __str__(self) -> str:
+        return printable(" ".join(map(str, self.args)), LONGEST)
 
 
 class DataError(EverlearnError):
@@ -18,6 +25,41 @@ class ContractError(EverlearnError):
     """A method violates a rule of the method contract; the message names the rule."""
 
 
+def printable(text: object, longest: int = 200) -> str:
+    """The text on one line that any terminal can show: without control characters, and shortened in its middle.
+
+    >>> printable("a\\nb" + chr(27) + "[2J"), printable("x" * 300, 9)
+    ('a b\\\\x1b[2J', 'xxx … xxx')
+    """
+    shown = str(text)
+    if len(shown) > longest:
+        half = (longest - 3) // 2
+        shown = f"{shown[:half]} … {shown[-half:]}"
+    shown = " ".join(shown.split()) if any(space in shown for space in "\n\r\t\v\f") else shown
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+
+
+@contextmanager
+def one_line(where: object, remedy: str, kind: type[EverlearnError] | None = None) -> Iterator[None]:
+    """Inside the block every error of a library becomes one line: what was read, the cause and the remedy.
+
+    It is for code that reads what somebody else wrote, where a library may raise anything.
+
+    >>> with one_line("shop.json", "write it again"):
+    ...     raise KeyError("text")
+    Traceback (most recent call last):
+    everlearn.errors.DataError: shop.json cannot be read (KeyError: 'text'): write it again
+    """
+    try:
+        yield
+    except EverlearnError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        message = f"{where} cannot be read ({printable(reason)}): {remedy}"
+        raise (kind or DataError)(message) from error
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> EverlearnError:
     """The error for an unknown name; the message suggests the most similar known name.
 
@@ -25,9 +67,9 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> EverlearnError:
     "unknown method 'ranpak': did you mean 'ranpac'? (known: l2p, ranpac)"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name)[:100], names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return EverlearnError(f"unknown {kind} '{name}': {hint}(known: {', '.join(names)})")
+    return EverlearnError(f"unknown {kind} '{printable(name)}': {hint}(known: {', '.join(names)})")
 
 
 class EverlearnWarning(UserWarning):

@@ -1,13 +1,65 @@
-"""Files and folders that are on disk completely, or as they were before."""
+"""Files and folders: written completely or not at all, and read only if they are regular files of a bearable size."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from everlearn.errors import DataError
+
+MOST_BYTES = 4 * 2**30
+"""The largest file that is read into memory at once."""
+
+
+def read_bytes(file: str | Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file; a pipe or a device is never opened for reading, because it could block forever.
+
+    Raises:
+        DataError: there is no such file, it is not a regular file, larger than `most` bytes, or may not be read.
+
+    >>> read_bytes("/dev/zero")
+    Traceback (most recent call last):
+    everlearn.errors.DataError: /dev/zero is not a regular file: give a file, not a pipe or a device
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "rb") as opened:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise DataError(f"{file} is not a regular file: give a file, not a pipe or a device")
+            if found.st_size > most:
+                raise DataError(f"{file} has {found.st_size:,} bytes, and at most {most:,} are read: split it")
+            data = opened.read(most + 1)
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise DataError(f"{file} is a folder: give a file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{file} cannot be read ({reason}): check the path and its permissions") from None
+    if len(data) > most:
+        raise DataError(f"{file} grew beyond {most:,} bytes while it was read: split it")
+    return data
+
+
+def read_text(file: str | Path, most: int = MOST_BYTES) -> str:
+    """The content of a regular file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: as `read_bytes`, or it is not UTF-8; the message names the line.
+    """
+    data = read_bytes(file, most)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        remedy = "save the file as UTF-8, for example with `iconv -f latin1 -t utf-8`"
+        raise DataError(f"{file}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); {remedy}") from None
 
 
 def write_whole(file: Path, data: str | bytes, *, flush: bool = True) -> None:
