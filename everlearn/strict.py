@@ -89,7 +89,7 @@ def _check(value: Any, finite: bool = True, depth: int = 0) -> None:
         raise ValueError(f"values are nested more than {DEEPEST} levels deep")
     if isinstance(value, str):
         if any("\ud800" <= character <= "\udfff" for character in value):
-            raise ValueError(f"half a surrogate pair in {ascii(value[:50])}")
+            raise ValueError(f"half a surrogate pair in {value[:50]!a}")
     elif isinstance(value, bool) or value is None:
         pass
     elif isinstance(value, int):
@@ -123,10 +123,10 @@ def _loader() -> type:
     class Loader(yaml.SafeLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:
             event = self.peek_event()
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise yaml.MarkedYAMLError(problem="anchors and aliases are not accepted", problem_mark=event.start_mark)
-            if getattr(event, "tag", None):
-                raise yaml.MarkedYAMLError(problem="tags are not accepted", problem_mark=event.start_mark)
+            for part in ("anchor", "tag"):
+                if getattr(event, part, None):  # an alias has an anchor too
+                    problem = f"{part}s of YAML are not accepted"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -138,7 +138,8 @@ def _loader() -> type:
         first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("null", "bool")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    for kind, pattern in (("int", r"[-+]?(0|[1-9][0-9_]*)"), ("float", r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")):
+    whole, rest = r"[-+]?(0|[1-9][0-9_]*)", r"[-+]?((0|[1-9][0-9]*)\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+    for kind, pattern in (("int", whole), ("float", rest)):
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"{pattern}$"), list("-+.0123456789"))
     Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node))
     Loader.add_constructor("tag:yaml.org,2002:seq", lambda loader, node: loader.construct_sequence(node, deep=True))
