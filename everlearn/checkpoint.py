@@ -12,8 +12,11 @@ It is written under another name and renamed, so that it exists completely or no
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import math
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +24,31 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save_file
 from torch import nn
 
-from everlearn.errors import EverlearnError
-from everlearn.files import flush_to_disk, replace_folder
+from everlearn.errors import EverlearnError, one_line
+from everlearn.files import flush_to_disk, read_bytes, replace_folder
+from everlearn.schemas import MOST_JSON, Container, valid
+from everlearn.state import Stateful, check_saved
+from everlearn.strict import from_json
 
-FORMAT = 2
+FORMAT = 3
 """Of what a checkpoint holds. Another format is refused: the same name may mean another thing there."""
+
+FILES = ("method.safetensors", "training.safetensors")
+PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How pickles begin, and the zip archives of torch.save."""
 
 KEEP = 2
 """Checkpoints kept during a run: the newest, and the one before it should a disk lose the newest."""
+
+NAME = re.compile(r"task-([0-9]{3}|[1-9][0-9]{3,})-step-([0-9]{6}|[1-9][0-9]{6,})")
+"""A checkpoint's name: the tasks that are finished, and the steps of the next."""
+
+LEFT = re.compile(rf"\.{NAME.pattern}\.[0-9]+(\.old)?")
+"""What a save that was killed has left."""
 
 
 @dataclass
@@ -71,14 +88,14 @@ def save(folder: Path, name: str, checkpoint: Checkpoint, keep: int = KEEP) -> N
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    killed = [place.name for place in folder.glob(".task-*")]  # what a save that was killed has left
-    for old in [*_names(folder)[:-keep], *killed]:
+    for old in [*_names(folder, NAME)[:-keep], *_names(folder, LEFT)]:
         shutil.rmtree(folder / old)
 
 
 def newest(folder: Path) -> str | None:
     """The name of the newest checkpoint, or None."""
-    return max(_names(folder), default=None)
+    names = _names(folder, NAME)
+    return names[-1] if names else None
 
 
 def load(folder: Path, name: str) -> Checkpoint:
@@ -95,27 +112,29 @@ def load(folder: Path, name: str) -> Checkpoint:
                 "convert it to safetensors on a machine where you trust it"
             )
     remedy = f"remove {place} to go on from the checkpoint before it, or start again"
-    try:
-        state = json.loads((place / "state.json").read_text())
-        if state.pop("sha256") != _json_sha256(state):
+    with one_line(f"checkpoint {place}", remedy, EverlearnError):
+        state = from_json(read_bytes(place / "state.json", MOST_JSON), place / "state.json", remedy)
+        if not isinstance(state, dict) or state.pop("sha256", None) != _json_sha256(state):
             raise EverlearnError(f"{place / 'state.json'} was altered (its SHA-256 differs): {remedy}")
         if state.get("format") != FORMAT:
             raise EverlearnError(f"{place} was written by another version of everlearn (format "
                                  f"{state.get('format', 1)}, this one reads {FORMAT}): learn the run again, or open it "
                                  "with the version that wrote it")  # fmt: skip
-        tensors = {}
-        for file, check in state["files"].items():
-            if _is_pickle(place / file):
-                raise EverlearnError(f"{place / file} is in a pickle format, which everlearn never reads: {remedy}")
-            size = (place / file).stat().st_size
-            if size != check["bytes"]:
-                raise EverlearnError(f"{place / file} is truncated ({size} of {check['bytes']} bytes): {remedy}")
-            if _sha256(place / file) != check["sha256"]:
-                raise EverlearnError(f"{place / file} was altered (its SHA-256 differs): {remedy}")
-            tensors[file] = load_file(place / file)
-        return Checkpoint(state, tensors["method.safetensors"], tensors["training.safetensors"])
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise EverlearnError(f"checkpoint {place} is damaged ({error}): {remedy}") from error
+        state = valid(state, Container, place / "state.json", remedy)
+        tensors = [_read(place / file, state["files"][file], remedy) for file in FILES]
+        return Checkpoint(state, *tensors)
+
+
+def _read(file: Path, check: dict[str, Any], remedy: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file, if it is the one that was written."""
+    data = read_bytes(file)
+    if data[:2] in PICKLES:
+        raise EverlearnError(f"{file} is in a pickle format, which everlearn never reads: {remedy}")
+    if len(data) != check["bytes"]:
+        raise EverlearnError(f"{file} is truncated ({len(data)} of {check['bytes']} bytes): {remedy}")
+    if hashlib.sha256(data).hexdigest() != check["sha256"]:
+        raise EverlearnError(f"{file} was altered (its SHA-256 differs): {remedy}")
+    return from_bytes(data)
 
 
 def method_state(method: nn.Module) -> dict[str, torch.Tensor]:
@@ -134,19 +153,32 @@ def method_state(method: nn.Module) -> dict[str, torch.Tensor]:
 def load_method_state(method: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Load what `method_state` gave; the other tensors of its backbones keep their pre-trained values.
 
+    Names, shapes and dtypes are compared with the method, and numbers must be finite, before anything is loaded.
+
     Raises:
-        EverlearnError: the state is of another method or of other settings.
+        EverlearnError: the state is of another method or of other settings, or damaged.
     """
+    pretrained = tuple(prefix for prefix, _ in _encoders(method))
+    missing = [name for name in method.state_dict() if name not in state and not name.startswith(pretrained)]
+    if missing:
+        raise EverlearnError(f"the checkpoint does not fit the method: missing {missing[:3]}")
+    modules = dict(method.named_modules())
+    by_module: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in state.items():
+        path, _, own = name.rpartition(".")
+        by_module.setdefault(path, {})[own] = tensor
+    for path, saved in by_module.items():
+        module = modules.get(path)
+        if isinstance(module, Stateful):
+            module.check_saved(saved)
+        for name, tensor in saved.items() if not isinstance(module, Stateful) else ():
+            own = {**module._parameters, **module._buffers}.get(name) if module else None
+            check_saved(f"{path}.{name}".strip("."), tensor, own)
     try:
-        result = method.load_state_dict(state, strict=False)
+        method.load_state_dict(state, strict=False)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise EverlearnError(f"the checkpoint does not fit the method: {reason}") from error
-    pretrained = tuple(prefix for prefix, _ in _encoders(method))
-    missing = [name for name in result.missing_keys if not name.startswith(pretrained)]
-    extra = result.unexpected_keys
-    if missing or extra:
-        raise EverlearnError(f"the checkpoint does not fit the method: missing {missing[:3]}, unexpected {extra[:3]}")
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -161,18 +193,58 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.T
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], plain: dict[str, Any]
 ) -> None:
-    """Load what `optimizer_state` gave."""
+    """Load what `optimizer_state` gave.
+
+    Raises:
+        EverlearnError: it is of another optimizer, or damaged. A slot that is smaller than its parameter would have
+            the optimizer write beyond its end.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    usual = _usual_slots(optimizer)
     slots: dict[int, dict[str, Any]] = {}
     prefixed = ((name.removeprefix("optimizer."), t) for name, t in tensors.items() if name.startswith("optimizer."))
     for name, value in [*prefixed, *plain["slots"].items()]:
         number, _, slot = name.partition(".")
+        if not number.isdigit() or int(number) >= len(parameters) or slot not in usual:
+            raise EverlearnError(f"the checkpoint does not fit the optimizer: unexpected {name}")
+        if isinstance(value, torch.Tensor) and isinstance(usual[slot], torch.Tensor):
+            shape = () if usual[slot].dim() == 0 else tuple(parameters[int(number)].shape)
+            check_saved(name, value, usual[slot], shape)
+        elif type(value) is not type(usual[slot]):
+            raise EverlearnError(f"the checkpoint does not fit the optimizer: {name} is a {type(value).__name__}")
         slots.setdefault(int(number), {})[slot] = value
+    incomplete = [number for number, found in slots.items() if found.keys() != usual.keys()]
+    if incomplete:
+        raise EverlearnError(f"the checkpoint does not fit the optimizer: parameter {incomplete[0]} lacks a slot")
+    groups = [{**group, "params": None, "lr": None} for group in optimizer.state_dict()["param_groups"]]
+    saved = [{**group, "params": None, "lr": None} for group in plain["groups"]]
+    rates = [group.get("lr") for group in plain["groups"]]
     # JSON turned tuples into lists; torch takes either for betas.
+    if json.loads(json.dumps(groups)) != saved or [g["params"] for g in plain["groups"]] != [
+        g["params"] for g in optimizer.state_dict()["param_groups"]
+    ] or not all(isinstance(rate, float) and 0 <= rate < math.inf for rate in rates):  # fmt: skip
+        raise EverlearnError("the checkpoint does not fit the optimizer: its groups of parameters differ")
     optimizer.load_state_dict({"state": slots, "param_groups": plain["groups"]})
 
 
-def _names(folder: Path) -> list[str]:
-    return sorted(place.name for place in folder.glob("task-*-step-*") if place.is_dir())
+def _usual_slots(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimizer of this kind keeps of a parameter: found out by one step with a parameter of its own."""
+    probe = torch.nn.Parameter(torch.zeros(2, 3, device=optimizer.param_groups[0]["params"][0].device))
+    known = inspect.signature(type(optimizer)).parameters
+    settings = {key: value for key, value in optimizer.param_groups[0].items() if key in known and key != "params"}
+    other = type(optimizer)([probe], **settings)
+    probe.grad = torch.zeros_like(probe)
+    other.step()
+    return dict(other.state[probe])
+
+
+def _names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    """The folders with such names, oldest position first. As texts, task-1000 would come before task-999.
+    Anything else, such as a link, is not ours: it is neither read nor removed."""
+    found = [(pattern.fullmatch(place.name), place) for place in folder.glob("*task-*")]
+    ours = [(int(name[1]), int(name[2]), name[0]) for name, place in found
+            if name and place.is_dir() and not place.is_symlink()]  # fmt: skip
+    return [name for _, _, name in sorted(ours)]
 
 
 def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -197,12 +269,6 @@ def _sha256(file: Path) -> str:
 
 def _json_sha256(state: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _is_pickle(file: Path) -> bool:
-    """Whether a file begins like a pickle or like the zip archives of torch.save."""
-    with open(file, "rb") as opened:
-        return opened.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def origin_hash(method: Any) -> str:

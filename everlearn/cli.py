@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import csv
 import errno
+import io
 import json
+import math
 import os
 import signal
 import sys
@@ -19,12 +21,11 @@ from typing import Any
 from everlearn import methods, streams
 from everlearn.command_line import parse
 from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out
-from everlearn.errors import EverlearnError, unknown
+from everlearn.errors import EverlearnError, printable, unknown
+from everlearn.files import write_whole
 from everlearn.interrupts import Interrupted
 
-MENDABLE = {errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "disk quota exceeded",
-            errno.EACCES: "permission denied", errno.EPERM: "operation not permitted",
-            errno.EROFS: "the file system is read-only"}  # fmt: skip
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,10 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # Threads that wait actively slow down other processes on the same core; torch reads this setting only once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # so that `--method my_file:MyMethod` finds a file in the current folder
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name may hold bytes that the terminal's encoding cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = parse(list(sys.argv[1:] if argv is None else argv))
+        named = f"{getattr(args, 'method', '')}{getattr(args, 'methods', '')}"
+        if ":" in named.replace("family:", "") and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # `--method my_file:MyMethod` may be a file in the current folder
         if args.verb is None:
             args.parser.print_help()
             return 0
@@ -81,17 +86,20 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
     if isinstance(error, BrokenPipeError):  # `everlearn list | head`: the reader has closed the pipe, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0, ""
-    if isinstance(error, OSError) and error.errno in MENDABLE:
-        where = f" at {error.filename}" if error.filename else ""
-        return 2, f"{MENDABLE[error.errno]}{where}: free some space or choose another folder with --out"
+    if isinstance(error, OSError):
+        where = f" at {printable(os.fsdecode(error.filename))}" if isinstance(error.filename, str | bytes) else ""
+        remedy = "free some space" if error.errno in FULL else "check the path and its permissions"
+        return 2, f"{printable(error.strerror or error)}{where}: {remedy}"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+        return 2, f"there is not enough memory ({printable(error, 100)}): give smaller settings or less data"
     return None, ""
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.help:
         return _help(args)
-    if args.save_minutes <= 0 or (args.save_steps is not None and args.save_steps <= 0):
-        raise EverlearnError("--save-minutes and --save-steps must be more than 0")
+    if not 0 < args.save_minutes < math.inf or (args.save_steps is not None and args.save_steps <= 0):
+        raise EverlearnError("--save-minutes and --save-steps must be more than 0 and finite")
     config, recipe = build_config(_options(args), file=args.config, recipe=args.recipe)
     out = check_out(args.out) if args.out else default_out(config)
     if recipe is not None:
@@ -111,7 +119,7 @@ def _resume(args: argparse.Namespace) -> int:
     with _only_json(args.json):
         from everlearn.protocol import resume
 
-        result = resume(args.directory, progress=True)
+        result = resume(args.directory, method=args.method, progress=True)
     return _show(result, args.json)
 
 
@@ -161,14 +169,18 @@ def _predict(args: argparse.Namespace) -> int:
         raise EverlearnError(f"{args.directory}: no such run folder")
     if not args.input.exists():
         raise EverlearnError(f"{args.input}: no such file")
-    if args.out and args.out.exists() and args.out.samefile(args.input):
-        raise EverlearnError(f"--out {args.out} is the input file: give another file")
+    if args.out and args.out.exists():
+        if args.out.samefile(args.input) or not args.out.is_file():
+            raise EverlearnError(f"--out {args.out} is {'the input file' if args.out.is_file() else 'no file'}: give "
+                                 "another file")  # fmt: skip
+        if not args.overwrite:
+            raise EverlearnError(f"{args.out} exists already: give another file with --out, or add --overwrite")
     with _only_json(True):
         from everlearn import model
         from everlearn.streams.inputs import kind
         from everlearn.streams.readers import read_inputs
 
-        loaded = model.load(args.directory)
+        loaded = model.load(args.directory, method=args.method)
         learned = loaded.method.task.input
         inputs, ids = read_inputs(args.input, **{f"{learned}_column": args.column})
         if (found := kind(inputs[0])) != learned:
@@ -176,19 +188,39 @@ def _predict(args: argparse.Namespace) -> int:
         scores = loaded.predict_proba(inputs)
     names, best = loaded.class_names, scores.argmax(axis=1)
     rows = [(id_, names[k], float(row[k]), row) for id_, k, row in zip(ids, best, scores, strict=True)]
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(args.out.open("w", encoding="utf-8", newline="")) if args.out else sys.stdout
-        if args.json:
-            each = [{"id": i, "prediction": name, "score": score}
-                    | ({"probabilities": dict(zip(names, map(float, row), strict=True))} if args.proba else {})
-                    for i, name, score, row in rows]  # fmt: skip
-            print(json.dumps(each, indent=1), file=file)
-        else:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["id", "prediction", "score", *(names if args.proba else ())])
-            for i, name, score, row in rows:
-                writer.writerow([i, name, f"{score:.6g}", *([f"{p:.6g}" for p in row] if args.proba else ())])
+    if args.json:
+        each = [{"id": i, "prediction": name, "score": score}
+                | ({"probabilities": dict(zip(names, map(float, row), strict=True))} if args.proba else {})
+                for i, name, score, row in rows]  # fmt: skip
+        text = json.dumps(each, indent=1) + "\n"
+    else:
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["id", "prediction", "score", *(map(_cell, names) if args.proba else ())])
+        for i, name, score, row in rows:
+            probabilities = [f"{p:.6g}" for p in row] if args.proba else ()
+            writer.writerow([_cell(i), _cell(name), f"{score:.6g}", *probabilities])
+        text = table.getvalue()
+    if args.out:
+        write_whole(args.out, text.encode("utf-8", "backslashreplace"))
+    else:
+        sys.stdout.write(text)
     return 0
+
+
+def _cell(text: str) -> str:
+    """A text that a spreadsheet shows and does not compute: an apostrophe comes before what looks like a formula.
+
+    >>> _cell("=1+1"), _cell("-5"), _cell("card lost")
+    ("'=1+1", '-5', 'card lost')
+    """
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return "'" + text
+    return text
 
 
 def _list(args: argparse.Namespace) -> int:

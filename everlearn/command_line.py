@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,9 @@ Update a pre-trained model with new data, keep what it could do, and prove both.
   everlearn run --stream tickets.csv --tasks 5    your own data
   everlearn compare --methods ranpac,ewc,joint    compare methods on one stream, with a recommendation
 """
+
+SAME = {"--tasks": "--stream.tasks", "--stream": "--stream.name", "--method": "--method.name"}
+"""Options that are short for a setting."""
 
 EXIT = """\
 exit codes: 0 success; 1 a method failed in compare; 2 the command cannot be carried out (the message says why);
@@ -55,9 +59,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def split_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
     """Return the arguments without --method.KEY and --stream.KEY, and the values of these two as mappings.
 
+    Raises:
+        EverlearnError: a setting without a value, or an option that is given twice.
+
     >>> split_settings(["run", "--method.width", "20", "--stream.kind=online"])
     (['run'], {'method': {'width': '20'}, 'stream': {'kind': 'online'}})
     """
+    options = [SAME.get(option, option) for option in (word.partition("=")[0] for word in argv) if option[:2] == "--"]
+    if repeated := [option for option, count in Counter(options).items() if count > 1]:
+        names = " or ".join([*(short for short, name in SAME.items() if name == repeated[0]), repeated[0]])
+        raise EverlearnError(f"{names} is given twice: give it once")
     rest: list[str] = []
     settings: dict[str, dict[str, str]] = {"method": {}, "stream": {}}
     words = iter(argv)
@@ -125,8 +136,10 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
                    help="number of trained methods to run in parallel; they share the cores (default: one per core, "
                         "at most four; one on an accelerator)")  # fmt: skip
 
+    expected = "the method that DIR holds; needed for a method of your own, since code is not taken from a folder"
     p = verb("resume", "continue an interrupted run, with the same result")
     p.add_argument("directory", metavar="DIR", type=Path)
+    p.add_argument("--method", metavar="NAME", help=expected)
     p = verb("report", "write the HTML report of one run, or a comparison of several runs")
     p.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="run folders, or a comparison's folder")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in DIR, or here for several DIRs")
@@ -134,8 +147,10 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("directory", metavar="DIR", type=Path)
     p.add_argument("--input", required=True, type=Path, metavar="FILE",
                    help="CSV, TSV, JSON Lines, Parquet, text with one input per line (.txt), or images")  # fmt: skip
+    p.add_argument("--method", metavar="NAME", help=expected)
     p.add_argument("--column", metavar="NAME", help="the column of the inputs, if its name is not a usual one")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
+    p.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     p.add_argument("--proba", action="store_true", help="also write the probability of each class")
     p = verb("list", "list the available methods, streams and backbones")
     p.add_argument("kind", nargs="?", choices=("methods", "streams", "backbones"))

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from everlearn import backbones, streams
 from everlearn import methods as registry
 from everlearn.config import Config, build_config, check_collection, check_out, find_recipe
-from everlearn.errors import EverlearnError, unknown
+from everlearn.errors import LONGEST, EverlearnError, printable, unknown
 from everlearn.files import write_whole
+from everlearn.locks import Busy, alone
 from everlearn.recommendation import recommendation
+from everlearn.schemas import read_comparison, read_results
 
 if TYPE_CHECKING:
     from everlearn.method import Method
@@ -26,6 +28,8 @@ Results = dict[str, Any]
 Say = Callable[["Entry", str], None]
 
 COST = ("nothing", "head", "peft", "backbone")  # what a method trains, cheapest first
+
+PATIENCE = 60.0  # seconds for a run whose comparison was killed to finish its step, save and stop
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ def compare(
 
     Raises:
         EverlearnError: an unknown name or key, `out` already holds something else, or `jobs` without `out`
-            or without a named stream.
+            or without a named stream, or another process is comparing or learning there, or a file of an earlier
+            comparison there is damaged.
         everlearn.interrupts.Interrupted: the user stopped it; all is saved, and the same call continues.
 
     >>> [results["method"] for results in compare("joint,simplecil", "digits", backbone="tiny")]
@@ -101,22 +106,49 @@ def compare(
         stream = streams.load(**config["stream"])
 
     folder = Path(out) if out is not None else None
-    if folder is not None:
+    if folder is None:
+        return _compare(entries, stream, config, None, jobs, progress, lambda results: None)
+    if not (folder / "compare.json").is_file():
+        check_out(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, "comparing"):
         statement = {"stream": name, "fingerprint": stream.fingerprint(), "backbone": backbone, "seed": seed}
-        _claim(folder, statement, entries)
+        record = _claim(folder, statement, entries)
+
+        def write(**values: Any) -> None:
+            record.update(values)
+            write_whole(folder / "compare.json", json.dumps(record, indent=1))
+
+        write()
+        results = _compare(entries, stream, config, folder, jobs, progress, lambda results: write(results=results))
+        from everlearn.report import render, write_page
+
+        text = recommendation(results)
+        write(recommendation=text)
+        write_page(render(results, text), folder / "report.html")
+    return results
+
+
+def _compare(
+    entries: Sequence[Entry], stream: Stream, config: Config, folder: Path | None, jobs: int, progress: bool,
+    write: Callable[[list[Results]], None],
+) -> list[Results]:  # fmt: skip
+    """Learn with each method that has not finished; `write` is given the results so far after each of them."""
     found: dict[str, Results] = {}
 
     def keep(label: str, result: Results) -> None:
         found[label] = {**result, "method": label}
-        if folder is not None:
-            _update(folder / "compare.json", results=[found[e.label] for e in entries if e.label in found])
+        write([found[entry.label] for entry in entries if entry.label in found])
 
     def say(entry: Entry, text: str) -> None:
         if progress:
             print(f"{entry.label}: {text}", file=sys.stderr)
 
+    backbone = config["backbone"]
     todo = []
     for entry in entries:
+        if folder is not None:
+            _wait_for_orphan(entry, folder / entry.label, say)
         if (known := _known(entry, stream, backbone, folder, say)) is not None:
             keep(entry.label, known)
         else:
@@ -129,14 +161,7 @@ def compare(
     if beside:
         assert folder is not None
         _learn_beside(beside, len(stream), config, folder, jobs, progress, say, keep)
-    results = [found[entry.label] for entry in entries]
-    if folder is not None:
-        from everlearn.report import render, write_page
-
-        text = recommendation(results)
-        _update(folder / "compare.json", recommendation=text)
-        write_page(render(results, text), folder / "report.html")
-    return results
+    return [found[entry.label] for entry in entries]
 
 
 def select(methods: str | Sequence[str | Config]) -> list[str | Config]:
@@ -184,13 +209,30 @@ def _entries(chosen: Sequence[str | Config], stream: str, recipe: str) -> list[E
     return sorted(entries.values(), key=lambda entry: entry.cost)
 
 
+def _wait_for_orphan(entry: Entry, directory: Path, say: Say) -> None:
+    """Wait until no process learns in the method's folder: one whose comparison was killed saves and stops.
+
+    Raises:
+        Busy: it did not stop.
+    """
+    if not directory.is_dir():
+        return
+    try:
+        with alone(directory):
+            return
+    except Busy:
+        say(entry, f"waiting until another process that learns in {directory} has saved, at most {PATIENCE:.0f} s")
+    with alone(directory, patience=PATIENCE):
+        pass
+
+
 def _known(entry: Entry, stream: Stream, backbone: str | None, folder: Path | None, say: Say) -> Results | None:
     """The result of a method that has already finished or cannot learn this stream; None if it must run."""
     from everlearn.evaluation import supports
 
     if folder is not None and (folder / entry.label / "results.json").is_file():
         say(entry, "already finished, not repeated")
-        return _read(folder / entry.label / "results.json")
+        return read_results(folder / entry.label / "results.json")
     # Only a method that needs something of its backbone has to see it here.
     encoder = backbones.load(backbone or backbones.default_for(stream.input)) if entry.cls.tags.needs else None
     if reason := supports(entry.cls.tags, stream, encoder):
@@ -202,13 +244,14 @@ def _known(entry: Entry, stream: Stream, backbone: str | None, folder: Path | No
 def _learn(entry: Entry, stream: Stream, config: Config, folder: Path | None, progress: bool, say: Say) -> Results:
     """Start or resume one method in this process; return its results, or the error."""
     from everlearn.interrupts import Interrupted
+    from everlearn.processes import record_failure
     from everlearn.protocol import resume, run
 
     directory = folder / entry.label if folder is not None else None
     say(entry, f"settings: {entry.origin}")
     try:
         if directory is not None and (directory / "config.yaml").is_file():
-            result = resume(directory, progress=progress)
+            result = resume(directory, method=entry.settings["name"], progress=progress)
         else:
             result = run(entry.settings, stream, backbone=config["backbone"], seed=config["seed"],
                          out=directory, progress=progress)  # fmt: skip
@@ -216,11 +259,10 @@ def _learn(entry: Entry, stream: Stream, config: Config, folder: Path | None, pr
         say(entry, "stopped and saved; repeat the command with the same --out to continue")
         raise
     except Exception as error:  # after any error the other methods still run
-        reason = " ".join(str(error).split())
-        reason = reason if isinstance(error, EverlearnError) else f"{type(error).__name__}: {reason}"
+        reason = str(error) if isinstance(error, EverlearnError) else f"{type(error).__name__}: {error}"
+        reason = printable(reason, LONGEST)
         if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            record_failure(directory, traceback.format_exc())
         say(entry, f"failed: {reason}")
         return {"error": reason}
     if directory is not None:
@@ -248,13 +290,19 @@ def _learn_beside(
     side_by_side(runs, jobs, finished, progress)
 
 
-def _claim(folder: Path, statement: Config, entries: Sequence[Entry]) -> None:
-    """Record what this folder compares; or, if it was used before, check that it compares the same."""
+def _claim(folder: Path, statement: Config, entries: Sequence[Entry]) -> Config:
+    """The content of compare.json: what this folder compares.
+
+    Raises:
+        EverlearnError: it was used before and compares something else, or a link leads out of it.
+    """
+    for place in (folder / entry.label for entry in entries):
+        for found in (place, *(place.iterdir() if place.is_dir() else ())):
+            if found.is_symlink():
+                raise EverlearnError(f"{found} is a symbolic link, and a comparison writes only into its own folder: "
+                                     "replace it by what it points to")  # fmt: skip
     file = folder / "compare.json"
-    old = _read(file) if file.is_file() else {}
-    if not old:
-        check_out(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    old = read_comparison(file) if file.is_file() else {}
     settings = {entry.label: entry.settings for entry in entries}
     for key, value in statement.items():
         if key in old and old[key] != value:
@@ -263,14 +311,4 @@ def _claim(folder: Path, statement: Config, entries: Sequence[Entry]) -> None:
     for label, earlier in old.get("methods", {}).items():
         if settings.get(label, earlier) != earlier:
             raise EverlearnError(f"{folder} holds {label} with other settings: give another folder with --out")
-    _update(file, **statement, methods={**old.get("methods", {}), **settings})
-
-
-def _read(file: Path) -> Config:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _update(file: Path, **values: Any) -> None:
-    """Replace values of a JSON file atomically: a killed comparison leaves either the old or the new file."""
-    data = {**(_read(file) if file.is_file() else {}), **values}
-    write_whole(file, json.dumps(data, indent=1))
+    return {**old, **statement, "methods": {**old.get("methods", {}), **settings}}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import glob
-import inspect
+import os
 import re
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any
 
 from everlearn import backbones, methods, streams
 from everlearn.errors import EverlearnError, unknown
+from everlearn.files import read_text
+from everlearn.settings import Seed, arguments, convert
+from everlearn.strict import MOST_YAML, from_yaml
 
 Config = dict[str, Any]
 """{"stream": {"name": …}, "method": {"name": …}, "backbone": name or None, "seed": int}"""
@@ -48,7 +48,7 @@ def build_config(
     _check_sections(options, "key")
     from_file = read_config(file) if file is not None else {}
     wanted = merge(merge(DEFAULTS, from_file), options)
-    method = wanted["method"]["name"]
+    method = _trusted(wanted, options, file)
     path = None
     if recipe == "auto":
         if merge({"method": {}}, from_file)["method"].get("name") != method:
@@ -60,6 +60,7 @@ def build_config(
     names = {section: {"name": wanted[section]["name"]} for section in ("stream", "method")}
     base = merge(merge(DEFAULTS, names), read_config(path))
     config = merge(merge(base, from_file), options)
+    _trusted(config, options, path)
     if (asked := config["method"].get("train")) is not None:
         train = arguments(methods.get(method)).get("train")
         if asked != base["method"].get("train", train and train.default):
@@ -68,26 +69,21 @@ def build_config(
     return check_config(config), path
 
 
+def _trusted(config: Config, options: Config, file: object) -> str:
+    """The name of the method. Code outside of the package is imported only if the options name it, not a file."""
+    name = config["method"].get("name")
+    if isinstance(name, str) and ":" in name and merge({"method": {}}, options)["method"].get("name") != name:
+        methods.named_by(file, name)  # refuses it
+    return str(name)
+
+
 def read_config(path: str | Path) -> Config:
     """Return the mapping in a YAML file.
 
     Raises:
         EverlearnError: the file does not exist, is not YAML, or is not a mapping with the keys of a configuration.
     """
-    import yaml
-
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise EverlearnError(f"{path}: no such file: give the path of a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise EverlearnError(f"{path}: not a text file ({error.reason}): give a YAML file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise EverlearnError(f"{path}{line}: {problem}: correct the file") from None
+    data = from_yaml(read_text(path, MOST_YAML), path)
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -130,82 +126,26 @@ def check_config(config: Config) -> Config:
     _check_name("method", method.get("name"), methods.names(), lambda name: ":" in name)
     if backbone is not None:
         _check_name("backbone", backbone, backbones.names(), _is_backbone)
-    seed = convert("seed", config["seed"], int)
-    if seed < 0:
-        raise EverlearnError(f"seed: {seed} is negative: give 0 or more")
+    seed = convert("seed", config["seed"], Seed)
     stream.update(check_arguments("stream", streams.load, _without_name(stream)))
     if len(method) > 1:  # the constructor, and torch with it, is imported only if there are settings to check
         method.update(check_arguments("method", methods.get(method["name"]), _without_name(method)))
     return {"stream": stream, "method": method, "backbone": backbone, "seed": seed}
 
 
-@dataclass(frozen=True)
-class Argument:
-    """One keyword argument of a method or stream: its type, default and description in the docstring."""
-
-    type: Any
-    type_name: str
-    default: Any
-    help: str
-
-
-def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
-    """The keyword-only arguments of a function or class, in order; `**kwargs` adds those of the base class.
-
-    >>> def load(name, *, tasks: int = 10): ...
-    >>> arguments(load)["tasks"].default
-    10
-    """
-    owners = [c for c in function.__mro__ if "__init__" in vars(c)] if isinstance(function, type) else [function]
-    found: dict[str, Argument] = {}
-    for owner in owners:
-        target = vars(owner)["__init__"] if isinstance(owner, type) else owner
-        parameters = inspect.signature(target).parameters.values()
-        named = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
-        # Other annotations may name types that are imported only for type checkers.
-        hints = get_type_hints(SimpleNamespace(__annotations__=named), vars(sys.modules[target.__module__]))
-        texts = _argument_texts(owner.__doc__ or "")
-        for p in parameters:
-            if p.name in named and p.name not in found:
-                shown = p.annotation if isinstance(p.annotation, str) else getattr(p.annotation, "__name__", "")
-                found[p.name] = Argument(hints.get(p.name, Any), shown, p.default, texts.get(p.name, ""))
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return found
-
-
 def check_arguments(section: str, function: Callable[..., Any], values: Config) -> Config:
-    """Convert the values to the types in the signature; tuples become lists, as in YAML."""
+    """The values of settings as the types in the signature; tuples become lists, as in YAML.
+
+    Raises:
+        EverlearnError: an unknown name, or a value of the wrong type or out of range.
+    """
     known = {name: argument for name, argument in arguments(function).items() if name not in ELSEWHERE}
     for name in values:
         if name in ELSEWHERE:
             raise EverlearnError(f"{section}.{name} is not a setting of the {section}: give {ELSEWHERE[name]}")
         if name not in known:
             raise unknown(f"key of the {section}", name, known)
-    return {name: convert(f"{section}.{name}", value, known[name].type, known[name].type_name)
-            for name, value in values.items()}  # fmt: skip
-
-
-def convert(key: str, value: Any, type_: Any, type_name: str = "") -> Any:
-    """Convert a value to a type; text from the command line is parsed according to the type.
-
-    >>> convert("method.rate", "1e-3", float)
-    0.001
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    if isinstance(value, str) and value.lower() in ("none", "null"):
-        value = "null" if type_ is not str else value
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=type_)
-    try:
-        result = parser.parse_object({"value": value})["value"]
-    except ArgumentError:
-        result = None  # jsonargparse accepts null as None even if the type does not allow None
-    if result is None and not (value in (None, "null") and _allows_none(type_)):
-        expected = type_name or getattr(type_, "__name__", str(type_))
-        raise EverlearnError(f"{key}: {value!r} is not of type {expected}")
-    return list(result) if isinstance(result, tuple) else result
+    return {name: convert(f"{section}.{name}", value, known[name].type) for name, value in values.items()}
 
 
 def find_recipe(collection: str, method: str) -> Path | None:
@@ -270,10 +210,6 @@ def _without_name(section: Config) -> Config:
     return {key: value for key, value in section.items() if key != "name"}
 
 
-def _allows_none(type_: Any) -> bool:
-    return type_ is Any or type_ is None or type(None) in getattr(type_, "__args__", ())
-
-
 def _check_sections(config: Config, kind: str) -> None:
     for key, value in config.items():
         if key not in DEFAULTS:
@@ -292,8 +228,11 @@ def _check_name(kind: str, name: Any, known: dict[str, str], is_other: Callable[
 def _is_data(name: str) -> bool:
     """Whether `streams.load` accepts a text that is no stream name: a path, the stem of paths, or a hub data set."""
     path = Path(name)
-    if path.exists() or (path.name and any(path.parent.glob(f"{glob.escape(path.name)}_*"))):
-        return True
+    try:
+        if os.path.exists(path) or (path.name and any(path.parent.glob(f"{glob.escape(path.name)}_*"))):
+            return True
+    except (OSError, ValueError) as error:  # a path that is too long, may not be listed, or holds a null character
+        raise EverlearnError(f"{name} cannot be looked up ({getattr(error, 'strerror', None) or error})") from None
     if path.suffix.lower() in DATA_ENDINGS or name.count("/") > 1 or name.startswith((".", "/")):
         raise EverlearnError(f"no such file or folder: {name}")
     return "/" in name
@@ -302,19 +241,10 @@ def _is_data(name: str) -> bool:
 def _is_backbone(name: str) -> bool:
     """Whether `backbones.load` accepts a text that is no short name; timm is imported only for a possible timm name."""
     bare, _, size = name.partition("@")
-    if "/" in name or Path(name).exists() or bare.endswith(".safetensors") or (size and bare == "vit-tiny"):
+    if "/" in name or os.path.exists(name) or bare.endswith(".safetensors") or (size and bare == "vit-tiny"):
         return True
     if "_" not in bare:
         return False
     from everlearn.backbones import vision
 
     return vision.is_timm_name(bare)
-
-
-def _argument_texts(docstring: str) -> dict[str, str]:
-    """The description of each argument in the Args section of a docstring, on one line."""
-    section = re.search(r"^Args:\n((?:[ \t]+.*\n|\n)+)", inspect.cleandoc(docstring) + "\n", re.MULTILINE)
-    if not section:
-        return {}
-    entries = re.findall(r"^    (\w+)[^:\n]*:((?:.*)(?:\n {5,}.*)*)", section[1], re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}

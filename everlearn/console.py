@@ -17,6 +17,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
+from everlearn.errors import printable
 from everlearn.metrics import FORMULAS, passes
 from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
 
@@ -26,6 +27,11 @@ Results = dict[str, Any]
 WIDTH = 100
 SHOWN_TASKS = 12  # a larger matrix shows this many rows and columns, evenly spaced
 GATE_WORDS = {"pass": "pass", "fail": "fail", "unknown": "?"}
+
+
+def _safe(text: object, style: str = "") -> Text:
+    """A text for the terminal. A class name or a file name may hold anything, but must not move the cursor."""
+    return Text(printable(text, 2000), style=style)
 
 
 class Progress:
@@ -46,7 +52,7 @@ class Progress:
     depth: ClassVar[int] = 0
 
     def __init__(self, total: int, label: str, enabled: bool = True) -> None:
-        self.total, self.label, self.enabled = total, label, enabled
+        self.total, self.label, self.enabled = total, printable(label), enabled
         self.done, self.text = 0, ""
 
     def __enter__(self) -> Progress:
@@ -88,7 +94,7 @@ class Progress:
         if kind is None and (Progress.depth == 0 or seconds >= 1):
             line = f"{self.label}: {duration(seconds)}" + (f", {self.text}" if self.text else "")
             console = Progress.display.console if Progress.display else Console(stderr=True, width=WIDTH)
-            console.print(Text(line), soft_wrap=True, highlight=False)
+            console.print(_safe(line), soft_wrap=True, highlight=False)
         if Progress.depth == 0:
             Progress.display = None
 
@@ -103,22 +109,23 @@ def final_table(results: Results, directory: Path | None = None) -> None:
     out = _console()
     metric = results["metric"]
     head = f"{results['method']} on {results['stream']} ({results['kind']}, {results['input']}, {results['goal']})"
-    out.print(Text(f"{head}, backbone {results['backbone']}, seed {results['seed']}", style="bold"))
+    out.print(_safe(f"{head}, backbone {results['backbone']}, seed {results['seed']}", style="bold"))
     n = len(results["tasks"])
     some = f" ({SHOWN_TASKS} of {n} tasks shown; the report shows all)" if n > SHOWN_TASKS else ""
-    out.print(Text(f"{metric} in %; row: after learning the task; column: tests of the task{some}"))
+    out.print(_safe(f"{metric} in %; row: after learning the task; column: tests of the task{some}"))
     for part in (_matrix, _figures, _gate_line, _costs):
         out.print(part(results))
     for warning in results["warnings"]:
-        out.print(Text(f"warning: {warning}", style="yellow"))
+        out.print(_safe(f"warning: {warning}", style="yellow"))
     for note in results["notes"]:
-        out.print(Text(f"note: {note}"))
+        out.print(_safe(f"note: {note}"))
     if results["paper_compat"]:
-        out.print(Text(f"paper_compat: this {metric} relies on a published shortcut that leaks test data", style="red"))
+        shortcut = f"paper_compat: this {metric} relies on a published shortcut that leaks test data"
+        out.print(_safe(shortcut, style="red"))
     if directory is not None:
-        out.print(Text(f"report   {directory / 'report.html'}"), soft_wrap=True)
+        out.print(_safe(f"report   {directory / 'report.html'}"), soft_wrap=True)
         if results["goal"] == "classes":
-            out.print(Text(f"predict  everlearn predict {directory} --input FILE"), soft_wrap=True)
+            out.print(_safe(f"predict  everlearn predict {directory} --input FILE"), soft_wrap=True)
 
 
 def compare_table(results: Sequence[Results]) -> None:
@@ -130,20 +137,20 @@ def compare_table(results: Sequence[Results]) -> None:
     table = _table(Column("method", overflow="fold", min_width=8), *numbers)
     for r in done:
         table.add_row(
-            Text(r["method"]), percent(r["final_accuracy"]), percent(r["average_accuracy"]), percent(r["forgetting"]),
+            _safe(r["method"]), percent(r["final_accuracy"]), percent(r["average_accuracy"]), percent(r["forgetting"]),
             percent(r["retention"]), percent(r["gain"]), GATE_WORDS[passes(r["retention"], r["gain"], joint)],
             short_count(r["trainable_parameters"]), human_bytes(r["stored_bytes"]),
             duration(r["seconds"]["total"]), human_bytes(r["peak_rss_bytes"]),
         )  # fmt: skip
     if done:
-        out.print(Text(f"{done[0]['metric']} in % on {done[0]['stream']}, best final score first", style="bold"))
+        out.print(_safe(f"{done[0]['metric']} in % on {done[0]['stream']}, best final score first", style="bold"))
         out.print(table)
         out.print(_encodings([r for r in results if "final_accuracy" in r]))
     for r in results:
         if "error" in r:
-            out.print(Text(f"{r['method']} failed: {r['error']}", style="red"))
+            out.print(_safe(f"{r['method']} failed: {r['error']}", style="red"))
         elif "skipped" in r:
-            out.print(Text(f"{r['method']} skipped: {r['skipped']}"))
+            out.print(_safe(f"{r['method']} skipped: {r['skipped']}"))
 
 
 def _encodings(results: Sequence[Results]) -> Text:
@@ -152,7 +159,7 @@ def _encodings(results: Sequence[Results]) -> Text:
     found = [r["method"] for r in results if r["examples_served"] and not r["examples_encoded"]]
     none = f"0 by {', '.join(found)} (all read from the feature store)" if found else ""
     told = "; ".join(part for part in (", ".join(encoded), none) if part)
-    return Text(f"examples encoded with a frozen backbone, pre-trained or adapted: {told or 'none'}")
+    return _safe(f"examples encoded with a frozen backbone, pre-trained or adapted: {told or 'none'}")
 
 
 def cache_table(entries: Sequence[dict[str, Any]]) -> None:
@@ -162,7 +169,8 @@ def cache_table(entries: Sequence[dict[str, Any]]) -> None:
     table = _table(*texts, "examples", "size", "last used", padding=(0, 1))
     for e in entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(e["last_used"]))
-        table.add_row(e["identity"], Text(e["description"]), f"{e['examples']:,}", human_bytes(e["bytes"]), used)
+        about = _safe(e["identity"]), _safe(e["description"])
+        table.add_row(*about, f"{e['examples']:,}", human_bytes(e["bytes"]), used)
     out.print(table if entries else "the feature store is empty")
 
 
@@ -239,7 +247,7 @@ def _matrix(results: Results) -> Table:
         cells = [percent(scores[c]) if c <= row else "" for c in shown]
         name = tasks[row]["name"]
         label = name if name == f"task {row + 1}" else f"{row + 1} {name}"
-        table.add_row(Text(label), *cells, percent(results["curve"][row]))
+        table.add_row(_safe(label), *cells, percent(results["curve"][row]))
     return table
 
 
@@ -250,14 +258,14 @@ def _figures(results: Results) -> Table:
     for name in (*names, "retention", "gain"):
         style = "bold" if name in ("retention", "gain") else ""
         shown = re.sub(r"_\{(\w)\}", r"_\1", FORMULAS[name])  # without the braces of one-character subscripts
-        table.add_row(Text(name.replace("_", " "), style=style), percent(results[name]), Text(shown))
+        table.add_row(_safe(name.replace("_", " "), style=style), percent(results[name]), _safe(shown))
     return table
 
 
 def _gate_line(results: Results) -> Text:
     """Retention and gain, always as a pair, and whether they pass the gate."""
     retention, gain = results["retention"], results["gain"]
-    line = Text(f"retention {percent(retention)} %, gain {percent(gain)} %: ", style="bold")
+    line = _safe(f"retention {percent(retention)} %, gain {percent(gain)} %: ", style="bold")
     if retention is None:
         return line.append("the gate needs at least two tasks", style="not bold")
     if retention < RETENTION:
@@ -287,5 +295,5 @@ def _costs(results: Results) -> Table:
     }  # fmt: skip
     table = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2, 0, 0))
     for name, text in rows.items():
-        table.add_row(name, Text(text))
+        table.add_row(name, _safe(text))
     return table

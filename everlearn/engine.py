@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from everlearn.backbones.backbone import Backbone
 from everlearn.checkpoint import load_optimizer_state, optimizer_state
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, one_line
 from everlearn.method import Method
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.seeds import seeded
@@ -47,7 +48,7 @@ class Learning:
         """Optimizer, schedule and random state, for a checkpoint between two steps."""
         assert self.optimizer_step is not None
         tensors, optimizer = optimizer_state(self.optimizer_step.optimizer)
-        schedule = {k: v for k, v in self.optimizer_step.schedule.state_dict().items() if _is_plain(v)}
+        schedule = _plain(self.optimizer_step.schedule.state_dict())
         tensors["random"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["random_cuda"] = torch.cuda.get_rng_state()
@@ -56,11 +57,15 @@ class Learning:
     def _resume(self, training: Training) -> None:
         assert self.optimizer_step is not None
         tensors, plain = training
-        load_optimizer_state(self.optimizer_step.optimizer, tensors, plain["optimizer"])
-        self.optimizer_step.schedule.load_state_dict(plain["schedule"])
-        torch.set_rng_state(tensors["random"])
-        if "random_cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random_cuda"])
+        with one_line("the state of the training", "remove this checkpoint, or start again", EverlearnError):
+            load_optimizer_state(self.optimizer_step.optimizer, tensors, plain["optimizer"])
+            schedule = self.optimizer_step.schedule
+            if _types(plain["schedule"]) != _types(_plain(schedule.state_dict())):
+                raise EverlearnError("the checkpoint does not fit the schedule of the learning rate")
+            schedule.load_state_dict(plain["schedule"])
+            torch.set_rng_state(tensors["random"])
+            if "random_cuda" in tensors and torch.cuda.is_available():
+                torch.cuda.set_rng_state(tensors["random_cuda"])
 
     def fit(self, training: Training | None, listeners: Sequence[Listener]) -> None:
         """Train on the batches of the task, from `step` on."""
@@ -80,6 +85,7 @@ class Learning:
             batch: Examples = batches[number]
             self.optimizer_step.batch = batch
             self.loss = method.step(batch, self.optimizer_step)
+            _doubt(method)
             self.step = number + 1
             for listener in listeners:
                 listener.stepped(self)
@@ -135,6 +141,7 @@ def learn(
     if step == 0:
         with seeded(method.seed, task.index, BEGIN):
             method.begin_task(task.sealed())
+        _doubt(method)
         tell("begun")
     with seeded(method.seed, task.index, FIT):
         learning.fit(training, listeners)
@@ -142,9 +149,22 @@ def learn(
     tell("fitted")
     with seeded(method.seed, task.index, END):
         method.end_task(learning.task)
+    _doubt(method)
     method.eval()
     tell("ended")
     return learning
+
+
+def _doubt(method: Method) -> None:
+    """Have the backbones of the method compare their weights before the next feature is read, as user code has run.
+
+    Everlearn's own methods are spared the comparison, which would make the steps of prompt methods some per cent
+    longer: that they never write through `.data` or numpy is checked where they are tested.
+    """
+    if not type(method).__module__.startswith("everlearn."):
+        for module in method.modules():
+            if isinstance(module, Backbone):
+                module.doubt()
 
 
 def replay(method: Method, tasks: Sequence[Task]) -> None:
@@ -154,5 +174,11 @@ def replay(method: Method, tasks: Sequence[Task]) -> None:
             method.begin_task(task.sealed())
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, int | float | bool | str | list) or value is None
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """What JSON can keep of the state of a schedule."""
+    return {k: v for k, v in state.items() if isinstance(v, int | float | bool | str | list) or v is None}
+
+
+def _types(state: dict[str, Any]) -> dict[str, Any]:
+    """The type of each value, and of each item of a list."""
+    return {k: [type(item) for item in v] if isinstance(v, list) else type(v) for k, v in state.items()}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 LONGEST = 1200
 """Characters of a message. What is longer quotes somebody's data, and its middle is left out."""
 
@@ -36,7 +38,17 @@ def printable(text: object, longest: int = 200) -> str:
         half = (longest - 3) // 2
         shown = f"{shown[:half]} … {shown[-half:]}"
     shown = " ".join(shown.split()) if any(space in shown for space in "\n\r\t\v\f") else shown
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    return "".join(c.encode("unicode_escape").decode() if is_control(c) else c for c in shown)
+
+
+def is_control(character: str) -> bool:
+    """Whether a character changes how a terminal shows others, or stands for none: control characters, changes of
+    the writing direction, half surrogate pairs.
+
+    >>> is_control("\\x1b"), is_control("é")
+    (True, False)
+    """
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in DIRECTIONS
 
 
 @contextmanager

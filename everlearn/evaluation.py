@@ -1,17 +1,19 @@
 """Scores of a method on the tasks of a stream, after every task, without leaks.
 
-A method is asked with inputs alone. Labels, ids and relevant documents stay here.
+A method is asked with inputs alone. Labels, ids, relevant documents and the paths of images stay here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 
 from everlearn.backbones.backbone import Backbone
-from everlearn.errors import ContractError
+from everlearn.errors import ContractError, printable
 from everlearn.method import Method, Tags
 from everlearn.metrics.retrieval import id_order, score_rankings
 from everlearn.streams.inputs import Input
@@ -20,6 +22,8 @@ from everlearn.streams.stream import Stream, Task
 CHUNK = 1024  # inputs handed to `predict` at once; its answers may not depend on it
 METRIC = {"classes": "accuracy", "ranking": "nDCG@10"}
 TOLD = "accuracy told the task"
+RESERVED = (*METRIC.values(), "recall@10", "mrr@10", TOLD)
+"""Names that `measures` may not use: a value of such a name would replace the score."""
 
 
 class Evaluation:
@@ -28,6 +32,7 @@ class Evaluation:
     def __init__(self, stream: Stream, method: Method) -> None:
         self.stream, self.method = stream, method
         self.metric = METRIC[stream.goal]
+        self._measured: set[str] | None = None  # the names that `measures` gave so far
 
     def initial(self) -> list[float | None]:
         """The untouched model's score on each task, where one is defined: rankings before any
@@ -63,8 +68,23 @@ class Evaluation:
         return {"accuracy": self._accuracy(task, told, list(task.classes) if self.stream.tells_task else None)}
 
     def others(self, task: Task) -> dict[str, float]:
-        """What the method measures besides, and how right it would be if it were told the task."""
-        found = self.method.measures(task.test.inputs, task.index)
+        """What the method measures besides, and how right it would be if it were told the task.
+
+        Raises:
+            ContractError: it measures something of a reserved name, of another name than before, or no number.
+        """
+        found = dict(self.method.measures(task.test.bare(), task.index))
+        for name, value in found.items():
+            shown = printable(name)
+            if not isinstance(name, str) or name.strip().lower() in [reserved.lower() for reserved in RESERVED]:
+                raise ContractError(f"measures gave a value of the name '{shown}', which would replace the score: give "
+                                    "it another name")  # fmt: skip
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise ContractError(f"measures gave {printable(value)} as '{shown}': give a finite number")
+        if self._measured is not None and found.keys() != self._measured:
+            told = [printable(", ".join(sorted(names)) or "nothing") for names in (self._measured, found)]
+            raise ContractError(f"measures gave {told[0]}, and now {told[1]}: give the same names every time")
+        self._measured = set(found)
         if self.stream.goal == "classes" and self.method.tags.task_at_test == "used" and not self.stream.tells_task:
             found = {**found, TOLD: self._accuracy(task, task.index)}
         return found
@@ -74,8 +94,7 @@ class Evaluation:
         right = 0
         for start in range(0, len(task.test), CHUNK):
             chunk = task.test[range(start, min(start + CHUNK, len(task.test)))]
-            with torch.no_grad():
-                scores = self.method.predict(chunk.inputs, told).float().cpu()
+            scores = _ask(self.method, chunk.bare(), told)
             if scores.isnan().any():
                 row = int(scores.isnan().any(dim=1).nonzero()[0])
                 raise ContractError(f"predict gave NaN scores, first for record {chunk.ids[row]}")
@@ -89,10 +108,32 @@ class Evaluation:
         # Of documents with equal scores the first wins, and trec_eval ranks by id then.
         order = id_order(task.corpus.ids)
         documents: Sequence[Input] = [task.corpus.texts[i] for i in order]
+        queries = task.test.bare()
         with torch.no_grad():
-            found = self.method.search(task.test.inputs, documents)
+            found = self.method.search(queries, documents)
+        unfit = [row for row in found if len({*row}) < len(row) or not {*row} <= {*range(len(documents))}]
+        if len(found) != len(queries) or unfit:
+            raise ContractError(f"search gives, for each of {len(queries)} queries, different positions of documents, "
+                                f"from 0 to {len(documents) - 1}; it gave something else")  # fmt: skip
         rankings = [[task.corpus.ids[order[position]] for position in row] for row in found]
         return score_rankings(rankings, task.test.relevant)
+
+
+def _ask(method: Method, inputs: list[Input], told: int | None) -> torch.Tensor:
+    """Scores (n, classes seen so far), float32 on the CPU. Here, where the method is asked, are inputs alone.
+
+    Raises:
+        ContractError: they are not one row of floating-point scores per input.
+    """
+    with torch.no_grad():
+        scores = method.predict(inputs, told)
+    wanted = (len(inputs), len(method.task.class_names))
+    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != wanted or not scores.is_floating_point():
+        is_tensor = isinstance(scores, torch.Tensor)
+        gave = f"{tuple(scores.shape)} of {scores.dtype}" if is_tensor else f"a {type(scores).__name__}"
+        raise ContractError(f"predict gave {gave}, expected {wanted} floating-point scores: a row for each input, a "
+                            "column for each class seen so far")  # fmt: skip
+    return scores.float().cpu()
 
 
 def supports(tags: Tags, stream: Stream, backbone: Backbone | None = None) -> str | None:

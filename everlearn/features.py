@@ -4,41 +4,62 @@ A feature is addressed by everything that determines it: the identity of the bac
 deltas, preprocessing, pooling, precision) and the content of the example. Methods, epochs, evaluations, runs
 and processes share the store.
 
-On disk there is one folder per identity. It holds segments of up to 2,048 features: `NAME.keys` (16 bytes per
-example) and `NAME.f32` (float32 rows, memory-mapped). Each file is written under a temporary name and then
-renamed, the keys last. So a crash leaves no half-written segment, and reading and adding need no lock.
+On disk there is one folder per identity, with segments of up to 2,048 features (`segments.py`). They appear completely
+or not at all, so reading and adding need no lock. A segment is checked when it is opened: one that is damaged is
+deleted, a line on standard error says so, and its examples are encoded again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
+import re
 import shutil
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from everlearn.errors import EverlearnError
-from everlearn.files import write_whole
+from everlearn.errors import DataError, EverlearnError, printable
+from everlearn.files import read_bytes
+from everlearn.segments import KEY_BYTES, delete_segment, examples_in
+from everlearn.shelves import Shelf, listing, usable
 from everlearn.streams.inputs import Input, content, kind, original
+from everlearn.strict import from_json
 
 if TYPE_CHECKING:
     import torch
 
 CHUNK = 2048
 DEFAULT_LIMIT = 10 * 2**30
-KEY_BYTES = 16
+
+_IDENTITY = re.compile(r"[0-9a-f]{32}")
 
 
 def cache_root() -> Path:
-    """The folder of the feature store. It is in EVERLEARN_CACHE if that is set, else in ~/.cache/everlearn."""
-    return Path(os.environ.get("EVERLEARN_CACHE") or Path.home() / ".cache" / "everlearn") / "features"
+    """The folder of the feature store. It is in EVERLEARN_CACHE if that is set, else in ~/.cache/everlearn.
+
+    Raises:
+        EverlearnError: EVERLEARN_CACHE is not set, and there is no home folder.
+    """
+    try:
+        return Path(os.environ.get("EVERLEARN_CACHE") or Path.home() / ".cache" / "everlearn") / "features"
+    except RuntimeError:
+        raise EverlearnError("there is no home folder for the feature store: set EVERLEARN_CACHE to a folder") from None
+
+
+def size_limit() -> int:
+    """The largest size of the feature store in bytes: EVERLEARN_CACHE_BYTES, or 10 GiB.
+
+    Raises:
+        EverlearnError: EVERLEARN_CACHE_BYTES is not a number of bytes.
+    """
+    given = os.environ.get("EVERLEARN_CACHE_BYTES") or str(DEFAULT_LIMIT)
+    if not re.fullmatch("[0-9]{1,19}", given) or int(given) >= 2**63:
+        raise EverlearnError(f"EVERLEARN_CACHE_BYTES is '{printable(given)}': give a number of bytes from 0 to "
+                             f"{2**63 - 1}, such as {DEFAULT_LIMIT} for 10 GiB")  # fmt: skip
+    return int(given)
 
 
 class Encoder(Protocol):
@@ -53,6 +74,8 @@ class Encoder(Protocol):
 
     def identity(self) -> str: ...
 
+    def doubt(self) -> None: ...
+
     def infer(self, inputs: Sequence[Input]) -> torch.Tensor: ...
 
 
@@ -61,8 +84,8 @@ class FeatureStore:
 
     Args:
         root: the folder, which is created when the first feature is written.
-        limit: the largest size in bytes, EVERLEARN_CACHE_BYTES by default. If the store is larger, the least
-            recently used segments are deleted.
+        limit: the largest size in bytes, `size_limit()` by default. If the store is larger, the least recently
+            used segments are deleted.
 
     Attributes:
         encoded: number of examples that this process has encoded through the store.
@@ -72,11 +95,11 @@ class FeatureStore:
 
     def __init__(self, root: str | Path | None = None, *, limit: int | None = None) -> None:
         self.root = Path(root) if root else cache_root()
-        self.limit = limit if limit is not None else int(os.environ.get("EVERLEARN_CACHE_BYTES", DEFAULT_LIMIT))
+        self.limit = size_limit() if limit is None else limit
         self.encoded = self.served = 0
         self.seconds = 0.0
         self.on_progress: Callable[[int, int], None] | None = None
-        self._shelves: dict[str, _Shelf] = {}
+        self._shelves: dict[str, Shelf] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureStore:
         return self  # copies of a method share the one store of the process
@@ -91,13 +114,26 @@ class FeatureStore:
         same request therefore forms the same batches, so the crash does not change any feature.
 
         Raises:
-            EverlearnError: a feature is not finite, or the folder of the store cannot be written.
+            EverlearnError: a feature is not finite, the weights change while they encode, or the folder of the store
+                cannot be read or written.
         """
         import torch
 
         plain = [original(item) for item in inputs]
-        shelf = self._shelf(backbone)
         keys = [_key(item) for item in plain]
+        for _ in range(2):
+            shelf = self._shelf(backbone)
+            encoded = self._complete(shelf, backbone, plain, keys)
+            if encoded is not None:
+                self.encoded += encoded
+                self.served += len(keys) - encoded
+                return torch.from_numpy(shelf.read(keys))
+        raise EverlearnError(f"the weights of backbone '{backbone.name}' change while it encodes: do not write to them "
+                             "in its forward pass or its hooks")  # fmt: skip
+
+    def _complete(self, shelf: Shelf, backbone: Encoder, plain: Sequence[Input], keys: Sequence[bytes]) -> int | None:
+        """Encode and store what the shelf lacks. Returns the number of examples encoded; None if the weights turn out
+        not to be those of the shelf. What was stored before is right, because each chunk is stored after this check."""
         missing_total = shelf.missing(keys)
         done = 0
         started = time.perf_counter()
@@ -108,6 +144,9 @@ class FeatureStore:
                 continue
             wanted = sorted(missing.values())
             features = backbone.infer([plain[row] for row in wanted]).cpu()
+            backbone.doubt()  # writes through `.data` or numpy leave no trace, and would poison the store for good
+            if backbone.identity() != shelf.folder.name:
+                return None
             _check_finite(features, [plain[row] for row in wanted], backbone)
             shelf.add([keys[row] for row in wanted], features.numpy())
             done += len(wanted)
@@ -116,96 +155,27 @@ class FeatureStore:
         if done:
             self.seconds += time.perf_counter() - started
             self._evict()
-        self.encoded += done
-        self.served += len(keys) - done
-        return torch.from_numpy(shelf.read(keys))
+        return done
 
-    def _shelf(self, backbone: Encoder) -> _Shelf:
+    def _shelf(self, backbone: Encoder) -> Shelf:
         identity = backbone.identity()
         if identity not in self._shelves:
             about = {"backbone": backbone.name, "width": backbone.width, "precision": backbone.precision,
                      "deltas": len(backbone.active)}  # fmt: skip
-            self._shelves[identity] = _Shelf(self.root / identity, backbone.width, about)
+            self._shelves[identity] = Shelf(self.root / identity, backbone.width, about)
         return self._shelves[identity]
 
     def _evict(self) -> None:
         """Remove the least recently used segments until the store is within its limit."""
-        segments = _existing(self.root.glob("*/*.f32"))
-        total = sum(stat.st_size for stat, _ in segments)
-        for stat, file in sorted(segments, key=lambda pair: pair[0].st_mtime):
+        with usable(self.root, "read"):
+            segments = [segment for shelf in _shelves(self.root) for segment in _files(shelf, ".f32")]
+        total = sum(found.st_size for found, _ in segments)
+        for found, file in sorted(segments, key=lambda pair: pair[0].st_mtime):
             if total <= self.limit:
                 break
-            # The keys first, so that another process never finds keys without features.
-            file.with_suffix(".keys").unlink(missing_ok=True)
-            file.unlink(missing_ok=True)
-            total -= stat.st_size
-
-
-class _Shelf:
-    """The stored features of one backbone identity."""
-
-    def __init__(self, folder: Path, width: int, about: dict[str, Any]) -> None:
-        self.folder, self.width, self.about = folder, width, about
-        self.index: dict[bytes, tuple[np.ndarray, int]] = {}
-        self._known: set[str] = set()
-
-    def missing(self, keys: Sequence[bytes]) -> int:
-        """How many different keys are missing, even after reading the segments that other processes have added."""
-        if self._known and all(key in self.index for key in keys):
-            return 0
-        for _, file in sorted(_existing(self.folder.glob("*.keys")), key=lambda pair: pair[1]):
-            if file.stem not in self._known:
-                self._open(file)
-        return len(set(keys) - self.index.keys())
-
-    def _open(self, file: Path) -> None:
-        try:
-            packed = file.read_bytes()
-            rows = np.memmap(file.with_suffix(".f32"), np.float32, "r").reshape(-1, self.width)
-        except (FileNotFoundError, ValueError):
-            return  # evicted by another process in the meantime, or truncated: its examples are encoded again
-        if len(packed) != KEY_BYTES * len(rows):
-            return  # truncated as well
-        self._known.add(file.stem)
-        for row in range(len(rows)):
-            self.index.setdefault(packed[row * KEY_BYTES : (row + 1) * KEY_BYTES], (rows, row))
-
-    def add(self, keys: Sequence[bytes], features: np.ndarray) -> None:
-        """Store one chunk completely or not at all."""
-        name = uuid.uuid4().hex
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            about = self.folder / "about.json"
-            if not about.exists():
-                _write(about, json.dumps(self.about).encode())
-            _write(self.folder / f"{name}.f32", np.ascontiguousarray(features, np.float32).tobytes())
-            _write(self.folder / f"{name}.keys", b"".join(keys))
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                (self.folder / f"{name}.f32").unlink(missing_ok=True)
-            raise EverlearnError(
-                f"the feature store at {self.folder.parent} cannot be written ({error.strerror or error}): "
-                "free disk space, or set EVERLEARN_CACHE to another folder"
-            ) from error
-        self._open(self.folder / f"{name}.keys")
-        for row, key in enumerate(keys):
-            self.index.setdefault(key, (features, row))  # if another process has already deleted the segment
-
-    def read(self, keys: Sequence[bytes]) -> np.ndarray:
-        """The feature rows of `keys`, gathered segment by segment."""
-        out = np.empty((len(keys), self.width), np.float32)
-        places: dict[int, tuple[np.ndarray, list[int], list[int]]] = {}
-        for position, key in enumerate(keys):
-            rows, row = self.index[key]
-            _, at, taken = places.setdefault(id(rows), (rows, [], []))
-            at.append(position)
-            taken.append(row)
-        for rows, at, taken in places.values():
-            out[at] = rows[taken]
-            if isinstance(rows, np.memmap) and rows.filename:
-                with contextlib.suppress(OSError):  # a read-only store works too, but keeps no time of last use
-                    os.utime(rows.filename)
-        return out
+            with contextlib.suppress(OSError):  # that of another user, say
+                delete_segment(file.with_suffix(".keys"))
+                total -= found.st_size
 
 
 _default: FeatureStore | None = None
@@ -234,53 +204,77 @@ def using_store(store: FeatureStore) -> Iterator[FeatureStore]:
 
 
 def cache_info() -> list[dict[str, Any]]:
-    """The contents of the store, one entry per identity: description, examples, bytes, time of last use."""
+    """The contents of the store, one entry per identity: description, examples, bytes, time of last use.
+
+    Raises:
+        EverlearnError: the folder of the store may not be read.
+    """
     entries = []
-    for made, folder in sorted(_existing(cache_root().glob("*")), key=lambda pair: pair[1]):
-        files = _existing(folder.glob("*.f32"))
-        about = folder / "about.json"
-        if not about.exists():
-            continue
-        known = json.loads(about.read_text())
-        size = sum(stat.st_size for stat, _ in files)
-        entries.append({
-            "identity": folder.name,
-            "description": f"{known['backbone']}, {known['precision']}, {known['deltas']} deltas",
-            "examples": size // (4 * known["width"]), "bytes": size,
-            "last_used": max((stat.st_mtime for stat, _ in files), default=made.st_mtime),
-        })  # fmt: skip
+    root = cache_root()
+    with usable(root, "read"):
+        for folder in _shelves(root):
+            features, keys = _files(folder, ".f32"), _files(folder, ".keys")
+            used = [found.st_mtime for found, _ in features] or [found.st_mtime for found, _ in _files(folder, ".json")]
+            entries.append({
+                "identity": folder.name, "description": _description(folder),
+                "examples": sum(examples_in(found.st_size) for found, _ in keys),
+                "bytes": sum(found.st_size for found, _ in features), "last_used": max(used, default=0.0),
+            })  # fmt: skip
     return entries
 
 
 def clear_cache(identity: str | None = None) -> int:
-    """Remove all features, or those of one identity. Returns the number of bytes freed."""
+    """Remove all features, or those of one identity. Returns the number of bytes freed.
+
+    Raises:
+        EverlearnError: something may not be removed.
+    """
+    global _default
+    _default = None
     freed = 0
     for entry in cache_info():
         if identity in (None, entry["identity"]):
-            shutil.rmtree(cache_root() / entry["identity"])
+            with usable(cache_root(), "cleared"):
+                shutil.rmtree(cache_root() / entry["identity"])
             freed += entry["bytes"]
-    global _default
-    _default = None
     return freed
 
 
 def _key(item: Input) -> bytes:
     """16 bytes that identify the content of an example. A text and an image of the same bytes get different keys."""
+    if type(item) is str:  # as below, in half the time: a run asks for each text several times
+        return hashlib.blake2b(item.encode(), digest_size=KEY_BYTES, person=b"text").digest()
     return hashlib.blake2b(content(item), digest_size=KEY_BYTES, person=kind(item).encode()).digest()
 
 
-def _write(file: Path, data: bytes) -> None:
-    write_whole(file, data, flush=False)  # a feature that a power failure loses is computed again
+def _shelves(root: Path) -> list[Path]:
+    """The folders of the identities. What else there is, such as a link, is neither read nor deleted."""
+    return sorted(folder for folder in listing(root)
+                  if _IDENTITY.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink())  # fmt: skip
 
 
-def _existing(found: Iterable[Path]) -> list[tuple[os.stat_result, Path]]:
-    """The files of a glob that still exist, each with its stat. Each stat is read only once, because another
-    process may delete the file before a second read."""
+def _files(shelf: Path, suffix: str) -> list[tuple[os.stat_result, Path]]:
+    """The files of a shelf with this suffix, each with its stat, which is read only once, because another process may
+    delete the file before a second read."""
     files = []
-    for file in found:
-        with contextlib.suppress(FileNotFoundError):
-            files.append((file.stat(), file))
+    for file in listing(shelf):
+        if file.suffix == suffix:
+            with contextlib.suppress(FileNotFoundError):
+                files.append((file.lstat(), file))
     return files
+
+
+def _description(shelf: Path) -> str:
+    """What a shelf holds, as its about.json says."""
+    file = shelf / "about.json"
+    try:
+        about = from_json(read_bytes(file, 2**16), file)
+        name, precision, deltas = (about[key] for key in ("backbone", "precision", "deltas"))
+        if not isinstance(name, str) or not isinstance(precision, str) or type(deltas) is not int:
+            raise TypeError
+    except (DataError, KeyError, TypeError):
+        return "not known: its about.json is missing or damaged"
+    return printable(f"{name}, {precision}, {deltas} deltas")
 
 
 def _check_finite(features: torch.Tensor, inputs: Sequence[Input], backbone: Encoder) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from everlearn.errors import DataError
 
-MOST_BYTES = 4 * 2**30
+MOST_BYTES = 2**30
 """The largest file that is read into memory at once."""
 
 
@@ -26,25 +28,42 @@ def read_bytes(file: str | Path, most: int = MOST_BYTES) -> bytes:
     Traceback (most recent call last):
     everlearn.errors.DataError: /dev/zero is not a regular file: give a file, not a pipe or a device
     """
+    with _regular(file) as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if size > most:
+            raise DataError(f"{file} has {size:,} bytes, and at most {most:,} are read: split it")
+        data = opened.read(size + 1)
+    if len(data) > size:
+        raise DataError(f"{file} grew while it was read: try again")
+    return data
+
+
+def map_bytes(file: str | Path) -> mmap.mmap:
+    """The content of a regular file that is not empty, read from the disk where it is asked for.
+
+    Raises:
+        DataError: there is no such file, it is empty, not a regular file, or may not be read.
+    """
+    with _regular(file) as opened:
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+@contextmanager
+def _regular(file: str | Path) -> Iterator[BinaryIO]:
+    """Open a regular file for reading; errors become one line."""
     try:
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as opened:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise DataError(f"{file} is not a regular file: give a file, not a pipe or a device")
-            if found.st_size > most:
-                raise DataError(f"{file} has {found.st_size:,} bytes, and at most {most:,} are read: split it")
-            data = opened.read(most + 1)
+            yield opened
     except FileNotFoundError:
         raise DataError(f"{file}: no such file; check the path") from None
     except IsADirectoryError:
         raise DataError(f"{file} is a folder: give a file") from None
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path, or an empty file to be mapped
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{file} cannot be read ({reason}): check the path and its permissions") from None
-    if len(data) > most:
-        raise DataError(f"{file} grew beyond {most:,} bytes while it was read: split it")
-    return data
 
 
 def read_text(file: str | Path, most: int = MOST_BYTES) -> str:

@@ -37,6 +37,7 @@ from everlearn.metrics.retrieval import nearest
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.schedules import Schedule, constant
 from everlearn.seeds import derived_seed
+from everlearn.settings import Count, Rate, Seed, check
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
 
@@ -88,6 +89,9 @@ class Method(nn.Module):
         batch_size: examples per step; an online stream brings its own.
         lr: learning rate of everything that `param_groups` does not give one of its own.
         seed: of everything random in the method.
+
+    Raises:
+        EverlearnError: an unknown setting, or one whose value is not in the range that its annotation gives.
     """
 
     tags: ClassVar[Tags]
@@ -115,17 +119,19 @@ class Method(nn.Module):
         full = inspect.signature(cls.__init__)
         own = [p for p in list(full.parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
         if len(own) + 1 < len(full.parameters):
-            above = inspect.signature(cls.__mro__[1]).parameters.values()
-            own += [p for p in above if p.name not in [mine.name for mine in own]]
+            base = cls.__mro__[1]
+            above = inspect.signature(base.__init__ if base is Method else base).parameters.values()
+            own += [p for p in above if p.name not in ["self", *(mine.name for mine in own)]]
         cls.__signature__ = full.replace(parameters=own)  # type: ignore[attr-defined]
 
     def __new__(cls, *args: Any, **settings: Any) -> Method:
+        check("method", cls, settings)
         method = super().__new__(cls)
         method.__dict__["settings"] = {name: value for name, value in settings.items() if name != "backbone"}
         return method
 
     def __init__(
-        self, backbone: Backbone, *, epochs: int = 1, batch_size: int = 32, lr: float = 1e-3, seed: int = 0
+        self, backbone: Backbone, *, epochs: Count = 1, batch_size: Count = 32, lr: Rate = 1e-3, seed: Seed = 0
     ) -> None:
         super().__init__()
         self.backbone = backbone

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from everlearn import backbones, checkpoint, methods
+from everlearn.config import check_arguments
 from everlearn.errors import EverlearnError
 from everlearn.method import Method, Role
 from everlearn.protocol import read_run
-from everlearn.session import restore_method
+from everlearn.session import load_saved, restore_method
 from everlearn.streams.inputs import Input
 
 
@@ -50,28 +51,39 @@ class Model:
         if not self.class_names:
             raise EverlearnError("a retrieval model has no classes to predict: use embed")
         with torch.no_grad():
-            return self.method.predict(inputs).float().cpu()
+            scores = self.method.predict(inputs).float().cpu()
+        if scores.shape != (len(inputs), len(self.class_names)) or not scores.isfinite().all():
+            raise EverlearnError(f"the model gives scores {tuple(scores.shape)} for {len(inputs)} inputs and "
+                                 f"{len(self.class_names)} classes, or scores that are not finite: its checkpoint is "
+                                 "damaged; learn the run again")  # fmt: skip
+        return scores
 
 
-def load(directory: str | Path) -> Model:
+def load(directory: str | Path, *, method: str | type[Method] | None = None) -> Model:
     """The model of a run, as it was after the last task that was saved.
 
     Args:
         directory: a run's folder.
+        method: the method that the folder holds. It must be given where that is not a method of everlearn, because
+            code is never imported at the word of a file.
 
     Raises:
-        EverlearnError: not a run's folder, nothing saved yet, a damaged checkpoint, or other weights.
+        EverlearnError: not a run's folder, nothing saved yet, a damaged checkpoint, other weights, or a method that
+            is not the expected one.
     """
     folder = Path(directory)
     config, _ = read_run(folder)
     name = checkpoint.newest(folder / "checkpoints")
     if name is None:
         raise EverlearnError(f"{folder} holds no checkpoint yet: run `everlearn resume {folder}`")
-    saved = checkpoint.load(folder / "checkpoints", name)
+    cls = methods.named_by(folder, config["method"]["name"], method)
+    saved = load_saved(folder / "checkpoints", name)
     if saved.state["step"]:
         raise EverlearnError(f"{folder} stopped inside task {saved.state['task'] + 1}: run `everlearn resume {folder}`")
-    settings = dict(config["method"])
-    cls = methods.get(settings.pop("name"))
-    method = cls(backbones.load(config["backbone"]), **settings, seed=config["seed"])
-    restore_method(method.to("cuda" if torch.cuda.is_available() else "cpu"), saved)
-    return Model(method)
+    given = {key: value for key, value in config["method"].items() if key != "name"}
+    settings = check_arguments("method", cls, given)
+    if config["backbone"] is None:
+        raise EverlearnError(f"{folder / 'config.yaml'} names no backbone: learn the run again")
+    learned = cls(backbones.load(config["backbone"]), **settings, seed=config["seed"])
+    restore_method(learned.to("cuda" if torch.cuda.is_available() else "cpu"), saved)
+    return Model(learned)

@@ -2,16 +2,20 @@
 
 Small backbones do not use many cores well: two parallel runs with one core each finish earlier than two
 consecutive runs with two cores. Each process reads a configuration and writes a run folder, as `everlearn run` does.
+
+The standard input of each process is a pipe that nobody writes to. When the process that started it closes the pipe, or
+ends for any reason, the run saves and stops.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,13 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from everlearn.console import Progress
-from everlearn.errors import EverlearnError
-from everlearn.files import read_lines
+from everlearn.errors import LONGEST, EverlearnError, printable
+from everlearn.files import write_whole
 from everlearn.interrupts import Interrupted
+from everlearn.locks import alone
 
 Results = dict[str, Any]
 
 POLL = 0.2  # seconds between two checks of the processes
+
+# An empty entry of sys.path is the working directory, from which -c and -m import first: a random.py there would run
+# in place of Python's. (The option -P does this only since Python 3.11.)
+CHILD = "import sys; sys.path[:] = filter(None, sys.path); from everlearn.processes import child; sys.exit(child())"
 
 
 def default_jobs() -> int:
@@ -46,6 +55,7 @@ def side_by_side(
 
     Raises:
         Interrupted: the user pressed Ctrl-C. All runs have saved and stopped; the same call continues them.
+        Busy: another process learns in the folder of a run. This run was not started.
     """
     import torch
 
@@ -64,7 +74,7 @@ def side_by_side(
                     finished(run.label, run.results())
         except BaseException as error:  # on any error, no run may continue in the background
             for run in running:
-                run.process.terminate()  # the run saves and stops, even if it ignores SIGINT
+                run.stop()
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted("stopped and saved; repeat the command with the same --out to continue") from None
             raise
@@ -72,6 +82,21 @@ def side_by_side(
             for run in running:
                 run.process.wait()
                 run.bar.__exit__(KeyboardInterrupt, None, None)
+
+
+def child() -> int:
+    """What the process of a run executes: the command line, until standard input ends."""
+    from everlearn.cli import main
+
+    learning = threading.main_thread().ident
+    assert learning is not None
+
+    def stop_at_the_end() -> None:
+        os.read(0, 1)
+        signal.pthread_kill(learning, signal.SIGTERM)  # which saves and stops, as from a job scheduler
+
+    threading.Thread(target=stop_at_the_end, daemon=True).start()
+    return main()
 
 
 @dataclass
@@ -82,6 +107,8 @@ class Run:
     folder: Path
     config: dict[str, Any]
     tasks: int
+    shown: int = 0
+    """The size of the log that the progress bar shows, in bytes."""
 
     def start(self, scratch: Path, threads: int, progress: bool) -> None:
         """Start the run, or resume it if its folder already holds a configuration."""
@@ -92,41 +119,74 @@ class Run:
         config.write_text(yaml.safe_dump(self.config), encoding="utf-8")
         fresh = ["run", "--config", str(config), "--recipe", "none", "--out", str(self.folder)]
         verb = ["resume", str(self.folder)] if (self.folder / "config.yaml").is_file() else fresh
+        # A class outside of everlearn is imported only if the command names it: a file is not trusted so far.
+        verb += ["--method", self.config["method"]["name"]]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         with open(self.said, "wb") as said:
             # In its own session the run gets Ctrl-C only once, from us: a second Ctrl-C cannot interrupt its saving.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "everlearn", *verb], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                [sys.executable, "-c", CHILD, *verb], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                 stderr=said, env=environment, start_new_session=True,
             )  # fmt: skip
         self.bar = Progress(self.tasks, self.label, progress)
         self.bar.__enter__()
 
+    def stop(self) -> None:
+        """Let the run save and stop. A signal could reach it in the middle of the saving that a first one asked for."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
     def has_ended(self) -> bool:
         """Update the progress bar and return whether the process has ended."""
-        log = self.folder / "metrics.jsonl"
-        if log.is_file():
-            scores = [line["score"] for line in read_lines(log) if line["step"] is None]
-            if scores and len(scores) != self.bar.done:
-                self.bar.text = f"score {scores[-1]:.3f}"
-                self.bar.show(len(scores))
+        self._show_progress()
         if self.process.poll() is None:
             return False
+        self.stop()
         self.bar.__exit__(None if self.process.returncode == 0 else EverlearnError, None, None)
         return True
 
+    def _show_progress(self) -> None:
+        from everlearn.schemas import read_log
+
+        log = self.folder / "metrics.jsonl"
+        size = log.stat().st_size if log.is_file() else 0
+        if size == self.shown:
+            return
+        self.shown = size
+        with contextlib.suppress(EverlearnError):  # of a damaged log the run itself tells, when it goes on from there
+            scores = [line["score"] for line in read_log(log) if line["step"] is None]
+            if scores and len(scores) != self.bar.done:
+                self.bar.text = f"score {scores[-1]:.3f}"
+                self.bar.show(len(scores))
+
     def results(self) -> Results:
-        """The content of results.json; or the reason why it is missing, with the full output in error.txt."""
-        log = self.folder / "error.txt"
+        """The content of results.json; or the reason why it is missing, with the full output in error.txt.
+
+        Raises:
+            Busy: the run could not start because another process learns in its folder, which is no failure.
+            EverlearnError: results.json is damaged.
+        """
+        from everlearn.schemas import read_results
+
         if self.process.returncode == 0:
-            log.unlink(missing_ok=True)  # left by an earlier attempt
-            return json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+            (self.folder / "error.txt").unlink(missing_ok=True)  # left by an earlier attempt
+            return read_results(self.folder / "results.json")
         said = self.said.read_text(encoding="utf-8", errors="replace").strip()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        log.write_text(said + "\n", encoding="utf-8")
+        record_failure(self.folder, said)
         if self.process.returncode < 0:  # it was killed without a message, most often because memory ran out
             return {"error": f"killed by {signal.Signals(-self.process.returncode).name}; --jobs 1 needs less memory"}
-        return {"error": _last_words(said)}
+        return {"error": printable(_last_words(said), LONGEST)}
+
+
+def record_failure(folder: Path, text: str) -> None:
+    """Keep what a run that failed has said, in error.txt of its folder.
+
+    Raises:
+        Busy: another process learns there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        write_whole(folder / "error.txt", text + "\n")
 
 
 def _last_words(said: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from everlearn import backbones, methods, streams
 from everlearn.config import check_arguments
 from everlearn.errors import EverlearnError
 from everlearn.evaluation import supports
-from everlearn.files import write_whole
+from everlearn.files import rewrite_lines, write_whole
 from everlearn.method import Method
 from everlearn.results import Result, write_results
+from everlearn.schemas import read_config, read_results
 from everlearn.session import Session
 from everlearn.streams.stream import Stream
 
@@ -58,6 +59,8 @@ def run(
     >>> len(result.accuracy_matrix)
     5
     """
+    if not 0 < save_minutes < math.inf or (save_steps is not None and save_steps < 1):
+        raise EverlearnError("save_minutes and save_steps must be more than 0 and finite")
     built = stream if isinstance(stream, Stream) else _load_stream(_absolute(_named("stream", stream)))
     learner, name = _build_method(method, built, backbone, seed)
     section, encoder = _method_config(method, name), learner.backbone.name
@@ -69,22 +72,31 @@ def run(
         return session.learn()
 
 
-def resume(directory: str | Path, *, progress: bool = False) -> Result:
+def resume(directory: str | Path, *, method: str | type[Method] | None = None, progress: bool = False) -> Result:
     """Continue a run that was stopped or killed; the result is the one that it would have had.
 
+    Args:
+        directory: the run's folder.
+        method: the method that the folder holds. It must be given where that is not a method of everlearn, because
+            code is never imported at the word of a file.
+
     Raises:
-        EverlearnError: not a run's folder, a damaged checkpoint, data that has changed since, or a
-            process that is still learning there.
+        EverlearnError: not a run's folder, a damaged checkpoint, data that has changed since, a method that is not
+            the expected one, or a process that is still learning there.
     """
     folder = Path(directory)
     config, saving = read_run(folder)
     if (folder / "results.json").exists():
-        results = json.loads((folder / "results.json").read_text())
+        results = read_results(folder / "results.json")
         if not (folder / "report.html").exists():
             write_results(folder, results)  # killed between the two
         return Result(results, folder)
-    built = _load_stream(_named("stream", config["stream"]))
-    learner, _ = _build_method(config["method"], built, config["backbone"], config["seed"])
+    if (folder / "checkpoints").is_symlink():
+        raise EverlearnError(f"{folder / 'checkpoints'} is a link, and a run writes only into its own folder: replace "
+                             "it by the folder that it points to")  # fmt: skip
+    cls = methods.named_by(folder, config["method"]["name"], method)
+    built = _load_stream(config["stream"])
+    learner, _ = _build_method(config["method"], built, config["backbone"], config["seed"], cls)
     session = Session(learner, built, config, folder, saving["save_minutes"], saving["save_steps"], progress)
     with _alone(folder):
         session.restore()
@@ -97,15 +109,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         EverlearnError: it is not a run's folder.
     """
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        saving = config.pop("saving", {"save_minutes": 5.0, "save_steps": None})
-        if not {"stream", "method", "backbone", "seed"} <= set(config):
-            raise EverlearnError(f"{folder / 'config.yaml'} is not a run's configuration")
-        return config, saving
-    except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise EverlearnError(f"{folder} is not a run's folder: it has no readable config.yaml ({reason})") from error
+    config = read_config(folder)
+    return config, config.pop("saving", {"save_minutes": 5.0, "save_steps": None})
 
 
 def _alone(folder: Path | None) -> AbstractContextManager[Any]:
@@ -116,17 +121,21 @@ def _alone(folder: Path | None) -> AbstractContextManager[Any]:
         return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise EverlearnError(f"another process is learning in {folder}: wait until it ends, or stop it") from None
+    except OSError as error:
+        raise EverlearnError(f"{folder / '.lock'} cannot be locked ({error.strerror}): remove it, or give the folder "
+                             "its permissions back") from error  # fmt: skip
 
 
 def _build_method(
-    method: str | dict[str, Any] | Method, stream: Stream, backbone: str | None, seed: int
-) -> tuple[Method, str]:
+    method: str | dict[str, Any] | Method, stream: Stream, backbone: str | None, seed: int,
+    cls: type[Method] | None = None,
+) -> tuple[Method, str]:  # fmt: skip
     if isinstance(method, Method):
         cls, name = type(method), methods.name_of(type(method))
     else:
         settings = _named("method", method)
         name = settings.pop("name")
-        cls = methods.get(name)
+        cls = cls or methods.get(name)
         settings = check_arguments("method", cls, settings)
     if reason := supports(cls.tags, stream):
         raise EverlearnError(f"method '{name}' {reason}")
@@ -142,8 +151,8 @@ def _build_method(
 
 
 def _load_stream(section: dict[str, Any]) -> Stream:
-    name = section.pop("name")
-    return streams.load(name, **check_arguments("stream", streams.load, section))
+    settings = {key: value for key, value in section.items() if key != "name"}
+    return streams.load(section["name"], **check_arguments("stream", streams.load, settings))
 
 
 def _named(kind: str, section: str | dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +182,7 @@ def _new_folder(out: str | Path, config: dict[str, Any]) -> Path:
         raise EverlearnError(f"{folder} holds a run already: `everlearn resume {folder}`, or give another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.jsonl").touch()
+        rewrite_lines(folder / "metrics.jsonl", [])
         write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise EverlearnError(f"{folder} cannot be written ({error.strerror or error}): give another --out") from error

@@ -110,10 +110,10 @@ def assemble(
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """Write results.json and report.html, each completely or not at all."""
-    from everlearn.report import write_report
+    from everlearn.report import render, write_page
 
     write_whole(folder / "results.json", json.dumps(results, indent=1))
-    write_report([folder], folder / "report.html")
+    write_page(render([results]), folder / "report.html")
 
 
 def reset_peak_memory() -> None:
@@ -137,6 +137,13 @@ def environment(backbone: Any) -> dict[str, Any]:
         "frozen_precision": backbone.precision, "system": platform.system(),
         "date": datetime.date.today().isoformat(),
     }  # fmt: skip
+
+
+def rounding() -> str:
+    """What decides how sums are rounded, so that a resumed run can say where it may differ in the last digits."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
+    threads = torch.get_num_threads()
+    return f"torch {torch.__version__} on {device} with {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _cpu() -> str:

@@ -13,14 +13,15 @@ from typing import Any
 from everlearn import checkpoint
 from everlearn.console import Progress
 from everlearn.engine import Learning, Listener, Training, learn, replay
-from everlearn.errors import EverlearnError, EverlearnWarning
+from everlearn.errors import EverlearnError, EverlearnWarning, one_line
 from everlearn.evaluation import Evaluation
 from everlearn.features import default_store
-from everlearn.files import append_lines, read_lines, rewrite_lines
+from everlearn.files import append_lines, rewrite_lines
 from everlearn.interrupts import Interrupted, Stop
 from everlearn.listeners import Bar, Clock, Log
 from everlearn.method import Method
-from everlearn.results import Measured, Result, assemble, reset_peak_memory, write_results
+from everlearn.results import Measured, Result, assemble, reset_peak_memory, rounding, write_results
+from everlearn.schemas import State, read_log, valid
 from everlearn.streams.stream import Stream, Task
 
 SOON = 20.0  # seconds: a task boundary this close to the last checkpoint is cheaper to repeat than to save
@@ -128,7 +129,7 @@ class Session(Listener):
         seen = self.stream.tasks[: self.task_index + bool(self.step)]
         state = {
             "task": self.task_index, "step": self.step, "measured": asdict(self.measured), "training": plain,
-            "fingerprint": self.stream.fingerprint(), "backbone": self.method.backbone.settings,
+            "fingerprint": self.stream.fingerprint(), "backbone": self.method.backbone.settings, "rounding": rounding(),
             "origin": checkpoint.origin_hash(self.method), "tasks": [task.metadata() for task in seen],
         }  # fmt: skip
         name = f"task-{self.task_index:03d}-step-{self.step:06d}"
@@ -144,7 +145,7 @@ class Session(Listener):
         if name is None:
             rewrite_lines(log, [])
             return
-        saved = checkpoint.load(self.folder / "checkpoints", name)
+        saved = load_saved(self.folder / "checkpoints", name)
         state = saved.state
         if state["fingerprint"] != self.stream.fingerprint():
             raise EverlearnError(
@@ -152,11 +153,14 @@ class Session(Listener):
                 "restore the data, or start a new run"
             )
         restore_method(self.method, saved)
+        if (other := state["rounding"]) != rounding():
+            warning = f"begun with {other} and resumed with {rounding()}: the last digits may differ from one run"
+            state["measured"]["warned"].append(warning)
         self.task_index, self.step, self.measured = state["task"], state["step"], Measured(**state["measured"])
         if self.step:
             self._training = saved.training, state["training"]
         position = (self.task_index, self.step)
-        rewrite_lines(log, [line for line in read_lines(log) if _position(line) <= position])
+        rewrite_lines(log, [line for line in read_log(log) if _position(line) <= position])
 
     # -- stopping ------------------------------------------------------------------------------
     @contextmanager
@@ -202,6 +206,17 @@ class Session(Listener):
             yield
 
 
+def load_saved(folder: Path, name: str) -> checkpoint.Checkpoint:
+    """A checkpoint of a run, whose state is what a session saves.
+
+    Raises:
+        EverlearnError: it is damaged, or not of a run.
+    """
+    saved = checkpoint.load(folder, name)
+    valid(saved.state, State, folder / name / "state.json", f"remove {folder / name}, or learn the run again")
+    return saved
+
+
 def restore_method(method: Method, saved: checkpoint.Checkpoint) -> None:
     """Replay the structure of the tasks seen, then load what was learned."""
     if saved.state["origin"] != checkpoint.origin_hash(method):
@@ -209,8 +224,9 @@ def restore_method(method: Method, saved: checkpoint.Checkpoint) -> None:
             f"backbone '{method.backbone.name}' is not the one that the checkpoint was made with "
             "(its pre-trained weights differ): give the same weights"
         )
-    replay(method, [Task.from_metadata(metadata) for metadata in saved.state["tasks"]])
-    checkpoint.load_method_state(method, saved.method)
+    with one_line("the checkpoint", "it does not belong to this method; learn the run again", EverlearnError):
+        replay(method, [Task.from_metadata(metadata) for metadata in saved.state["tasks"]])
+        checkpoint.load_method_state(method, saved.method)
 
 
 def _position(line: dict[str, Any]) -> tuple[int, int]:

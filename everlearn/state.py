@@ -21,6 +21,26 @@ def grown(tensor: Tensor, size: int, dim: int = 0, fill: float = 0.0) -> Tensor:
     return torch.cat([tensor, tensor.new_full(shape, fill)], dim=dim) if shape[dim] > 0 else tensor
 
 
+def check_saved(
+    name: str, saved: Tensor, own: Tensor | None, shape: tuple[int, ...] | None = None, finite: bool = True
+) -> None:
+    """Raise an EverlearnError if a saved tensor cannot take the place of the model's own.
+
+    Args:
+        own: None if the model has no such tensor.
+        shape: the shape that it must have; that of `own` by default.
+        finite: refuse NaN too, and not infinite numbers only.
+    """
+    if own is None:
+        raise EverlearnError(f"the checkpoint does not fit the method: unexpected {name}")
+    shape = tuple(own.shape) if shape is None else shape
+    if saved.dtype != own.dtype or tuple(saved.shape) != shape:
+        found = f"{name} is {tuple(saved.shape)} of {saved.dtype}, expected {shape} of {own.dtype}"
+        raise EverlearnError(f"the checkpoint does not fit the method: {found}")
+    if (saved.isinf().any() or (finite and saved.isnan().any())) and saved.is_floating_point():
+        raise EverlearnError(f"the checkpoint is damaged: {name} holds numbers that are not finite")
+
+
 class Stateful(nn.Module):
     """A module whose buffers take the size of what is loaded into them.
 
@@ -48,6 +68,25 @@ class Stateful(nn.Module):
             for name, buffer in module._buffers.items()
             if buffer is not None and name not in module._non_persistent_buffers_set
         )
+
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """Whether tensors from a checkpoint fit this module; it is asked before they are loaded.
+
+        Here each tensor must belong to a buffer or parameter, with its dtype and number of dimensions, and be finite.
+        A subclass also says which sizes fit together.
+
+        Args:
+            saved: the tensors of this module by name, without those of its children.
+
+        Raises:
+            EverlearnError: a tensor does not fit.
+        """
+        for name, tensor in saved.items():
+            own = self._buffers.get(name)
+            if own is None:
+                check_saved(name, tensor, self._parameters.get(name))
+            else:
+                check_saved(name, tensor, own, (*tensor.shape,) if tensor.dim() == own.dim() else None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         # Random matrices are drawn again, not saved; the buffer "checksum" says whether they came out the same.

@@ -14,8 +14,11 @@ from typing import Any
 
 from everlearn.errors import DataError, printable
 
+SURROGATES = re.compile("[\ud800-\udfff]")
 DEEPEST = 50
 """Levels of nesting."""
+MOST_YAML = 2**20
+"""Bytes of a YAML file; a configuration has some hundred."""
 
 
 def from_json(text: str | bytes, where: object, remedy: str = "correct the file", *, finite: bool = True) -> Any:
@@ -88,7 +91,7 @@ def _check(value: Any, finite: bool = True, depth: int = 0) -> None:
     if depth > DEEPEST:
         raise ValueError(f"values are nested more than {DEEPEST} levels deep")
     if isinstance(value, str):
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        if SURROGATES.search(value):
             raise ValueError(f"half a surrogate pair in {value[:50]!a}")
     elif isinstance(value, bool) or value is None:
         pass

@@ -38,7 +38,7 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path):
     found = load(tmp_path, "task-001-step-000005")
     assert equal(found.method, saved.method) and equal(found.training, saved.training)
     files = found.state.pop("files")
-    assert found.state == {"format": 2, **saved.state} and set(files) == {"method.safetensors", "training.safetensors"}
+    assert found.state == {"format": 3, **saved.state} and set(files) == {"method.safetensors", "training.safetensors"}
     names = sorted(path.name for path in (tmp_path / "task-001-step-000005").iterdir())
     assert names == ["method.safetensors", "state.json", "training.safetensors"]
 
@@ -56,6 +56,35 @@ def test_the_newest_two_are_kept(tmp_path):
         save(tmp_path, f"task-{task:03d}-step-{step:06d}", example())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["task-001-step-000000", "task-001-step-000020"]
     assert newest(tmp_path) == "task-001-step-000020"
+
+
+@pytest.mark.parametrize("before, after", [
+    ("task-999-step-000000", "task-1000-step-000000"), ("task-000-step-999999", "task-000-step-1000000"),
+])  # fmt: skip
+def test_the_order_of_checkpoints_is_that_of_their_numbers(tmp_path, before, after):
+    for name in ("task-000-step-000001", before, after):
+        save(tmp_path, name, example())
+    assert newest(tmp_path) == after
+    assert {path.name for path in tmp_path.iterdir()} == {before, after}
+
+
+@pytest.mark.parametrize("name", [
+    "task-x-step-y", "task-9999-step-1", "task-0999-step-000000", "task-999-step-000000.bak", "my-task-999-step-000000",
+    "task-٩٩٩-step-٩٩٩٩٩٩", ".task-x", ".task-999-step-000000.old",
+])  # fmt: skip
+def test_what_only_resembles_a_checkpoint_is_left_alone(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / "task-999-step-999999").write_text("a file")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "task-998-step-000000").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / ".task-998-step-000000.7").symlink_to(tmp_path / "elsewhere")
+    for step in (1, 2, 3):
+        save(tmp_path, f"task-000-step-{step:06d}", example())
+    assert newest(tmp_path) == "task-000-step-000003"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        name, "elsewhere", "task-999-step-999999", "task-998-step-000000", ".task-998-step-000000.7",
+        "task-000-step-000002", "task-000-step-000003",
+    }  # fmt: skip
 
 
 def test_a_last_save_may_keep_one(tmp_path):
@@ -121,7 +150,7 @@ def test_a_state_of_another_method_or_size_is_refused():
     state = checkpoint.method_state(lora)
     for name, settings, reason in (
         ("finetune", {}, "unexpected"),
-        ("lora", {"train": "lora(size=4)"}, "size mismatch"),
+        ("lora", {"train": "lora(size=4)"}, "expected"),
     ):
         other = methods.get(name)(TinyBackbone(), **settings)
         other.begin_task(task.sealed())
@@ -299,18 +328,18 @@ def test_a_damaged_checkpoint_is_one_clear_line_and_nothing_is_unpickled(tmp_pat
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.parametrize(("written", "told"), [(None, 1), (1, 1), (3, 3)])
+@pytest.mark.parametrize(("written", "told"), [(None, 1), (1, 1), (2, 2)])
 def test_another_format_is_one_clear_line(tmp_path, written, told):
     save(tmp_path, "task-000-step-000005", example())
     file = tmp_path / "task-000-step-000005" / "state.json"
     state = json.loads(file.read_text())
-    assert state["format"] == checkpoint.FORMAT == 2
+    assert state["format"] == checkpoint.FORMAT == 3
     other = {key: value for key, value in state.items() if key not in ("sha256", "format")}
     other = other if written is None else {"format": written, **other}
     digest = hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()
     file.write_text(json.dumps({"sha256": digest, **other}))
     with pytest.raises(EverlearnError, match=rf"task-000-step-000005 was written by another version .*format {told}, "
-                                             "this one reads 2.: learn the run again") as error:  # fmt: skip
+                                             "this one reads 3.: learn the run again") as error:  # fmt: skip
         load(tmp_path, "task-000-step-000005")
     assert "\n" not in str(error.value)
 

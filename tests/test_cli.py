@@ -85,8 +85,8 @@ def test_list_as_json_names_everything(capsys):
 def test_help_of_a_method_lists_its_settings(capsys):
     assert main(["run", "--method", "l2p", "--stream", "digits", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "--method.pool_size (int, default 10)\n      prompts in the pool" in shown
-    assert "--stream.class_seed (int, default 1993)" in shown and "--method.seed" not in shown
+    assert "--method.pool_size (a whole number from 1 to 10,000, default 10)\n      prompts in the pool" in shown
+    assert "--stream.class_seed (a whole number from 0 to 4,294,967,295, default 1993)" in shown and "--method.seed" not in shown
     assert main(["run", "--help"]) == 0
     assert "pool_size" not in capsys.readouterr().out
     assert main(["run", "--method", "l2q", "--help"]) == 2

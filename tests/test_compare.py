@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +20,7 @@ from everlearn.backbones.tiny import TinyBackbone
 from everlearn.comparison import compare, select
 from everlearn.errors import EverlearnError
 from everlearn.interrupts import Interrupted
+from everlearn.locks import alone
 from everlearn.recommendation import recommendation
 
 
@@ -232,6 +237,86 @@ def test_the_folder_of_a_run_is_refused(tmp_path):
         compare("simplecil", "digits", backbone="tiny", out=tmp_path)
 
 
+SMALL = {"name": "digits", "max_train_per_class": 5, "max_test_per_class": 2, "tasks": 2}
+
+
+def test_one_process_at_a_time_compares_in_a_folder(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with alone(out, "comparing"), pytest.raises(EverlearnError, match=r"another process is comparing in .*: wait unt"):
+        compare("simplecil", SMALL, backbone="tiny", out=out)
+    assert [place.name for place in out.iterdir()] == [".lock"]
+    assert len(compare("simplecil", SMALL, backbone="tiny", out=out)) == 1
+
+
+def test_compare_waits_for_a_process_that_still_learns_in_the_folder_of_a_run(tmp_path, capsys, monkeypatch):
+    folder, begun, awaited = tmp_path / "out" / "simplecil", threading.Event(), threading.Event()
+    folder.mkdir(parents=True)
+
+    def learn():
+        with alone(folder):
+            begun.set()
+            assert awaited.wait(20)
+
+    def patient(*arguments, patience=0.0):
+        if patience:
+            awaited.set()
+        return alone(*arguments, patience=patience)
+
+    monkeypatch.setattr("everlearn.comparison.alone", patient)
+    other = threading.Thread(target=learn)
+    other.start()
+    begun.wait()
+    assert "curve" in compare("simplecil", SMALL, backbone="tiny", out=tmp_path / "out", progress=True)[0]
+    other.join()
+    assert "simplecil: waiting until another process" in capsys.readouterr().err
+    monkeypatch.setattr("everlearn.comparison.PATIENCE", 0.1)
+    with alone(folder), pytest.raises(EverlearnError, match=r"another process is learning in .*simplecil: wait until"):
+        compare("simplecil", SMALL, backbone="tiny", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_in_which_another_process_learns_is_not_a_failed_one(tmp_path, monkeypatch, jobs):
+    """Somebody resumes one of the runs by hand, while they are compared."""
+    out, known = tmp_path / "out", importlib.import_module("everlearn.comparison")._known
+    (out / "finetune").mkdir(parents=True)
+    locks = []
+
+    def then_somebody_resumes(entry, *rest):
+        locks.append(alone(out / "finetune"))
+        return known(entry, *rest)
+
+    monkeypatch.setattr("everlearn.comparison._known", then_somebody_resumes)
+    with pytest.raises(EverlearnError, match=r"another process is learning in .*finetune: wait until"):
+        compare("finetune", SMALL, backbone="tiny", out=out, jobs=jobs)
+    assert "results" not in json.loads((out / "compare.json").read_text())
+    assert not (out / "finetune" / "error.txt").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"method": "simplecil"}', "null"])
+def test_a_damaged_file_of_a_comparison_is_one_line_and_nothing_is_repeated(tmp_path, content):
+    out = tmp_path / "out"
+    compare("simplecil", SMALL, backbone="tiny", out=out)
+    for file in (out / "simplecil" / "results.json", out / "compare.json"):
+        file.write_text(content)
+        with pytest.raises(EverlearnError) as caught:
+            compare("simplecil", SMALL, backbone="tiny", out=out)
+        assert str(file) in str(caught.value) and "again in a new folder" in str(caught.value)
+        assert "\n" not in str(caught.value) and file.read_text() == content
+
+
+def test_nothing_is_written_through_a_link(tmp_path, my_methods):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for place, target in (("simplecil", "."), ("simplecil/metrics.jsonl", "file"), ("simplecil/error.txt", "new")):
+        (out / place).parent.mkdir(parents=True, exist_ok=True)
+        (out / place).symlink_to(elsewhere / target)
+        with pytest.raises(EverlearnError, match=f"{place} is a symbolic link"):
+            compare("simplecil", SMALL, backbone="tiny", out=out)
+        (out / place).unlink()
+    assert not list(elsewhere.iterdir())
+
+
 def test_an_interrupted_compare_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
     module, out = importlib.import_module("everlearn.protocol"), tmp_path / "out"
@@ -255,10 +340,10 @@ def test_an_interrupted_compare_goes_on(tmp_path, monkeypatch):
 def from_processes(tmp_path, monkeypatch):
     """A small stream, a store of its own, and a method that other processes find and that fails."""
     monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "failing_beside.py").write_text(textwrap.dedent('''
-        import os, signal
+        import os, signal, time
         from everlearn.methods.finetune import Finetune
 
         class Broken(Finetune):
@@ -268,6 +353,11 @@ def from_processes(tmp_path, monkeypatch):
         class Killed(Finetune):
             def end_task(self, task):
                 os.kill(os.getpid(), signal.SIGKILL)
+
+        class Slow(Finetune):
+            def step(self, batch, optimizer_step):
+                time.sleep(0.05)
+                return super().step(batch, optimizer_step)
     '''))  # fmt: skip
     return {"name": "digits", "max_train_per_class": 10, "max_test_per_class": 5, "tasks": 2}
 
@@ -319,3 +409,47 @@ def test_what_is_side_by_side_stops_when_asked_and_goes_on(tmp_path, from_proces
     assert all(list((line.parent / "checkpoints").iterdir()) for line in lines)
     results = compare("finetune,lora", stream, backbone="tiny", out=out, recipe="none")  # no more processes
     assert [len(r["curve"]) for r in results] == [5, 5]
+
+
+def commands(folder) -> list[str]:
+    """The command lines of the processes that were started for the folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(file.read_text().replace("\0", " "))
+        except (OSError, UnicodeDecodeError):  # it has ended since, or is not ours to read
+            continue
+    return [command for command in found if str(folder) in command]
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+def test_no_process_outlives_a_killed_compare_and_a_repeat_goes_on(tmp_path, from_processes):
+    """A class outside of everlearn is resumed too: the command that was repeated names it."""
+    chosen, out = ["failing_beside:Slow"], tmp_path / "killed"
+    stream = {**from_processes, "tasks": 5, "max_train_per_class": 20}
+    parent = os.fork()
+    if parent == 0:
+        try:
+            compare(chosen, stream, backbone="tiny", out=out, jobs=2)
+        finally:
+            os._exit(0)
+    log, deadline = out / "Slow" / "metrics.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size):  # empty until a task is learned
+        assert os.waitpid(parent, os.WNOHANG) == (0, 0) and time.monotonic() < deadline
+        time.sleep(0.02)
+    assert any("Slow" in command for command in commands(out))
+    os.kill(parent, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(parent, 0)[1]) == signal.SIGKILL
+    killed = compare(chosen, stream, backbone="tiny", out=out, jobs=2)
+    assert not commands(out), "the repeat waits until they are gone"
+    whole = compare(chosen, stream, backbone="tiny", out=tmp_path / "whole")
+    assert [r.get("accuracy_matrix", r) for r in killed] == [r["accuracy_matrix"] for r in whole]
+
+
+def test_files_of_the_working_directory_are_not_executed(tmp_path, from_processes, monkeypatch):
+    for name in ("random", "json", "torch", "numpy", "sitecustomize"):
+        (tmp_path / "here").mkdir(exist_ok=True)
+        (tmp_path / "here" / f"{name}.py").write_text("open('executed', 'w'); raise ImportError('from a folder')")
+    monkeypatch.chdir(tmp_path / "here")
+    results = compare("finetune", from_processes, backbone="tiny", out=tmp_path / "out", jobs=2)
+    assert "curve" in results[0] and not Path("executed").exists()

@@ -106,8 +106,8 @@ def test_scores_that_are_nan_name_the_record(monkeypatch):
 @pytest.mark.parametrize("ask", [load, resume])
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "is not a run's folder"), ("a: [1", "is not a run's folder"), ("- 1", "is not a run's folder"),
-     ("seed: 0", "is not a run's configuration")],
+    [(None, "is not a run's folder"), ("a: [1", "config.yaml, line 1"), ("- 1", "config.yaml is not what"),
+     ("seed: 0", "the entry stream: Field required")],
 )  # fmt: skip
 def test_a_folder_that_holds_no_run_is_told(tmp_path, ask, text, message):
     folder = tmp_path / "folder"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, one_line, printable
 
 if TYPE_CHECKING:
     from everlearn.backbones.backbone import Backbone
@@ -15,6 +15,11 @@ _NAMES = {
     "vit-tiny": "ViT-Ti/16 of timm, 5.5 M parameters, width 192; vit-tiny@112 reads 112-pixel images (extra: vision)",
     "tiny": "two transformer blocks with random weights, width 32, for tests with texts or images",
 }
+
+HINT = (
+    f"give one of {', '.join(_NAMES)}, the name of a timm ViT (needs the extra 'vision'), a hub name such as "
+    "owner/model, or the path of a folder or safetensors file"
+)
 
 
 def names() -> dict[str, str]:
@@ -42,7 +47,15 @@ def load(name: str) -> Backbone:
     >>> load("tiny").width
     32
     """
+    if not name.isprintable() or len(name) > 4096:  # the longest path
+        raise EverlearnError(f"unknown backbone '{printable(name)}': {HINT}")
+    with one_line(f"backbone '{name}'", "give the path of a folder that transformers has saved", EverlearnError):
+        return _load(name)
+
+
+def _load(name: str) -> Backbone:
     from everlearn.backbones import text, tiny, vision
+    from everlearn.backbones.folder import ModelFolder
 
     if name == "tiny":
         return tiny.TinyBackbone()
@@ -52,10 +65,8 @@ def load(name: str) -> Backbone:
     if bare == "vit-tiny" or bare.endswith(".safetensors"):
         return vision.load_timm(name)
     if Path(name).is_dir() or "/" in name:
-        return vision.load_transformers(name) if vision.reads_images(name) else text.load_text(name)
+        folder = ModelFolder(name)
+        return vision.load_transformers(folder) if folder.reads_images else text.TextBackbone(folder)
     if "_" in bare and vision.is_timm_name(bare):  # every ViT has "_" in its name; importing timm takes seconds
         return vision.load_timm(name)
-    raise EverlearnError(
-        f"unknown backbone '{name}': give one of {', '.join(_NAMES)}, the name of a timm ViT (needs the extra "
-        "'vision'), a hub name such as owner/model, or the path of a folder or safetensors file"
-    )
+    raise EverlearnError(f"unknown backbone '{name}': {HINT}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from everlearn.backbones.digests import Digests, digest
 from everlearn.features import default_store
 from everlearn.peft.delta import Delta, Site, only
 from everlearn.streams.inputs import Input
@@ -75,7 +74,7 @@ class Backbone(nn.Module):
         self.attached: list[Delta] = []
         self.origin: dict[str, str] = {}  # digests of the pre-trained tensors; empty until a method is built on it
         self._exact: dict[int, torch.Tensor] = {}  # in `inference`: the float32 weights, by parameter id
-        self._digests: dict[str, tuple[weakref.ref[torch.Tensor], int, str]] = {}
+        self._digests = Digests()
 
     # -- defined by subclasses -----------------------------------------------------------------
     def prepare(self, inputs: Sequence[Input]) -> Any:
@@ -200,16 +199,15 @@ class Backbone(nn.Module):
 
     # -- identity ------------------------------------------------------------------------------
     def digests(self, module: nn.Module | None = None, prefix: str = "") -> dict[str, str]:
-        """SHA-256 of every tensor, by name. A tensor is hashed again only if it was written to."""
-        found = {}
-        module = self if module is None else module
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            known = self._digests.get(prefix + name)
-            if known is None or known[0]() is not tensor or known[1] != tensor._version:
-                known = (weakref.ref(tensor), tensor._version, digest(self._exact.get(id(tensor), tensor)))
-                self._digests[prefix + name] = known
-            found[name] = known[2]
-        return found
+        """SHA-256 of every tensor, by name. A tensor is hashed again only if it was written to: torch counts the
+        writes in its version, except those through `.data` and numpy, for which `doubt` has its content compared."""
+        return self._digests.of(self if module is None else module, prefix, self._exact)
+
+    def doubt(self) -> None:
+        """Say that code has run which may have written to the weights through `.data` or numpy: the next `identity`
+        compares the content of every tensor, of the active deltas too. It reads them once, at the speed of memory."""
+        for encoder in self.encoders():
+            encoder._digests.doubts += 1
 
     def identity(self) -> str:
         """A hash of all that determines a feature: weights, active deltas, preprocessing, pooling, precision."""
@@ -221,22 +219,24 @@ class Backbone(nn.Module):
         what = json.dumps([self.digests(), deltas, self.settings, self.precision], sort_keys=True)
         return hashlib.sha256(what.encode()).hexdigest()[:32]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
-        # The cached digests refer to the tensors of this object; the clone hashes its own tensors.
-        clone = self.__class__.__new__(self.__class__)
-        memo[id(self)] = clone
-        clone.__dict__.update({k: {} if k == "_digests" else copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
-        return clone
-
 
 def _plain_state(delta: Delta) -> dict[str, Any]:
     """What determines the output of a delta besides its parameters, such as a scale or the tokens given to it."""
     return {
-        f"{path}.{name}": digest(value) if isinstance(value, torch.Tensor) else value
+        f"{path}.{name}": _plain(value)
         for path, module in delta.named_modules()
         for name, value in vars(module).items()
-        if isinstance(value, bool | int | float | str | torch.Tensor) and name not in ("training", "_input")
+        if isinstance(value, bool | int | float | str | tuple | torch.Tensor) and name not in ("training", "_input")
     }
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON, a tensor as its digest; nothing for what is neither."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return digest(value)
+    return value if isinstance(value, bool | int | float | str) else None
 
 
 def config_hash(config: Any) -> str:
@@ -244,12 +244,6 @@ def config_hash(config: Any) -> str:
     leave_out = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
     told = {key: value for key, value in config.to_dict().items() if key not in leave_out}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def digest(tensor: torch.Tensor) -> str:
-    """SHA-256 of a tensor's bytes."""
-    data = tensor.detach().cpu().contiguous()
-    return hashlib.sha256(data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def has_bfloat16(device: torch.device | str = "cpu") -> bool:

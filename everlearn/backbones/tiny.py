@@ -6,7 +6,6 @@ no download and no other library, and it has every site that large backbones hav
 
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +18,8 @@ from torch import nn
 from everlearn.backbones.backbone import Backbone, Block, Hidden
 from everlearn.backbones.discover import find_block
 from everlearn.peft.delta import Site
-from everlearn.streams.inputs import Input, content, kind
+from everlearn.streams.images import decode
+from everlearn.streams.inputs import Input, kind
 
 VOCABULARY, WORDS, PATCH, SIDE = 512, 32, 4, 16
 
@@ -120,10 +120,7 @@ class TinyBackbone(Backbone):
 
 def _pixels(item: Input) -> torch.Tensor:
     """An encoded image as an array (patches, pixels per patch) of grey values in [-1, 1]."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content(item))) as image:
-        grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
+    grey = np.asarray(decode(item).convert("L").resize((SIDE, SIDE), 2), dtype=np.float32)  # 2 is bilinear
     across = SIDE // PATCH
     patches = grey.reshape(across, PATCH, across, PATCH).transpose(0, 2, 1, 3).reshape(across**2, PATCH**2)
     return torch.from_numpy(patches) / 127.5 - 1

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,16 @@ import torch
 
 from everlearn.backbones.backbone import Hidden, config_hash
 from everlearn.backbones.discover import Discovered
-from everlearn.backbones.text import first_line, read_json, read_model, unreadable
-from everlearn.errors import DataError, EverlearnError
+from everlearn.backbones.folder import ModelFolder, unreadable
+from everlearn.backbones.tensors import in_float32, read_tensors, same_shapes
+from everlearn.errors import DataError, EverlearnError, one_line, printable
 from everlearn.peft.delta import Site
-from everlearn.streams.images import pillow
-from everlearn.streams.inputs import Input, content
+from everlearn.streams.images import decode
+from everlearn.streams.inputs import Input
 
 VIT_TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+LARGEST = 2048  # pixels of the side of an image
+PREPROCESSOR = "preprocessor_config.json"
 
 
 class VisionBackbone(Discovered):
@@ -89,78 +91,71 @@ class VisionBackbone(Discovered):
         return Site("tokens", embedded, embedded, self.width, self.width)
 
 
-def decode(item: Input) -> Any:
-    """Decode an image, given as bytes or a path, to an RGB Pillow image.
-
-    Raises:
-        DataError: it cannot be decoded.
-        EverlearnError: Pillow is not installed.
-    """
-    Image = pillow()
-    try:
-        with Image.open(io.BytesIO(content(item))) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        where = f"image {item}" if isinstance(item, Path) else f"an image of {len(content(item))} bytes"
-        raise DataError(f"{where} cannot be decoded ({error}): replace or remove it") from error
-
-
 def load_timm(name: str) -> VisionBackbone:
     """Load a plain ViT of timm by name, from the hub or from a local safetensors file.
 
     The file is given by its path, or it is looked up by the timm name in the folder EVERLEARN_WEIGHTS.
+
+    Raises:
+        EverlearnError: there is no such model or file, the file is damaged, or the size does not suit the model.
     """
-    bare, _, size = name.partition("@")
+    bare, at, size = name.partition("@")
     timm = _timm()
-    if size and not size.isdigit():
-        raise EverlearnError(f"backbone '{name}': give the image size in pixels after @, e.g. {bare}@112")
+    if at and not (size.isascii() and size.isdecimal() and len(size) <= 4 and 1 <= int(size) <= LARGEST):
+        raise EverlearnError(f"backbone '{name}': give the image size in pixels after @, from 1 to {LARGEST}, e.g. "
+                             f"{bare}@112")  # fmt: skip
     file = Path(bare) if bare.endswith(".safetensors") else _weights_file(bare)
+    if file and not file.exists():
+        raise EverlearnError(f"backbone '{name}': no such file")
     model_name = file.name.split(".")[0] if file else VIT_TINY if bare == "vit-tiny" else bare
     while file and model_name not in timm.list_models() and "_" in model_name:
         model_name = model_name.rsplit("_", 1)[0]  # the names of weights files have tags after the model name
-    if file and not file.is_file():
-        raise EverlearnError(f"backbone '{name}': no such file")
+    if model_name.split(".")[0] not in timm.list_models():  # timm also takes names that fetch from anywhere
+        raise EverlearnError(f"backbone '{name}': no model of timm is called '{model_name}': name the file after its "
+                             "timm model, such as vit_small_patch16_224.safetensors")  # fmt: skip
+    known = timm.get_pretrained_cfg(VIT_TINY if model_name.startswith("vit_tiny_patch16_224") else model_name)
+    options: dict[str, Any] = {"img_size": int(size)} if size else {}
     try:
-        options = {"img_size": int(size)} if size else {}
-        model = timm.create_model(model_name, pretrained=file is None, num_classes=0, **options)
+        if file is None:  # timm gets the file that was checked, so it neither fetches nor unpickles another one
+            downloaded = _download(known)
+            in_float32(read_tensors(downloaded), downloaded)
+            options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(downloaded), "custom_load": False}}
+        model = timm.create_model(model_name, num_classes=0, **options)
+    except EverlearnError:
+        raise
     except Exception as error:  # timm and the hub raise many kinds of error; each means that there is no model
         remedy = "set EVERLEARN_WEIGHTS to a folder that holds its safetensors file, or give the path of the file"
         raise unreadable(name, error, remedy) from error
     if not hasattr(model, "blocks") or not hasattr(model, "norm_pre"):
         raise EverlearnError(f"backbone '{name}': {model_name} is not a plain ViT")
     if file is not None:
-        _load_weights(model, file)
-    known = timm.get_pretrained_cfg(VIT_TINY if model_name.startswith("vit_tiny_patch16_224") else model_name)
+        _load_weights(model, file, model_name)
     config = timm.data.resolve_data_config(pretrained_cfg=known.to_dict() if known else {}, model=None)
-    pixels = int(size) if size else config["input_size"][-1]
+    pixels, patch = int(size) if size else config["input_size"][-1], max(model.patch_embed.patch_size)
+    if pixels % patch:
+        raise EverlearnError(f"backbone '{name}': an image of {pixels} pixels cannot be cut into patches of {patch}: "
+                             f"give a multiple of {patch} after @")  # fmt: skip
     mean, std, crop = config["mean"], config["std"], config["crop_pct"]
     return VisionBackbone(model, name=name, size=pixels, mean=mean, std=std, crop=crop)
 
 
-def load_transformers(source: str) -> VisionBackbone:
-    """Load a ViT, DeiT or DINOv2 model of transformers, by its hub name or from a local folder."""
-    try:
-        model = read_model(source)
-        config = read_json(source, "preprocessor_config.json") or {}
-    except (OSError, ValueError) as error:
-        raise unreadable(source, error, "give a local folder with config.json and model.safetensors") from error
-    half = [0.5, 0.5, 0.5]
-    crop = config.get("crop_size") if config.get("do_center_crop") else config.get("size")
-    pixels = _side(crop) or model.config.image_size
-    resized = _side(config.get("size")) or pixels
-    mean, std = config.get("image_mean") or half, config.get("image_std") or half
-    return VisionBackbone(model, name=source, size=pixels, mean=mean, std=std, crop=min(1.0, pixels / resized))
+def load_transformers(folder: ModelFolder) -> VisionBackbone:
+    """Load the ViT, DeiT or DINOv2 model of transformers in the folder.
 
-
-def reads_images(source: str) -> bool:
-    """Whether the configuration at `source` belongs to an image encoder."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError):
-        return False  # the loader that is called next says what is wrong
-    return hasattr(config, "patch_size") and hasattr(config, "image_size")
+    Raises:
+        EverlearnError: a file is missing or damaged, or the files do not fit together.
+    """
+    told, half = folder.read_json(PREPROCESSOR), [0.5, 0.5, 0.5]
+    for name, fits in PREPROCESSING.items():
+        if told.get(name) is not None and not fits(told[name]):
+            raise DataError(f"{folder.path / PREPROCESSOR}: {name} is {printable(told[name], 60)}: copy the file again")
+    pixels = _side(told.get("crop_size") if told.get("do_center_crop") else told.get("size"))
+    pixels = pixels or folder.config.image_size
+    crop = min(1.0, pixels / (_side(told.get("size")) or pixels))
+    mean, std = told.get("image_mean") or half, told.get("image_std") or half
+    backbone = VisionBackbone(folder.model(), name=folder.source, size=pixels, mean=mean, std=std, crop=crop)
+    backbone.check_forward(torch.zeros(1, 3, pixels, pixels), folder.path)
+    return backbone
 
 
 def is_timm_name(name: str) -> bool:
@@ -180,24 +175,50 @@ def _timm() -> Any:
 
 def _weights_file(name: str) -> Path | None:
     folder = os.environ.get("EVERLEARN_WEIGHTS")
+    if not folder:
+        return None
     prefix = "vit_tiny_patch16_224" if name == "vit-tiny" else name.split(".")[0]
-    return next(iter(sorted(Path(folder).glob(f"{prefix}*.safetensors"))), None) if folder else None
+    with one_line("the folder EVERLEARN_WEIGHTS", "set it to the folder of the weights, or unset it", EverlearnError):
+        files = sorted(Path(folder).iterdir())
+    return next((file for file in files if file.name.startswith(prefix) and file.suffix == ".safetensors"), None)
 
 
-def _load_weights(model: Any, file: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _download(known: Any) -> Path:
+    """The safetensors file of a timm model, from the hub or, if it was downloaded before, from this computer."""
+    from huggingface_hub import hf_hub_download
+
+    if not getattr(known, "hf_hub_id", None):
+        raise EverlearnError("timm has no weights of this model on the hub: give the path of a safetensors file")
+    # timm names the pickle file; the safe one beside it is model.safetensors or open_clip_model.safetensors.
+    stem = Path(known.hf_hub_filename or "pytorch_model.bin").stem
+    return Path(hf_hub_download(known.hf_hub_id, f"{stem.replace('pytorch_', '')}.safetensors"))
+
+
+def _load_weights(model: Any, file: Path, model_name: str) -> None:
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    try:
-        weights = {name: t.float() for name, t in load_file(file).items() if not name.startswith("head")}
-        model.load_state_dict(checkpoint_filter_fn(weights, model))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        remedy = "it is damaged, incomplete or for another model; download or copy it again"
-        raise EverlearnError(f"weights file {file} cannot be used ({first_line(error)}): {remedy}") from error
+    tensors = {name: tensor for name, tensor in read_tensors(file).items() if not name.startswith("head")}
+    with one_line(file, "it is for another model; download or copy it again"):
+        weights = checkpoint_filter_fn(in_float32(tensors, file), model)
+    same_shapes(weights, {name: t.shape for name, t in model.state_dict().items()}, file, model_name)
+    model.load_state_dict(weights)
 
 
 def _side(size: Any) -> int | None:
+    """The side in pixels of a size of transformers, or None if it is not one."""
     if isinstance(size, dict):
-        return size.get("shortest_edge") or size.get("height")
-    return size
+        size = size.get("shortest_edge") or size.get("height")
+    return size if type(size) is int and 1 <= size <= LARGEST else None
+
+
+def _colours(values: Any) -> bool:
+    """Whether these are three numbers, one of each colour."""
+    return isinstance(values, list) and len(values) == 3 and all(type(value) in (int, float) for value in values)
+
+
+PREPROCESSING: dict[str, Callable[[Any], Any]] = {
+    "image_mean": lambda mean: _colours(mean) and max(map(abs, mean)) < 1e3,
+    "image_std": lambda std: _colours(std) and min(std) > 1e-3 and max(std) < 1e3,
+    "size": _side, "crop_size": _side, "do_center_crop": lambda crop: type(crop) is bool,
+}  # fmt: skip
+"""What is read of preprocessor_config.json, and whether a value can be what it should be."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from everlearn.errors import EverlearnError
-from everlearn.state import Stateful
+from everlearn.state import Stateful, check_saved
 
 
 class ContentSample(Stateful):
@@ -51,6 +51,14 @@ class ContentSample(Stateful):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """As every module, and there is one label and one key for each row."""
+        super().check_saved(saved)
+        rows = len(saved.get("labels", ()))
+        shapes = {"features": (rows, self.features.shape[1]), "labels": (rows,), "keys": (rows,), "limit": ()}
+        for name in shapes.keys() & saved.keys():
+            check_saved(name, saved[name], self._buffers[name], shapes[name])
 
     def keys_of(self, features: Tensor, which: int = 0) -> Tensor:
         """A number in [0, 1) for each of (n, width) rows, (n,); two independent ones: `which` is 0 or 1.

@@ -61,8 +61,8 @@ class Gaussian(SharedGaussians):
         super().__init__(rff or width)
         if shrinkage != "oas" and (isinstance(shrinkage, str) or not 0 < shrinkage <= 1):
             raise EverlearnError(f"gaussian: shrinkage is 'oas' or above 0 and at most 1, but it is {shrinkage!r}")
-        if gamma <= 0:
-            raise EverlearnError(f"gaussian: gamma is above 0, but it is {gamma}")
+        if not 0 < gamma < math.inf:
+            raise EverlearnError(f"gaussian: gamma is above 0 and finite, but it is {gamma}")
         self.rff, self.shrinkage = rff, shrinkage
         draw = torch.Generator().manual_seed(seed)
         frequencies = math.sqrt(2 * gamma) * torch.randn(width, rff, generator=draw)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from everlearn.errors import EverlearnError
 from everlearn.heads.gaussians import Gaussians
+from everlearn.state import check_saved
 
 
 class Mahalanobis(Gaussians):
@@ -32,11 +35,18 @@ class Mahalanobis(Gaussians):
 
     def __init__(self, width: int, power: float = 1.0, gamma1: float = 1.0, gamma2: float = 0.0) -> None:
         super().__init__(width)
-        if not gamma1 >= gamma2 >= 0 or gamma1 == 0 or power <= 0:
-            raise EverlearnError("fecam: power and gamma1 are above 0, and gamma2 is from 0 to gamma1")
+        if not (0 < power < math.inf and 0 < gamma1 < math.inf and 0 <= gamma2 <= gamma1):
+            raise EverlearnError("fecam: power and gamma1 are above 0 and finite, and gamma2 is from 0 to gamma1, but "
+                                 f"they are {power}, {gamma1} and {gamma2}")  # fmt: skip
         self.power, self.gamma1, self.gamma2 = power, gamma1, gamma2
         self.register_buffer("checksum", torch.tensor([width, power]))  # heads of other sums do not merge
         self.register_buffer("factors", torch.zeros(0, width, width))
+
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """As every head, and the factors are those of all classes, or of none before the first `solve`."""
+        super().check_saved(saved)
+        if (factors := saved.get("factors")) is not None:
+            check_saved("factors", factors, factors, (self.classes if len(factors) else 0, *self.factors.shape[1:]))
 
     def expand(self, features: Tensor) -> Tensor:
         """Tukey's ladder of powers, odd in the features' direction."""

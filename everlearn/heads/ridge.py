@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import zlib
 from typing import Literal
@@ -74,8 +75,8 @@ class Ridge(Statistics):
         super().__init__()
         if select not in ("sample", "current"):
             raise unknown("way to select λ", select, ("sample", "current"))
-        if min(lambdas) <= 0:
-            raise EverlearnError(f"ridge: every candidate for λ is above 0, but lambdas = {tuple(lambdas)}")
+        if not lambdas or not all(0 < candidate < math.inf for candidate in lambdas):
+            raise EverlearnError(f"ridge: every candidate for λ is above 0 and finite, but lambdas = {tuple(lambdas)}")
         self.lambdas, self.select, self.rows = tuple(lambdas), select, sample
         features = projection or width
         matrix = torch.randn(width, projection, generator=torch.Generator().manual_seed(seed))

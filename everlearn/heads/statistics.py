@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from everlearn.errors import ContractError, EverlearnError
-from everlearn.state import Stateful, grown
+from everlearn.state import Stateful, check_saved, grown
 
 
 def names_of(classes: int | Sequence[str]) -> tuple[str, ...]:
@@ -107,6 +107,12 @@ class Statistics(Stateful):
     def solve(self) -> Tensor | None:
         """Have the scores follow from the statistics; nothing to do where they are read off the sums."""
         return None
+
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """As every module, and each sum has the size of the classes, which replaying has grown the head to."""
+        super().check_saved(saved)
+        for name in {"counts", *self.by_class, *self.over_all, *self.solved} & saved.keys():
+            check_saved(name, saved[name], self._buffers[name])
 
     def _accumulate(self, features: Tensor, labels: Tensor, sign: int) -> None:
         raise NotImplementedError(f"{type(self).__name__} must define _accumulate(features, labels, sign)")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, one_line
 from everlearn.memory.policies import Policy, Reservoir
-from everlearn.state import Stateful
+from everlearn.state import Stateful, check_saved
 from everlearn.streams.inputs import content, kind, original
 from everlearn.streams.stream import NO_EXAMPLES, Examples
 
@@ -116,6 +116,16 @@ class Memory(Stateful):
             rows = rows[: int(within.sum())]
         return sorted(rows)
 
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """The saved examples can be read, and each column has a row for each of them; NaN stands for what is blank."""
+        columns = {name: tensor for name, tensor in saved.items() if name.startswith(COLUMN)}
+        super().check_saved({name: tensor for name, tensor in saved.items() if name not in columns})
+        count = len(_from_bytes(saved["records"])) if len(saved.get("records", ())) else 0
+        for name, tensor in columns.items():
+            check_saved(name, tensor, tensor, (count, *tensor.shape[1:]), finite=False)
+        if count and COLUMN + "draw" not in columns:
+            raise EverlearnError("the checkpoint does not fit the method: its memory lacks the draws of its examples")
+
     # -- examples as tensors, so that a state dict carries them
 
     def _pack(self, held: Examples) -> None:
@@ -159,14 +169,24 @@ def _to_bytes(held: Examples) -> Tensor:
 
 
 def _from_bytes(packed: Tensor) -> Examples:
-    """What `_to_bytes` packed."""
+    """What `_to_bytes` packed.
+
+    Raises:
+        EverlearnError: it is damaged.
+    """
     import pyarrow
 
-    columns = pyarrow.ipc.open_stream(packed.cpu().numpy().tobytes()).read_all().to_pydict()
-    inputs = [item.decode() if text else item for item, text in zip(columns["input"], columns["is_text"], strict=True)]
-    labels = [] if columns["label"][0] is None else columns["label"]
-    positives = None if columns["positive"][0] is None else columns["positive"]
-    return Examples(inputs, torch.tensor(labels, dtype=torch.long), columns["id"], positives)
+    with one_line("the memory in the checkpoint", "learn the run again", EverlearnError):
+        table = pyarrow.ipc.open_stream(packed.cpu().numpy().tobytes()).read_all()
+        table.validate(full=True)  # else a wrong offset would be read from beyond the table
+        columns = table.to_pydict()
+        inputs = [item.decode() if text else item
+                  for item, text in zip(columns["input"], columns["is_text"], strict=True)]  # fmt: skip
+        labels = [] if columns["label"][0] is None else columns["label"]
+        positives = None if columns["positive"][0] is None else columns["positive"]
+        if not all(isinstance(item, str) for item in [*columns["id"], *(positives or ())]):
+            raise ValueError("an id or a document is not a text")
+        return Examples(inputs, torch.tensor(labels, dtype=torch.long), columns["id"], positives)
 
 
 def _sizes(examples: Examples) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from everlearn.state import Stateful
+from everlearn.state import Stateful, check_saved
 
 
 class PerParameter(Stateful):
@@ -34,6 +34,11 @@ class PerParameter(Stateful):
             old = self[name] if name in self else parameter.detach().new_zeros([0] * parameter.dim())
             more = [new - had for new, had in zip(parameter.shape, old.shape, strict=True)]
             self[name] = pad(old, [size for extra in reversed(more) for size in (0, extra)])
+
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """Each tensor has the shape of its parameter, which replaying has grown it to."""
+        for name, tensor in saved.items():
+            check_saved(name, tensor, self._buffers.get(name))
 
     def __getitem__(self, name: str) -> Tensor:
         value = self._buffers[_key(name)]

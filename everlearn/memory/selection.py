@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from everlearn.errors import EverlearnWarning
-from everlearn.state import Stateful
+from everlearn.state import Stateful, check_saved
 
 SHOWN = 12  # the report's histogram of a task shows at most this many prompts
 
@@ -32,6 +32,12 @@ class Selection(Stateful):
         self.register_buffer("counts", torch.zeros(0, 0, dtype=torch.long))
         self.register_buffer("keys", torch.zeros(0, 0))
         self.register_buffer("drift", torch.zeros(0))
+
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """As every module, and the counts are of as many tasks as the drifts and of as many prompts as the keys."""
+        super().check_saved(saved)
+        tasks, prompts = len(saved.get("drift", self.drift)), len(saved.get("keys", self.keys))
+        check_saved("counts", saved.get("counts", self.counts), self.counts, (tasks, prompts))
 
     def record(self, chosen: Tensor, keys: Tensor) -> None:
         """Count the prompts that the training examples of a task select after it is learned.

@@ -68,8 +68,9 @@ def get(name: str) -> type[Method]:
         module_name, _, class_name = name.partition(":")
         try:
             found = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError) as error:
-            raise EverlearnError(f"method '{name}' cannot be imported ({error}): give package.module:Class") from error
+        except Exception as error:  # the module is somebody's code and may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise EverlearnError(f"method '{name}' cannot be imported ({reason}): give package.module:Class") from error
         if not (isinstance(found, type) and issubclass(found, Method)):
             raise EverlearnError(f"method '{name}' is not a subclass of everlearn.Method")
         return found
@@ -77,6 +78,29 @@ def get(name: str) -> type[Method]:
     if name not in registry:
         raise unknown("method", name, registry)
     return getattr(importlib.import_module(_PREFIX + name), registry[name])
+
+
+def named_by(file: object, name: str, expected: str | type[Method] | None = None) -> type[Method]:
+    """The class of the method that a file names. A file decides between the methods of this package; code outside
+    of it is imported only if the caller names it.
+
+    Args:
+        file: where the name was read; for the message.
+        name: what the file says.
+        expected: the method that the caller expects there, by its name or class.
+
+    Raises:
+        EverlearnError: the file names a class outside of the package that the caller does not, or another method
+            than the caller expects.
+    """
+    wanted = expected if expected is None or isinstance(expected, str) else name_of(expected)
+    if wanted is None and ":" in name:
+        raise EverlearnError(f"{file} names the method {name}, which is code outside of everlearn, and code is never "
+                             f"taken from a file: if you trust it, name it yourself with --method {name} "
+                             f"(in Python method={name!r})")  # fmt: skip
+    if wanted not in (None, name):
+        raise EverlearnError(f"{file} holds the method {name}, not {wanted}: give --method {name}, or another folder")
+    return expected if isinstance(expected, type) else get(name)
 
 
 def name_of(method: type[Method]) -> str:

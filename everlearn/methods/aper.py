@@ -16,6 +16,7 @@ from everlearn.heads.prototype import Prototype
 from everlearn.method import Method, Role, Tags
 from everlearn.peft.unified import train_part
 from everlearn.schedules import cosine
+from everlearn.settings import Count, Rate, Seed, Strength
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
 
@@ -51,8 +52,8 @@ class APER(Method):
     schedule = staticmethod(cosine)
 
     def __init__(
-        self, backbone: Backbone, *, train: str = "adaptformer", epochs: int = 20, batch_size: int = 48,
-        lr: float = 0.01, weight_decay: float = 5e-4, seed: int = 0,
+        self, backbone: Backbone, *, train: str = "adaptformer", epochs: Count = 20, batch_size: Count = 48,
+        lr: Rate = 0.01, weight_decay: Strength = 5e-4, seed: Seed = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         self.weight_decay = weight_decay

@@ -19,6 +19,7 @@ from everlearn.losses import sparsemax
 from everlearn.method import Tags
 from everlearn.methods.prompted import Prompted
 from everlearn.peft.prefix import KeysValues
+from everlearn.settings import Count, EvenSize, Rate, Seed, Size, Strength
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
 
@@ -34,7 +35,7 @@ class CODAPrompt(Prompted):
     Args:
         backbone: a pre-trained encoder, frozen.
         components: components per task (the paper: 100 over all tasks).
-        length: tokens of a prompt, half keys and half values.
+        length: tokens of a prompt, half keys and half values; an even number.
         blocks: how many blocks, from the first, get a prompt.
         attention: "dense" is the paper's; "topk" keeps the `kept` largest weights of each example; "sparsemax"
             projects √width times the weights onto the simplex, which leaves most of them at zero.
@@ -58,9 +59,9 @@ class CODAPrompt(Prompted):
     reported = "components of the largest weights"
 
     def __init__(
-        self, backbone: Backbone, *, components: int = 10, length: int = 8, blocks: int = 5,
-        attention: Literal["dense", "topk", "sparsemax"] = "dense", kept: int = 5, orthogonality: float = 0.0,
-        epochs: int = 20, batch_size: int = 128, lr: float = 0.001, seed: int = 0,
+        self, backbone: Backbone, *, components: Size = 10, length: EvenSize = 8, blocks: Count = 5,
+        attention: Literal["dense", "topk", "sparsemax"] = "dense", kept: Count = 5, orthogonality: Strength = 0.0,
+        epochs: Count = 20, batch_size: Count = 128, lr: Rate = 0.001, seed: Seed = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         self.components, self.attention, self.kept, self.orthogonality = components, attention, kept, orthogonality

@@ -15,6 +15,7 @@ from everlearn.method import Tags
 from everlearn.methods.prompted import Prompted
 from everlearn.peft.generator import Generator, given
 from everlearn.seeds import seeded
+from everlearn.settings import Count, LargeSize, Rate, Seed, Size, Strength
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Task
 
@@ -59,8 +60,8 @@ class DAP(Prompted):
     reported = "task embedding selection"
 
     def __init__(
-        self, backbone: Backbone, *, length: int = 10, positions: int = 512, pull: float = 0.1,
-        epochs: int = 5, batch_size: int = 16, lr: float = 0.01, seed: int = 0,
+        self, backbone: Backbone, *, length: Size = 10, positions: LargeSize = 512, pull: Strength = 0.1,
+        epochs: Count = 5, batch_size: Count = 16, lr: Rate = 0.01, seed: Seed = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         self.strength = pull

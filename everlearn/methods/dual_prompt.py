@@ -18,6 +18,7 @@ from everlearn.methods.prompted import Prompted
 from everlearn.peft.prefix import KeysValues
 from everlearn.peft.prompt import PromptTokens
 from everlearn.seeds import seeded
+from everlearn.settings import Count, Index, Rate, Seed, Size, Strength
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Task
 
@@ -50,7 +51,7 @@ class DualPrompt(Prompted):
         seed: of the prompts, the head and the order of examples.
 
     Raises:
-        EverlearnError: lengths that do not fit the form.
+        EverlearnError: lengths that do not fit the form, or a block that is given twice.
 
     Relations: `l2p` has one pool at the input; `coda_prompt` weighs all prompts instead of choosing.
 
@@ -64,16 +65,21 @@ class DualPrompt(Prompted):
     clip = 1.0
 
     def __init__(
-        self, backbone: Backbone, *, general_length: int = 6, expert_length: int = 20,
-        general_blocks: tuple[int, ...] = (0, 1), expert_blocks: tuple[int, ...] = (2, 3, 4),
-        form: Literal["prefix", "prompt"] = "prefix", pull: float = 1.0,
-        epochs: int = 5, batch_size: int = 16, lr: float = 0.001875, seed: int = 0,
+        self, backbone: Backbone, *, general_length: Size = 6, expert_length: Size = 20,
+        general_blocks: tuple[Index, ...] = (0, 1), expert_blocks: tuple[Index, ...] = (2, 3, 4),
+        form: Literal["prefix", "prompt"] = "prefix", pull: Strength = 1.0,
+        epochs: Count = 5, batch_size: Count = 16, lr: Rate = 0.001875, seed: Seed = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         if form == "prefix" and (general_length % 2 or expert_length % 2):
-            raise EverlearnError("form='prefix' splits a prompt into keys and values: give even lengths")
+            raise EverlearnError("method.form: 'prefix' splits a prompt into keys and values: give even lengths, not "
+                                 f"{general_length} and {expert_length}")  # fmt: skip
         if form == "prompt" and general_length != expert_length:
-            raise EverlearnError("form='prompt' needs general_length equal to expert_length")
+            raise EverlearnError("method.form: 'prompt' needs general_length equal to expert_length, not "
+                                 f"{general_length} and {expert_length}: give the same for both")  # fmt: skip
+        for name, blocks in (("general_blocks", general_blocks), ("expert_blocks", expert_blocks)):
+            if len(set(blocks)) < len(blocks):
+                raise EverlearnError(f"method.{name}: a block occurs twice in {list(blocks)}: give each block once")
         self.expert_blocks = tuple(b for b in expert_blocks if b < backbone.depth) or (backbone.depth - 1,)
         within = (b for b in general_blocks if b < backbone.depth)
         self.general_blocks = tuple(b for b in within if b not in self.expert_blocks)

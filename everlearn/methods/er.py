@@ -11,6 +11,7 @@ from everlearn.batches import augmented
 from everlearn.memory.memory import Memory
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
+from everlearn.settings import Count, Natural
 from everlearn.streams.stream import Examples, Task
 
 
@@ -37,7 +38,7 @@ class ER(Finetune):
     tags = Tags(family="replay", trains="backbone", goals=("classes", "ranking"))
 
     def __init__(
-        self, backbone: Backbone, *, memory_size: int = 500, replay_batch_size: int = 32, **settings: Any
+        self, backbone: Backbone, *, memory_size: Natural = 500, replay_batch_size: Count = 32, **settings: Any
     ) -> None:
         super().__init__(backbone, **settings)
         self.replay_batch_size = replay_batch_size

@@ -12,6 +12,7 @@ from everlearn.losses import quadratic_penalty
 from everlearn.memory.per_parameter import PerParameter
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
+from everlearn.settings import Count, Share, Strength
 from everlearn.streams.stream import Examples, Task
 
 
@@ -41,7 +42,7 @@ class EWC(Finetune):
     tags = Tags(family="regularisation", trains="backbone")
 
     def __init__(
-        self, backbone: Backbone, *, strength: float = 1000.0, decay: float = 1.0, fisher_examples: int = 200,
+        self, backbone: Backbone, *, strength: Strength = 1000.0, decay: Share = 1.0, fisher_examples: Count = 200,
         **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, **settings)

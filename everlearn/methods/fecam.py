@@ -5,6 +5,7 @@ from __future__ import annotations
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.mahalanobis import Mahalanobis
 from everlearn.methods.simplecil import SimpleCIL
+from everlearn.settings import Factor, Power, Seed, Strength
 
 
 class FeCAM(SimpleCIL):
@@ -36,7 +37,7 @@ class FeCAM(SimpleCIL):
     """
 
     def __init__(
-        self, backbone: Backbone, *, power: float = 1.0, gamma1: float = 1.0, gamma2: float = 0.0, seed: int = 0
+        self, backbone: Backbone, *, power: Power = 1.0, gamma1: Factor = 1.0, gamma2: Strength = 0.0, seed: Seed = 0
     ) -> None:
         super().__init__(backbone, seed=seed)
         self.head = Mahalanobis(backbone.width, power, gamma1, gamma2)

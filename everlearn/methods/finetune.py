@@ -5,6 +5,7 @@ from __future__ import annotations
 from everlearn.backbones.backbone import Backbone
 from everlearn.method import Method, Tags
 from everlearn.peft.unified import train_part
+from everlearn.settings import Count, Rate, Seed
 
 
 class Finetune(Method):
@@ -35,8 +36,8 @@ class Finetune(Method):
     tags = Tags(family="baseline", trains="backbone", goals=("classes", "ranking"))
 
     def __init__(
-        self, backbone: Backbone, *, train: str = "full", epochs: int = 5, batch_size: int = 32,
-        lr: float | None = None, head_lr: float = 1e-2, seed: int = 0,
+        self, backbone: Backbone, *, train: str = "full", epochs: Count = 5, batch_size: Count = 32,
+        lr: Rate | None = None, head_lr: Rate = 1e-2, seed: Seed = 0,
     ) -> None:  # fmt: skip
         rate = lr if lr is not None else 5e-5 if train == "full" else 1e-3
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=rate, seed=seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.zero_shot import ZeroShot
 from everlearn.method import Method, Tags
+from everlearn.settings import Seed
 from everlearn.streams.stream import Task
 
 
@@ -31,7 +32,7 @@ class Frozen(Method):
 
     tags = Tags(family="baseline", trains="nothing", goals=("classes", "ranking"), needs=("class names",))
 
-    def __init__(self, backbone: Backbone, *, seed: int = 0) -> None:
+    def __init__(self, backbone: Backbone, *, seed: Seed = 0) -> None:
         super().__init__(backbone, seed=seed)
         self.head = ZeroShot(backbone.width)
 

@@ -12,6 +12,7 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.heads.gaussian import Gaussian
 from everlearn.methods.simplecil import SimpleCIL
 from everlearn.seeds import derived_seed
+from everlearn.settings import Factor, LargeSize, Seed, Shrinkage, Size
 
 
 class KLDA(SimpleCIL):
@@ -31,7 +32,7 @@ class KLDA(SimpleCIL):
         rff: number of random Fourier features, D of the paper (there 5,000). A member keeps 8 `rff`² bytes.
         gamma: γ of the kernel exp(-γ |x - y|²) between features of length one.
         members: number of random maps; 1 is KLDA, more is KLDA-E.
-        shrinkage: weight of the spherical part of the covariance, above 0 and at most 1; "oas" takes it
+        shrinkage: weight of the spherical part of the covariance, at most 1; "oas" takes it
             from the statistics.
         seed: of the random maps.
 
@@ -43,8 +44,8 @@ class KLDA(SimpleCIL):
     """
 
     def __init__(
-        self, backbone: Backbone, *, rff: int = 2000, gamma: float = 0.1, members: int = 1,
-        shrinkage: float | Literal["oas"] = "oas", seed: int = 0,
+        self, backbone: Backbone, *, rff: LargeSize = 2000, gamma: Factor = 0.1, members: Size = 1,
+        shrinkage: Shrinkage | Literal["oas"] = "oas", seed: Seed = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, seed=seed)
         self.head = Ensemble(

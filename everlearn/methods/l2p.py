@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from everlearn.backbones.backbone import Backbone
+from everlearn.errors import EverlearnError
 from everlearn.heads.linear import append_rows
 from everlearn.method import Tags
 from everlearn.methods.prompted import Prompted
 from everlearn.peft.prompt import PromptTokens
 from everlearn.seeds import seeded
+from everlearn.settings import Count, Rate, Seed, Size, SizeOrZero, Strength
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Task
 
@@ -36,7 +38,7 @@ class L2P(Prompted):
         backbone: a pre-trained encoder, frozen.
         pool_size: prompts in the pool, M of the paper.
         length: tokens per prompt.
-        selected: prompts per example, N of the paper.
+        selected: prompts per example, N of the paper; at most pool_size.
         pull: weight of the keys' distance to the query, lambda of the paper.
         diversify: how training makes tasks use different prompts. "frequency" weighs distances by how often
             a prompt was chosen in earlier tasks (the paper); "mask" gives task t the prompts
@@ -49,6 +51,9 @@ class L2P(Prompted):
         batch_size: examples per step.
         lr: learning rate (Adam), of prompts, keys and head.
         seed: of the pool, the head and the order of examples.
+
+    Raises:
+        EverlearnError: more prompts selected than there are.
 
     Relations: `simplecil` uses the query alone; `dual_prompt` and `coda_prompt` put prompts into
     attention; `vpt` has one prompt for all.
@@ -63,12 +68,15 @@ class L2P(Prompted):
     clip = 1.0
 
     def __init__(
-        self, backbone: Backbone, *, pool_size: int = 10, length: int = 5, selected: int = 5, pull: float = 0.5,
+        self, backbone: Backbone, *, pool_size: Size = 10, length: Size = 5, selected: Size = 5, pull: Strength = 0.5,
         diversify: Literal["none", "frequency", "mask"] = "none", readout: Literal["prompts", "pooled"] = "prompts",
-        grow: int = 0, paper_compat: bool = False, epochs: int = 5, batch_size: int = 16, lr: float = 0.001875,
-        seed: int = 0,
+        grow: SizeOrZero = 0, paper_compat: bool = False, epochs: Count = 5, batch_size: Count = 16,
+        lr: Rate = 0.001875, seed: Seed = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        if selected > pool_size:
+            raise EverlearnError(f"method.selected: {selected} prompts cannot be chosen from a pool of {pool_size}: "
+                                 "give at most pool_size")  # fmt: skip
         self.length, self.selected, self.strength = length, selected, pull
         self.diversify, self.readout, self.grow, self.paper_compat = diversify, readout, grow, paper_compat
         self.prompts = nn.Parameter(torch.empty(0, length, backbone.width))

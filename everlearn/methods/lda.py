@@ -7,6 +7,7 @@ from typing import Literal
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.gaussian import Gaussian
 from everlearn.methods.simplecil import SimpleCIL
+from everlearn.settings import Seed, Shrinkage
 
 
 class LDA(SimpleCIL):
@@ -20,7 +21,7 @@ class LDA(SimpleCIL):
 
     Args:
         backbone: a pre-trained encoder, frozen.
-        shrinkage: weight of the spherical part of the covariance, above 0 and at most 1; "oas" takes it
+        shrinkage: weight of the spherical part of the covariance, at most 1; "oas" takes it
             from the statistics (oracle approximating shrinkage, Chen et al., 2010).
         seed: unused; nothing is random.
 
@@ -32,6 +33,6 @@ class LDA(SimpleCIL):
     []
     """
 
-    def __init__(self, backbone: Backbone, *, shrinkage: float | Literal["oas"] = "oas", seed: int = 0) -> None:
+    def __init__(self, backbone: Backbone, *, shrinkage: Shrinkage | Literal["oas"] = "oas", seed: Seed = 0) -> None:
         super().__init__(backbone, seed=seed)
         self.head = Gaussian(backbone.width, shrinkage=shrinkage)

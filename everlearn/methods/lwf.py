@@ -12,6 +12,7 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.losses import distillation
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
+from everlearn.settings import Factor, Strength
 from everlearn.streams.stream import Examples, Task
 
 
@@ -39,7 +40,7 @@ class LwF(Finetune):
     masked = True
 
     def __init__(
-        self, backbone: Backbone, *, strength: float = 1.0, temperature: float = 2.0, **settings: Any
+        self, backbone: Backbone, *, strength: Strength = 1.0, temperature: Factor = 2.0, **settings: Any
     ) -> None:
         super().__init__(backbone, **settings)
         self.strength, self.temperature = strength, temperature

@@ -15,6 +15,7 @@ from everlearn.method import Method, Tags
 from everlearn.methods.simplecil import SimpleCIL
 from everlearn.peft.unified import DeltaSet, train_part
 from everlearn.schedules import cosine
+from everlearn.settings import Count, LargeSizeOrZero, Rate, Seed
 from everlearn.streams.stream import Examples, Task
 
 
@@ -51,9 +52,9 @@ class RanPAC(SimpleCIL):
     schedule = staticmethod(cosine)
 
     def __init__(
-        self, backbone: Backbone, *, width: int = 10000, first_session: bool = True, train: str = "adaptformer",
-        epochs: int = 20, batch_size: int = 48, lr: float = 0.01,
-        select: Literal["sample", "current"] = "sample", seed: int = 0,
+        self, backbone: Backbone, *, width: LargeSizeOrZero = 10000, first_session: bool = True,
+        train: str = "adaptformer", epochs: Count = 20, batch_size: Count = 48, lr: Rate = 0.01,
+        select: Literal["sample", "current"] = "sample", seed: Seed = 0,
     ) -> None:  # fmt: skip
         Method.__init__(self, backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         self.head = Ridge(backbone.width, projection=width, seed=seed, select=select)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.prototype import Prototype
 from everlearn.method import Method, Tags
+from everlearn.settings import Seed
 from everlearn.streams.stream import Task
 
 
@@ -29,7 +30,7 @@ class SimpleCIL(Method):
 
     tags = Tags(family="representation", trains="nothing", exact=True)
 
-    def __init__(self, backbone: Backbone, *, seed: int = 0) -> None:
+    def __init__(self, backbone: Backbone, *, seed: Seed = 0) -> None:
         super().__init__(backbone, seed=seed)
         self.head = Prototype(backbone.width)
 

@@ -13,6 +13,7 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.memory.gaussian_replay import GaussianReplay
 from everlearn.method import Method, Tags
 from everlearn.peft.unified import train_part
+from everlearn.settings import Count, Factor, LargeSize, Natural, Rate, Seed
 from everlearn.state import grown
 from everlearn.streams.stream import Task
 
@@ -63,8 +64,8 @@ class SLCA(Method):
     since: Tensor
 
     def __init__(
-        self, backbone: Backbone, *, train: str = "full", epochs: int = 20, batch_size: int = 128, lr: float = 0.01,
-        slowdown: float = 100.0, alignment_epochs: int = 5, samples: int = 256, seed: int = 0,
+        self, backbone: Backbone, *, train: str = "full", epochs: Count = 20, batch_size: Count = 128, lr: Rate = 0.01,
+        slowdown: Factor = 100.0, alignment_epochs: Natural = 5, samples: LargeSize = 256, seed: Seed = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         self.slowdown, self.alignment_epochs, self.samples = slowdown, alignment_epochs, samples

@@ -13,7 +13,8 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.heads.linear import Linear
 from everlearn.heads.prototype import Prototype
 from everlearn.method import Method, Role, Tags
-from everlearn.peft.unified import DeltaSet, insert
+from everlearn.peft.unified import DeltaSet, insert, points_of
+from everlearn.settings import Count, Rate, Seed
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
 
@@ -47,10 +48,11 @@ class TaskAdapters(Method):
     tags = Tags(family="peft", trains="peft", task_at_test="used")
 
     def __init__(
-        self, backbone: Backbone, *, train: str = "houlsby", epochs: int = 5, batch_size: int = 32,
-        lr: float = 1e-3, head_lr: float = 1e-2, seed: int = 0,
+        self, backbone: Backbone, *, train: str = "houlsby", epochs: Count = 5, batch_size: Count = 32,
+        lr: Rate = 1e-3, head_lr: Rate = 1e-2, seed: Seed = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        points_of(train)  # refuses a wrong insertion now, not when the first task begins
         self.insertion, self.head_lr = train, head_lr
         self.head = Prototype(backbone.width)  # the router: one prototype per class and task
         self.insertions, self.heads = nn.ModuleList(), nn.ModuleList()

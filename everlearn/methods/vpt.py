@@ -7,6 +7,7 @@ from typing import Any
 from everlearn.backbones.backbone import Backbone
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
+from everlearn.settings import Rate
 
 
 class VPT(Finetune):
@@ -33,6 +34,6 @@ class VPT(Finetune):
     tags = Tags(family="prompt", trains="peft", goals=("classes", "ranking"))
 
     def __init__(
-        self, backbone: Backbone, *, train: str = "deep_prompt", lr: float | None = 1e-2, **settings: Any
+        self, backbone: Backbone, *, train: str = "deep_prompt", lr: Rate | None = 1e-2, **settings: Any
     ) -> None:
         super().__init__(backbone, train=train, lr=lr, **settings)

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from everlearn.errors import EverlearnError
 from everlearn.peft.delta import Delta
 
 
@@ -24,6 +25,9 @@ class Generator(Delta):
         positions: the longest sequence, in tokens, that the map over positions can read.
         embedding: size of a task's embedding.
         replaces: whether the prompts take the place of the block before's, or join the sequence.
+
+    Raises:
+        EverlearnError: in a pass, a sequence is longer than `positions`.
     """
 
     def __init__(self, width: int, length: int, positions: int, embedding: int, *, replaces: bool) -> None:
@@ -38,6 +42,9 @@ class Generator(Delta):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         assert self.mask is not None
         tokens = y[:, : self.mask.shape[1]]
+        if tokens.shape[1] > self.condense.shape[1]:
+            raise EverlearnError(f"method.positions: an input has {tokens.shape[1]} tokens, but the map over positions "
+                                 f"reads {self.condense.shape[1]}: give at least {tokens.shape[1]}")  # fmt: skip
         seen = self.norm(tokens) * self.mask[..., None]
         condensed = self.condense[:, : tokens.shape[1]] @ seen
         gamma, beta = self.film(self.task).chunk(2, dim=-1)

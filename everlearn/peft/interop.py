@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,13 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from everlearn.errors import EverlearnError, EverlearnWarning
+from everlearn.backbones.tensors import same_shapes
+from everlearn.errors import DataError, EverlearnError, EverlearnWarning, one_line, printable
 from everlearn.peft.delta import Delta, Site
-from everlearn.peft.folder import CONFIG, WEIGHTS, read_config, read_weights, same_shapes, write
+from everlearn.peft.folder import CONFIG, WEIGHTS, read_config, read_weights, write
 from everlearn.peft.lora import LoRA
 from everlearn.peft.prefix import Prefix
+from everlearn.peft.targets import of_layer, targets
 from everlearn.peft.unified import DeltaSet, sites
 
 if TYPE_CHECKING:
@@ -78,7 +81,8 @@ def save(deltas: DeltaSet, backbone: Backbone, folder: str | Path) -> None:
 
 
 def load(backbone: Backbone, folder: str | Path) -> DeltaSet:
-    """Read LoRA or prefixes from a folder in PEFT's format and attach them to `backbone`. Nothing is unpickled.
+    """Read LoRA or prefixes from a folder in PEFT's format and attach them to `backbone`. Nothing is unpickled, and
+    nothing is attached unless all of the adapter is there and suits the backbone.
 
     Raises:
         EverlearnError: the folder is incomplete or damaged, was made for another backbone, or has a setting
@@ -93,13 +97,11 @@ def load(backbone: Backbone, folder: str | Path) -> DeltaSet:
     ['block 0 query', 'block 0 value', 'block 1 query', 'block 1 value']
     """
     place = Path(folder)
-    config = read_config(place / CONFIG)
-    tensors = read_weights(place)
-    read = _lora_read if config["peft_type"] == "LORA" else _prefix_read
-    try:
-        placed = read(config, tensors, backbone, place / WEIGHTS)
-    except (AttributeError, TypeError, ValueError, ZeroDivisionError, re.error) as error:
-        raise EverlearnError(f"{place / CONFIG} has a value that cannot be used ({error}): copy it again") from error
+    with one_line(place, "copy the adapter again"):
+        config = read_config(place / CONFIG)
+        tensors = read_weights(place)
+        read = _lora_read if config["peft_type"] == "LORA" else _prefix_read
+        placed = read(config, tensors, backbone, place)
     return DeltaSet([backbone.attach(delta.to(backbone.device), site) for delta, site in placed])
 
 
@@ -140,8 +142,8 @@ def _rows(b: torch.Tensor, site: Site) -> torch.Tensor:
     return whole
 
 
-def _lora_read(config: dict[str, Any], tensors: Tensors, backbone: Backbone, file: Path) -> list[tuple[Delta, Site]]:
-    paths = _paths(backbone)
+def _lora_read(config: dict[str, Any], tensors: Tensors, backbone: Backbone, place: Path) -> list[tuple[Delta, Site]]:
+    file, model, paths = place / WEIGHTS, _model(backbone), _paths(backbone)
     layers: dict[str, Site] = {}
     for site in sites(backbone).values():
         if site.enter is site.leave and isinstance(site.leave, nn.Linear) and site.columns is None:
@@ -150,30 +152,43 @@ def _lora_read(config: dict[str, Any], tensors: Tensors, backbone: Backbone, fil
     for key, tensor in tensors.items():
         found = KEY.fullmatch(key)
         if found is None:
-            raise EverlearnError(f"{file}: '{key}' is not a LoRA weight of a linear layer: everlearn reads only lora_A "
-                                 "and lora_B; train or export the adapter without it")  # fmt: skip
+            raise EverlearnError(f"{file}: '{printable(key)}' is not a LoRA weight of a linear layer: everlearn reads "
+                                 "only lora_A and lora_B; train or export the adapter without it")  # fmt: skip
         if found["path"] not in layers:
-            raise EverlearnError(f"{file}: no block of backbone '{backbone.name}' has a linear layer "
-                                 f"'{found['path']}': load the backbone that the adapter was made for")  # fmt: skip
+            raise EverlearnError(f"{file}: no block of backbone '{backbone.name}' has a linear layer '"
+                                 f"{printable(found['path'])}': load the backbone that the adapter was made "
+                                 "for")  # fmt: skip
         halves.setdefault(found["path"], {})[found["half"]] = tensor
+    _complete(list(halves), targets(config, model, place / CONFIG), place)
+    ranks = of_layer(config.get("rank_pattern", {}), list(halves), config.get("r", 8), place / CONFIG)
+    alphas = of_layer(config.get("alpha_pattern", {}), list(halves), config.get("lora_alpha", 8), place / CONFIG)
     placed: list[tuple[Delta, Site]] = []
     for path, site in layers.items():
         if path not in halves:
             continue
-        rank = _of_layer(config.get("rank_pattern"), path, config.get("r", 8))
-        alpha = _of_layer(config.get("alpha_pattern"), path, config.get("lora_alpha", 8))
-        same_shapes(halves[path], {"A": (rank, site.width), "B": (site.out_width, rank)}, file, path)
+        rank, alpha = ranks[path], alphas[path]
+        expected = {"lora_A": (rank, site.width), "lora_B": (site.out_width, rank)}
+        own = {f"lora_{half}": tensor for half, tensor in halves[path].items()}
+        same_shapes(own, expected, file, f"layer '{path}' of rank {rank} in backbone '{backbone.name}'")
         delta = LoRA(site.width, site.out_width, rank=rank, alpha=alpha)
         if config.get("use_rslora"):
             delta.scale = alpha / rank**0.5
-        delta.a, delta.b = (nn.Parameter(halves[path][half].float()) for half in "AB")
+        delta.a, delta.b = nn.Parameter(own["lora_A"]), nn.Parameter(own["lora_B"])
         placed.append((delta, site))
     return placed
 
 
-def _of_layer(pattern: dict[str, Any] | None, path: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of the layer's path; PEFT chooses it in the same way."""
-    return next((value for end, value in (pattern or {}).items() if re.match(rf"(.*\.)?({end})$", path)), default)
+def _complete(found: Sequence[str], named: Sequence[str], place: Path) -> None:
+    """Raise a DataError unless the adapter holds exactly the layers that its configuration names."""
+    missing, more = [path for path in named if path not in found], [path for path in found if path not in named]
+    if missing:
+        raise DataError(f"{place / WEIGHTS} holds {len(named) - len(missing)} of the {len(named)} layers that {CONFIG} "
+                        f"names in target_modules; '{missing[0]}' is missing: copy the adapter again")  # fmt: skip
+    if more:
+        raise DataError(f"{place / WEIGHTS} holds {len(more)} layers that {CONFIG} does not name in target_modules, "
+                        f"such as '{more[0]}': copy the adapter again")  # fmt: skip
+    if not found:
+        raise DataError(f"{place / WEIGHTS} holds no layer: copy the adapter again")
 
 
 # -- prefixes --------------------------------------------------------------------------------------
@@ -197,13 +212,14 @@ def _prefix_written(deltas: DeltaSet, backbone: Backbone) -> tuple[dict[str, Any
     }, {PROMPT: torch.cat([by_site[name] for name in names], dim=1)}  # fmt: skip
 
 
-def _prefix_read(config: dict[str, Any], tensors: Tensors, backbone: Backbone, file: Path) -> list[tuple[Delta, Site]]:
-    length, width = config.get("num_virtual_tokens"), backbone.width
-    same_shapes(tensors, {PROMPT: (length, backbone.depth * 2 * width)}, file, "the prefix")
+def _prefix_read(config: dict[str, Any], tensors: Tensors, backbone: Backbone, place: Path) -> list[tuple[Delta, Site]]:
+    length, width = config.get("num_virtual_tokens", 0), backbone.width
+    expected = {PROMPT: (length, backbone.depth * 2 * width)}
+    same_shapes(tensors, expected, place / WEIGHTS, f"a prefix of {length} tokens for backbone '{backbone.name}'")
     _tell_positions(length)
     placed: list[tuple[Delta, Site]] = []
     # For each block the keys and then the values, in the order in which `Prefix` holds them.
-    for index, vectors in enumerate(tensors[PROMPT].float().split(2 * width, dim=1)):
+    for index, vectors in enumerate(tensors[PROMPT].split(2 * width, dim=1)):
         delta = Prefix(width, length=len(vectors))
         delta.vectors = nn.Parameter(vectors.clone())
         placed.append((delta, backbone.block(index).heads))

@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import ast
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from torch import nn
 
-from everlearn.errors import EverlearnError, unknown
+from everlearn.errors import EverlearnError, printable, unknown
 from everlearn.peft.adapter import FUNCTIONS, Adapter
 from everlearn.peft.delta import Delta, Site, only
 from everlearn.peft.lora import LoRA
@@ -34,10 +35,14 @@ from everlearn.peft.prefix import Prefix
 from everlearn.peft.prompt import Prompt
 from everlearn.peft.scale_shift import ScaleShift
 from everlearn.seeds import seeded
+from everlearn.settings import Factor, Index, Size, SizeOrZero, checked
 
 if TYPE_CHECKING:
     from everlearn.backbones.backbone import Backbone, Block
 
+
+LONGEST = 1000
+"""Characters of the text of an insertion."""
 
 SITES = ("query", "key", "value", "heads", "attention", "mlp", "output")
 """The sites of a block that a point can modify."""
@@ -54,30 +59,32 @@ class Point:
         size: rank (LoRA), bottleneck (adapters) or number of keys (prefixes).
         scale: factor s of the change.
         hidden: for softmax, the hidden size of the re-parametrisation; 0 for none.
-        blocks: the indices of the blocks; all by default.
+        blocks: the indices of the blocks; all by default. `insert` refuses those beyond the depth of its backbone.
 
     Raises:
-        EverlearnError: the choices do not fit together.
+        EverlearnError: a value is out of its range, or the choices do not fit together.
     """
 
     function: str
     sites: tuple[str, ...]
-    size: int = 8
+    size: Size = 8
     form: Literal["parallel", "sequential"] = "parallel"
-    scale: float = 1.0
-    hidden: int = 0
-    blocks: tuple[int, ...] | None = None
+    scale: Factor = 1.0
+    hidden: SizeOrZero = 0
+    blocks: tuple[Index, ...] | None = None
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(Point, include_extras=True)
+        for name, value in vars(self).items():
+            checked(f"insertion.{name}", value, hints[name])
+        for name, several in (("sites", self.sites), ("blocks", self.blocks or ())):
+            if len(set(several)) < len(several):
+                raise EverlearnError(f"insertion.{name}: {several} names one twice: give each once")
         if self.function not in ("linear", "softmax", *FUNCTIONS):
             raise unknown("function", self.function, ["linear", "softmax", *FUNCTIONS])
         for site in self.sites or ("",):
             if site not in SITES:
                 raise unknown("site", site, SITES)
-        if not isinstance(self.size, int) or self.size < 1:
-            raise EverlearnError(f"the size of an insertion is a whole number of at least 1, not {self.size!r}")
-        if not isinstance(self.scale, int | float) or self.form not in ("parallel", "sequential"):
-            raise EverlearnError("the scale of an insertion is a number, and its form is parallel or sequential")
         if (self.function == "softmax") != (self.sites == ("heads",)):
             raise EverlearnError("the function softmax goes with the site 'heads' and no other, because only there "
                                  "keys and values are added")  # fmt: skip
@@ -166,11 +173,12 @@ def insert(backbone: Backbone, what: str | Point | Sequence[Point], *, length: i
     placed: list[tuple[Delta, Site]] = []
     name, points = "", (what,) if isinstance(what, Point) else what
     if isinstance(points, str):
-        name, settings = read_insertion(points)
-        length = settings.pop("length", length) if name in ("prompt", "deep_prompt") else length
-        points = _points(name, settings)
-    if not isinstance(length, int) or length < 1:
-        raise EverlearnError(f"the length of a prompt is a whole number of at least 1, not {length!r}")
+        name, points, length = points_of(points, length)
+    checked("insertion.length", length, Size)
+    beyond = [block for point in points for block in point.blocks or () if block >= backbone.depth]
+    if beyond:
+        raise EverlearnError(f"insertion.blocks: backbone '{backbone.name}' has no block {beyond[0]}: its blocks are 0 "
+                             f"to {backbone.depth - 1}")  # fmt: skip
     if name in ("prompt", "deep_prompt"):
         placed.append((Prompt(backbone.width, length=length), backbone.tokens))
     for index in range(backbone.depth):
@@ -183,8 +191,7 @@ def insert(backbone: Backbone, what: str | Point | Sequence[Point], *, length: i
         if name == "deep_prompt" and index < backbone.depth - 1:
             placed.append((Prompt(backbone.width, length=length, replaces=True), block.output))
     if not placed:
-        raise EverlearnError(f"{what!r} puts nothing into backbone '{backbone.name}': its blocks are 0 to "
-                             f"{backbone.depth - 1}")  # fmt: skip
+        raise EverlearnError(f"{what!r} puts nothing into backbone '{backbone.name}': name at least one block")
     return DeltaSet([backbone.attach(delta, site) for delta, site in placed])
 
 
@@ -211,16 +218,29 @@ def read_insertion(text: str) -> tuple[str, dict[str, Any]]:
     >>> read_insertion("lora(size=4)")
     ('lora', {'size': 4})
     """
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+        node = ast.parse(text.strip() if len(text) <= LONGEST else "", mode="eval").body
         if isinstance(node, ast.Name):
             return node.id, {}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-            return node.func.id, {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
-    except (SyntaxError, ValueError):
-        pass
-    raise EverlearnError(f"{text!r} is not an insertion: give a name ({', '.join(INSERTIONS)}), with settings if you "
-                         "like, as lora(size=4)")  # fmt: skip
+            words = [(str(word.arg), ast.literal_eval(word.value)) for word in node.keywords]
+            if repeated := [name for name, count in Counter(name for name, _ in words).items() if count > 1]:
+                raise EverlearnError(f"{text!r} has the setting {repeated[0]} twice: give it once")
+            return node.func.id, dict(words)
+    raise EverlearnError(f"{printable(repr(text))} is not an insertion: give a name ({', '.join(INSERTIONS)}), with "
+                         "settings if you like, as lora(size=4)")  # fmt: skip
+
+
+def points_of(text: str, length: int = 5) -> tuple[str, tuple[Point, ...], int]:
+    """The name of an insertion, its points and the tokens of its prompts, from its text.
+
+    Raises:
+        EverlearnError: an unknown name or setting, or a value out of its range.
+    """
+    name, settings = read_insertion(text)
+    if name in ("prompt", "deep_prompt"):
+        length = checked("insertion.length", settings.pop("length", length), Size)
+    return name, _points(name, settings), length
 
 
 def _points(name: str, settings: dict[str, Any]) -> tuple[Point, ...]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from everlearn.errors import EverlearnError
-from everlearn.files import write_whole
+from everlearn.files import read_bytes, write_whole
+from everlearn.schemas import read_comparison, read_results
+
+TITLE_END = b" \xc2\xb7 everlearn</title>"
+"""What every report has in its head."""
 
 __all__ = ["render", "write_page", "write_report"]
 
@@ -18,24 +21,26 @@ def write_report(directories: Sequence[Path], out: Path, recommendation: str | N
 
     Args:
         directories: run folders, or folders of comparisons. The recommendation of a single comparison is shown.
-        out: the file to write. It is replaced atomically.
+        out: the file to write. An earlier report is replaced atomically; any other file is left alone.
         recommendation: a text that is shown at the top of a comparison.
 
     Returns:
         `out`.
 
     Raises:
-        EverlearnError: if a folder has no results.json, or if the file cannot be read.
+        EverlearnError: if a folder has no results.json, if the file cannot be read, or if `out` is not a report.
     """
+    if out.exists() and (not out.is_file() or TITLE_END not in read_bytes(out)[:100_000]):
+        raise EverlearnError(f"{out} exists already and is not a report of everlearn: give another file with --out")
     results: list[dict[str, Any]] = []
     for directory in directories:
         if (directory / "compare.json").is_file():
-            comparison = _read(directory / "compare.json")
+            comparison = read_comparison(directory / "compare.json")
             results += comparison.get("results", [])
             if len(directories) == 1:
                 recommendation = comparison.get("recommendation")
         elif (directory / "results.json").is_file():
-            results.append(_read(directory / "results.json"))
+            results.append(read_results(directory / "results.json"))
         else:
             remedy = f"give the folder of a finished run, or finish this run with `everlearn resume {directory}`"
             raise EverlearnError(f"{directory} has no results.json: {remedy}")
@@ -71,17 +76,3 @@ def write_page(text: str, out: Path) -> Path:
     # A class name may contain half a surrogate pair, which UTF-8 cannot encode; it becomes a character reference.
     write_whole(out, text.encode("utf-8", "xmlcharrefreplace"))
     return out
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EverlearnError(f"{file} is not valid JSON ({error}): repeat the run in a new folder") from None
-    entry = "stream" if file.name == "compare.json" else "method"
-    if not isinstance(content, dict) or entry not in content:
-        raise EverlearnError(f"{file} has no entry '{entry}': everlearn did not write this file")
-    runs = content.get("results", []) if file.name == "compare.json" else [content]
-    if any("final_accuracy" in run and "goal" not in run for run in runs):
-        raise EverlearnError(f"{file} was written by an earlier version of everlearn: learn the run again")
-    return content

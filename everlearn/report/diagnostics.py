@@ -23,11 +23,24 @@ def diagnostics(value: Mapping[str, Any], level: int = 3) -> Html:
     shown: list[Html] = [facts((name, _plain(item)) for name, item in plain)] if plain else []
     for name, item in parts:
         shown.append(tag(f"h{min(level, DEEPEST)}", name))
-        if isinstance(item, Mapping) and isinstance(item.get("histogram"), Mapping):
+        if isinstance(item, Mapping) and _is_histogram(item.get("histogram")):
             shown.append(_histogram(str(name), item["histogram"]))
             item = {key: rest for key, rest in item.items() if key != "histogram"}
         shown.append(diagnostics(item, level + 1) if isinstance(item, Mapping) else _rows(str(name), item))
     return join(*shown)
+
+
+def _is_histogram(data: object) -> bool:
+    if not isinstance(data, Mapping):
+        return False
+    counts, edges = data.get("counts"), data.get("edges")
+    if not isinstance(edges, list) or not isinstance(counts, list):
+        return all(map(_is_number, data.values()))
+    return len(edges) == len(counts) + 1 and all(map(_is_number, [*edges, *counts]))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _has_parts(item: object) -> bool:

@@ -7,6 +7,7 @@ import inspect
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from everlearn.settings import Count, HeldOut, Share, SplitSeed, check
 from everlearn.streams.packaged import PACKAGED
 
 if TYPE_CHECKING:
@@ -40,20 +41,20 @@ def load(
     name: str,
     *,
     kind: str | None = None,
-    tasks: int | None = None,
-    base: int | None = None,
-    increment: int | None = None,
+    tasks: Count | None = None,
+    base: Count | None = None,
+    increment: Count | None = None,
     class_order: str = "shuffled",
-    class_seed: int = 1993,
+    class_seed: SplitSeed = 1993,
     domains: str | list[str] | None = None,
-    old: float = 0.8,
+    old: Share = 0.8,
     new: str | None = None,
-    batch_size: int = 10,
-    test: float | str = 0.2,
-    validation: float | str = 0.0,
-    split_seed: int = 0,
-    max_train_per_class: int | None = None,
-    max_test_per_class: int | None = None,
+    batch_size: Count = 10,
+    test: HeldOut | str = 0.2,
+    validation: HeldOut | str = 0.0,
+    split_seed: SplitSeed = 0,
+    max_train_per_class: Count | None = None,
+    max_test_per_class: Count | None = None,
     titles: bool = False,
     augment: bool = False,
     skip_bad_rows: bool = False,
@@ -123,4 +124,5 @@ def load(
 
     defaults = {key: parameter.default for key, parameter in inspect.signature(load).parameters.items()}
     given = {key: value for key, value in arguments.items() if key != "name" and value != defaults[key]}
+    check("stream", load, {key: arguments[key] for key in defaults if key != "name"})
     return build(SimpleNamespace(**arguments), given)

@@ -36,6 +36,9 @@ COMMON = frozenset({"kind", "test", "validation", "split_seed", "skip_bad_rows",
 
 def build(options: SimpleNamespace, given: dict[str, Any]) -> Stream:
     """Build the stream. `options` are the arguments of `load`, and `given` those that differ from their defaults."""
+    for option in ("name", "new", "test", "validation"):
+        if isinstance(value := getattr(options, option), str) and not value.strip():
+            raise EverlearnError(f"{option} is an empty text: name a data set, a file or a folder")
     bad = BadRows(options.skip_bad_rows)
     if isinstance(options.domains, str):
         options.domains = [name.strip() for name in options.domains.split(",") if name.strip()]

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from everlearn.errors import printable
+from everlearn.streams.limits import LONGEST_NAME
 from everlearn.streams.records import SPLIT_NAMES
+
+SURROGATES = re.compile("[\ud800-\udfff]")
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters, line breaks among them."""
 
 
 class BadCell(Exception):
@@ -21,10 +29,13 @@ def is_missing(value: Any) -> bool:
 
 
 def as_text(value: Any) -> str:
+    """A text. It may hold any character."""
     if is_missing(value):
         raise BadCell("the text is empty", "fill it in")
     if not isinstance(value, str):
         raise BadCell(f"the text is a {type(value).__name__}", "write it as a string")
+    if SURROGATES.search(value):
+        raise BadCell("the text is not valid Unicode", "write it in UTF-8")
     return value
 
 
@@ -42,36 +53,58 @@ def as_image(value: Any, folder: Path) -> bytes | Path:
 def as_label(value: Any, names: list[str]) -> str:
     if is_missing(value) or (isinstance(value, str) and value.strip().lower() == "nan"):
         raise BadCell("the label is missing", "fill it in")
-    if isinstance(value, (list, dict)):
+    if isinstance(value, (list, tuple, dict)):
         raise BadCell(f"the label is a {type(value).__name__}", "give one class per row")
-    return as_name(value, names)
+    return as_name(value, names, "label")
 
 
-def as_name(value: Any, names: list[str]) -> str:
-    """The name of a class or domain. An integer is an index into the declared names.
+def as_name(value: Any, names: list[str], what: str = "name") -> str:
+    """The name of a class or domain, or an id. An integer is an index into the declared names.
+
+    Names are shown in reports and terminals, so they hold no control characters.
 
     >>> as_name(1, ["cat", "dog"]), as_name(7.0, []), as_name(" dog ", [])
     ('dog', '7', 'dog')
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas turns integers into floats if the column has missing values
-    if isinstance(value, int) and not isinstance(value, bool) and names:
-        if not 0 <= value < len(names):
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        value = int(value)
+        if not -(2**63) <= value < 2**64:
+            raise BadCell(f"the {what} is a number that does not fit 64 bits", "write it as a string")
+        if names and not 0 <= value < len(names):
             raise BadCell(f"{value} is not the index of one of the {len(names)} declared names", "correct the number")
-        return names[value]
-    return str(value).strip()
+        return names[value] if names else str(value)
+    if (isinstance(value, bool) and what == "label") or (isinstance(value, float) and math.isfinite(value)):
+        return str(value)
+    if not isinstance(value, str):
+        kind = str(value) if isinstance(value, float) else f"a {type(value).__name__}"
+        raise BadCell(f"the {what} is {kind}", "write it as a string")
+    check_name(value, what)
+    return value.strip()
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise BadCell for a name that holds a control character, is not Unicode, or is absurdly long."""
+    if len(name) > LONGEST_NAME:
+        raise BadCell(f"the {what} has {len(name):,} characters", f"write at most {LONGEST_NAME:,}")
+    if SURROGATES.search(name):
+        raise BadCell(f"the {what} '{printable(name)}' is not valid Unicode", "write it in UTF-8")
+    if CONTROLS.search(name.strip()):
+        raise BadCell(f"the {what} '{printable(name)}' holds a control character", "remove line breaks and the like")
 
 
 def as_split(value: Any) -> str | None:
     if is_missing(value):
         return None
-    split = SPLIT_NAMES.get(str(value).strip().lower())
+    split = SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
     if split is None:
-        raise BadCell(f"unknown split '{value}'", "write train, validation or test")
+        shown = f"'{printable(value)}'" if isinstance(value, str) else f"of type {type(value).__name__}"
+        raise BadCell(f"unknown split {shown}", "write train, validation or test")
     return split
 
 
 def as_id(value: Any) -> str:
     if is_missing(value):
         raise BadCell("the id is missing", "fill it in")
-    return str(value).strip()
+    return as_name(value, [], "id")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from everlearn.errors import EverlearnError
-from everlearn.streams.splits import Parts, having
+from everlearn.streams.splits import Parts, divide
 from everlearn.streams.steps import Step
 
 
@@ -14,7 +14,9 @@ def steps(parts: Parts, classes: list[str], sizes: list[int], names: list[str] |
     ends = np.cumsum(sizes).tolist()
     groups = [classes[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     names = names or [f"task {i}" for i in range(1, len(groups) + 1)]
-    return [Step(name, group, having(parts, "label", group)) for name, group in zip(names, groups, strict=True)]
+    number = {label: k for k, group in enumerate(groups) for label in group}
+    divided = divide(parts, "label", number, len(groups))
+    return [Step(name, group, own) for name, group, own in zip(names, groups, divided, strict=True)]
 
 
 def task_sizes(classes: int, tasks: int | None, base: int | None, increment: int | None) -> list[int]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from everlearn.errors import EverlearnError, unknown
 from everlearn.streams.records import BadRows, Record
-from everlearn.streams.splits import Parts, having
+from everlearn.streams.splits import Parts, divide
 from everlearn.streams.steps import Step, classes_of
 
 
 def steps(parts: Parts, classes: list[str], domains: list[str]) -> list[Step]:
     """One step per domain, in order, with the classes that occur in its training examples."""
+    order = {name: k for k, name in enumerate(classes)}
+    divided = divide(parts, "domain", {domain: k for k, domain in enumerate(domains)}, len(domains))
     made = []
-    for domain in domains:
-        own = having(parts, "domain", [domain])
-        present = set(classes_of(own["train"]))
-        made.append(Step(domain, [name for name in classes if name in present], own))
+    for domain, own in zip(domains, divided, strict=True):
+        present = [name for name in classes_of(own["train"]) if name in order]
+        made.append(Step(domain, sorted(present, key=order.__getitem__), own))
     return made
 
 
@@ -34,12 +37,12 @@ def choose_domains(records: list[Record], domains: list[str] | None, source: str
 
 def select(found: list[str], domains: list[str] | None, source: str) -> list[str]:
     """The requested domains, after a check that the data has them; all domains if none are requested."""
-    known = list(dict.fromkeys(found))
+    known = dict.fromkeys(found)
     if not domains:
-        return known
-    for domain in domains:
+        return list(known)
+    for domain, count in Counter(domains).items():
         if domain not in known:
             raise unknown(f"domain of {source}", domain, known)
-        if domains.count(domain) > 1:
+        if count > 1:
             raise EverlearnError(f"the domain '{domain}' is given twice, but each domain is one task; give it once")
     return domains

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from everlearn.errors import DataError, EverlearnError
-from everlearn.streams.files import Columns
+from everlearn.errors import DataError, EverlearnError, one_line, printable
+from everlearn.streams import limits
+from everlearn.streams.columns import Columns, check_headers, check_rows, declared_names
+from everlearn.streams.parquet import check_size, size_of, to_values
 from everlearn.streams.readers import ColumnNames, to_table
 from everlearn.streams.records import SPLIT_NAMES, BadRows, Table
 
@@ -31,13 +33,14 @@ def read_hub(name: str, wanted: ColumnNames, bad: BadRows) -> Table:
         with _without_retry_warnings():
             parts = datasets.load_dataset(repository, configuration or None)
     except Exception as error:  # the library and the network raise many kinds of error
-        reason = " ".join(str(error).split())[:300].rstrip(".")
+        reason = printable(error, 300).rstrip(".")
         problem = f"cannot load this data set from the hub ({type(error).__name__}: {reason})"
         remedy = "check the name and the network, or give a local CSV, JSON Lines or Parquet file"
         raise EverlearnError(f"{name}: {problem}; {remedy}") from None
     known = {split: part for split, part in parts.items() if split in SPLIT_NAMES}
     if not known:
-        raise DataError(f"{name}: none of its splits ({', '.join(parts)}) is train, validation or test")
+        splits = printable(", ".join(parts))
+        raise DataError(f"{name}: none of its splits ({splits}) is train, validation or test: give a file instead")
     tables = [
         to_table(_columns(part, f"{name} ({split})", wanted.get("id")), wanted, bad).with_all(split=SPLIT_NAMES[split])
         for split, part in known.items()
@@ -62,12 +65,16 @@ def _without_retry_warnings() -> Iterator[None]:
 def _columns(part: Any, file: str, id_column: str | None) -> Columns:
     import datasets
 
-    names = {}
-    for column, feature in part.features.items():
-        if isinstance(feature, datasets.ClassLabel):
-            names[column] = feature.names
-        elif isinstance(feature, datasets.Image):
-            part = part.cast_column(column, datasets.Image(decode=False))  # the bytes as stored
+    names = {column: declared_names(f"{file}, column '{column}'", feature.names)
+             for column, feature in part.features.items() if isinstance(feature, datasets.ClassLabel)}  # fmt: skip
+    check_rows(file, len(part))
     # The ids often start again in every split, so they are read only on request.
-    cells = {column: part[column][:] for column in part.column_names if column != "id" or id_column}
-    return Columns(file, range(1, len(part) + 1), cells, names)
+    headers = [column for column in part.column_names if column != "id" or id_column]
+
+    def read(name: str) -> list[Any]:
+        with one_line(f"{file}, column '{name}'", "give a local CSV, JSON Lines or Parquet file"):
+            stored = part.select_columns([name]).with_format("arrow")[:].column(name)  # images as they are stored
+            check_size(file, sum(map(size_of, stored.chunks)), limits.MOST_UNPACKED_BYTES)
+            return [value for chunk in stored.chunks for value in to_values(chunk)]
+
+    return Columns(file, range(1, len(part) + 1), check_headers(file, headers), read, names)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import io
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from everlearn.errors import DataError, EverlearnError
+from everlearn.errors import DataError, EverlearnError, one_line, printable
+from everlearn.streams import limits
+from everlearn.streams.cells import BadCell, check_name
+from everlearn.streams.inputs import Input, content
 from everlearn.streams.records import SPLIT_NAMES, BadRows, Record, Table
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""The formats of files with these endings, as Pillow calls them. Images of other formats are not opened."""
+REMEDY = "replace or remove it"
 
 
 def pillow() -> Any:
@@ -25,21 +35,72 @@ def pillow() -> Any:
     return Image
 
 
-def reason_not_decodable(item: str | bytes | Path) -> str | None:
+@contextmanager
+def opened(data: bytes) -> Iterator[Any]:
+    """The image, of which only the header has been read; the block may decode it. Only the first frame is used.
+
+    Raises:
+        BadCell: the image is of another format, too large or too narrow, or the block cannot decode it.
+        EverlearnError: Pillow is not installed.
+    """
+    Image = pillow()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of oddities in images that it can decode
+            # Without the list, Pillow tries formats for which it starts other programs.
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(*image.size)
+                yield image
+    except BadCell:
+        raise
+    except Image.DecompressionBombError:
+        raise BadCell(f"the image has more than {limits.MOST_PIXELS:,} pixels", "make it smaller") from None
+    except Image.UnidentifiedImageError:
+        raise BadCell(f"the image cannot be decoded (it is none of {', '.join(FORMATS)})", REMEDY) from None
+    except Exception as error:  # Pillow raises many kinds of error for damaged images
+        reason = str(error).split(" <")[0] or type(error).__name__
+        raise BadCell(f"the image cannot be decoded ({printable(reason)})", REMEDY) from None
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > limits.MOST_PIXELS:
+        raise BadCell(f"the image has more than {limits.MOST_PIXELS:,} pixels", "make it smaller")
+    if max(width, height) > limits.MOST_ASPECT * min(width, height):
+        cause = f"the image has {width:,} x {height:,} pixels, and its sides may be at most 1 to {limits.MOST_ASPECT}"
+        raise BadCell(cause, "cut it into pieces")
+
+
+def decode(item: Input) -> Any:
+    """Decode an image, given as bytes or a path, to an RGB Pillow image.
+
+    Raises:
+        DataError: it cannot be read or decoded.
+        EverlearnError: Pillow is not installed.
+    """
+    data = content(item)
+    try:
+        with opened(data) as image:
+            return image.convert("RGB")
+    except BadCell as problem:
+        cause, remedy = problem.args
+        which = f"image {item}" if isinstance(item, Path) else f"an image of {len(data)} bytes"
+        raise DataError(f"{which}{cause.removeprefix('the image')}: {remedy}") from None
+
+
+def reason_not_decodable(item: Input) -> BadCell | None:
     """Why an image cannot be used, or None if it can be decoded.
 
     The whole image is decoded, because the header does not show that a file is truncated. JPEG is decoded at an
     eighth of its size, which takes a fraction of the time.
     """
-    Image = pillow()
     try:
-        with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
+        with opened(content(item)) as image:
             image.draft("L", (8, 8))
             image.load()
-    except FileNotFoundError:
-        return "there is no such image file"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"the image cannot be decoded ({str(error).split(' <')[0]})"
+    except BadCell as problem:
+        return problem
+    except DataError as error:
+        return BadCell(str(error), REMEDY)
     return None
 
 
@@ -47,17 +108,41 @@ def only_decodable(records: list[Record], bad: BadRows) -> list[Record]:
     """The records whose image can be decoded. Every other record is a bad row."""
     good = []
     for record in records:
-        reason = reason_not_decodable(record.input)
-        if reason is None:
+        problem = reason_not_decodable(record.input)
+        if problem is None:
             good.append(record)
         else:
-            bad.add(record.place, reason, "replace the image")
+            bad.add(record.place, *problem.args)
     return good
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files directly in a folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and _is_visible(p))
+    """The image files directly in a folder, sorted by name.
+
+    Raises:
+        DataError: the folder cannot be read, or holds a name that is not UTF-8.
+    """
+    return [path for path in _entries(folder) if path.suffix.lower() in IMAGE_ENDINGS]
+
+
+def folders_below(root: Path) -> list[Path]:
+    """The folder and all folders in it, sorted. A folder that links lead to again is not entered again.
+
+    Raises:
+        DataError: a folder cannot be read, or holds a name that is not UTF-8.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        with _reading(folder):
+            status = folder.stat()
+        if (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            found.append(folder)
+            waiting.extend(reversed(_folders(folder)))
+    return sorted(found)
 
 
 def read_image_folder(root: Path, *, by_domain: bool = False) -> Table:
@@ -97,8 +182,21 @@ def _images_of_class(folder: Path) -> list[Path]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and _is_visible(path))
+    return [path for path in _entries(root) if os.path.isdir(path)]
 
 
-def _is_visible(path: Path) -> bool:
-    return not path.name.startswith((".", "_"))
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds, sorted by name, without hidden files."""
+    with _reading(folder):
+        names = sorted(name for name in os.listdir(folder) if not name.startswith((".", "_")))
+    for name in names:
+        try:
+            check_name(name, "name of a file")
+        except BadCell as problem:
+            cause, remedy = problem.args
+            raise DataError(f"{folder}: {cause}; {remedy}") from None
+    return [folder / name for name in names]
+
+
+def _reading(folder: Path) -> AbstractContextManager[None]:
+    return one_line(folder, "check the folder and its permissions")

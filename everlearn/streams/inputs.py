@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from everlearn.files import read_bytes
+from everlearn.streams.limits import IMAGE_BYTES
+
 
 class CustomInput(Protocol):
     """What an input needs that is neither a text nor an image.
@@ -44,13 +47,16 @@ def kind(item: Input) -> str:
 def content(item: Input) -> bytes:
     """The bytes of one example: a text in UTF-8, an image as it is encoded (a path is read).
 
+    Raises:
+        DataError: there is no such image file, or it is not a regular file, too large or not readable.
+
     >>> content("é")
     b'\\xc3\\xa9'
     """
     if isinstance(item, str):
         return item.encode()
     if isinstance(item, Path):
-        return item.read_bytes()
+        return read_bytes(item, IMAGE_BYTES)
     return item if isinstance(item, bytes) else item.content()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os.path import isdir, isfile  # unlike those of Path, they raise no error for a name that no file can have
 from pathlib import Path
 
-from everlearn.errors import DataError
+from everlearn.errors import DataError, printable
 from everlearn.streams.cells import BadCell, as_id, as_image, as_label, as_name, as_split, as_text, is_missing
-from everlearn.streams.files import READERS, Columns, read_columns
-from everlearn.streams.images import IMAGE_ENDINGS, images_in, only_decodable, read_image_folder
+from everlearn.streams.columns import Columns
+from everlearn.streams.files import READERS, read_columns
+from everlearn.streams.images import IMAGE_ENDINGS, folders_below, images_in, only_decodable, read_image_folder
 from everlearn.streams.records import SPLIT_NAMES, BadRows, Record, Table, place, with_ids
 
 COMMON_NAMES = {
@@ -35,15 +37,15 @@ def find_column(role: str, columns: Columns, wanted: ColumnNames) -> str | None:
         DataError: the user named a column that the file does not have.
     """
     named = wanted.get(role)
-    if named is not None and named not in columns.cells:
+    if named is not None and named not in columns.headers:
         raise DataError(f"{columns.file}: no column '{named}'; {_found(columns)}: correct {role}_column")
-    by_lower_case = {name.lower(): name for name in reversed(columns.cells)}
+    by_lower_case = {name.lower(): name for name in reversed(columns.headers)}
     usual = (by_lower_case[name] for name in COMMON_NAMES[role] if name in by_lower_case)
     return named or next(usual, None)
 
 
 def _found(columns: Columns) -> str:
-    return f"the columns are {', '.join(columns.cells)}"
+    return f"the columns are {printable(', '.join(columns.headers), 400)}"
 
 
 def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: bool = True) -> Table:
@@ -60,16 +62,17 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
     domain_names = columns.names.get(found.get("domain") or "") or columns.names.get("domain", [])
 
     folder = Path(columns.file).parent
+    inputs = columns.read(input_column)
+    cells = {role: columns.read(name) for role, name in found.items() if name}
     records = []
-    for i, row in enumerate(columns.rows):
-        content = columns.cells[input_column][i]
-        cell = {role: columns.cells[name][i] for role, name in found.items() if name}
+    for i, (row, content) in enumerate(zip(columns.rows, inputs, strict=True)):
+        cell = {role: values[i] for role, values in cells.items()}
         try:
             item = as_text(content) if input_kind == "text" else as_image(content, folder)
             label = as_label(cell.get("label"), label_names) if labelled else ""
             id = as_id(cell["id"]) if "id" in cell else ""
             split = as_split(cell.get("split"))
-            domain = None if is_missing(cell.get("domain")) else as_name(cell["domain"], domain_names)
+            domain = None if is_missing(cell.get("domain")) else as_name(cell["domain"], domain_names, "domain")
         except BadCell as problem:
             bad.add(place(columns.file, row), *problem.args)
         else:
@@ -101,8 +104,8 @@ def find_parts(stem: Path) -> dict[str, Path]:
     parts: dict[str, Path] = {}
     for short, split in SPLIT_NAMES.items():
         for ending in READERS:
-            path = stem / f"{short}{ending}" if stem.is_dir() else stem.with_name(f"{stem.name}_{short}{ending}")
-            if path.is_file():
+            path = stem / f"{short}{ending}" if isdir(stem) else stem.with_name(f"{stem.name}_{short}{ending}")
+            if isfile(path):
                 if split in parts:
                     raise DataError(f"{path}: {parts[split]} is also a {split} file; keep one of them")
                 parts[split] = path
@@ -112,13 +115,13 @@ def find_parts(stem: Path) -> dict[str, Path]:
 def read_table(name: str, wanted: ColumnNames, bad: BadRows, *, by_domain: bool = False) -> Table | None:
     """The records of a file, of `<name>_train` and the files that belong to it, or of a folder; None if none exists."""
     path = Path(name)
-    if path.is_file() or (path.suffix.lower() in READERS and not path.is_dir()):
+    if isfile(path) or (path.suffix.lower() in READERS and not isdir(path)):
         return to_table(read_columns(path, bad), wanted, bad)
     parts = find_parts(path) if path.name else {}
     if parts:
         tables = [to_table(read_columns(p, bad), wanted, bad).with_all(split=split) for split, p in parts.items()]
         return Table.join(tables)
-    return read_image_folder(path, by_domain=by_domain) if path.is_dir() else None
+    return read_image_folder(path, by_domain=by_domain) if isdir(path) else None
 
 
 def read_inputs(
@@ -147,9 +150,8 @@ def read_inputs(
     (['where is my card'], ['new.csv:2'])
     """
     path, bad = Path(path), BadRows(skip=False)
-    if path.is_dir():
-        below = sorted(folder for folder in path.rglob("*") if folder.is_dir())
-        images = [image for folder in [path, *below] for image in images_in(folder)]
+    if isdir(path):
+        images = [image for folder in folders_below(path) for image in images_in(folder)]
         if not images:
             raise DataError(f"{path}: the folder holds no images; give a folder of {' '.join(IMAGE_ENDINGS)}")
         table = _of_images(images, path)

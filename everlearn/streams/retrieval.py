@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from everlearn.errors import DataError
+from everlearn.errors import DataError, printable
 from everlearn.streams.cells import BadCell, as_id, as_name, as_split, as_text, is_missing
 from everlearn.streams.domain_incremental import select
 from everlearn.streams.files import READERS, read_columns
 from everlearn.streams.records import BadRows, place
 from everlearn.streams.splits import Shares
+from everlearn.streams.steps import check_tasks
 from everlearn.streams.stream import Corpus, Examples, Task
+
+HIGHEST_GRADE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def find_retrieval_files(name: str) -> tuple[Path, Path] | None:
     stem, found = Path(name), []
     for role in ("corpus", "queries"):
         paths = [stem.with_name(f"{stem.name}_{role}{ending}") for ending in READERS] if stem.name else []
-        found.append(next((path for path in paths if path.is_file()), None))
+        found.append(next((path for path in paths if isfile(path)), None))
     corpus, queries = found
     return (corpus, queries) if corpus and queries else None
 
@@ -52,39 +56,66 @@ def read_documents(path: Path, titles: bool, bad: BadRows) -> dict[str, Entry]:
     Without `titles`, only the text is searched, because a title often names what the query asks for.
     """
 
-    def document(cell: Callable[[str], Any], domain: str) -> Entry:
-        text, title = as_text(cell("text")), cell("title")
-        if titles and not is_missing(title):
-            text = f"{title}. {text}"
-        split = None if cell("split") == "all" else as_split(cell("split"))
-        return Entry(as_id(cell("doc_id")), text, domain, split)
+    def document(cell: dict[str, Any], domain: str) -> Entry:
+        text = as_text(cell["text"])
+        if titles and not is_missing(cell["title"]):
+            text = f"{as_text(cell['title'])}. {text}"
+        split = None if cell["split"] == "all" else as_split(cell["split"])
+        return Entry(as_id(cell["doc_id"]), text, domain, split)
 
-    return _read(path, ("doc_id", "text"), "_corpus", document, bad)
+    return _read(path, ("doc_id", "text"), ("title",) if titles else (), "_corpus", document, bad)
 
 
 def read_queries(path: Path, documents: dict[str, Entry], bad: BadRows) -> list[Entry]:
-    """Read the queries. The columns are `query_id`, `text` and `pos` (a list of document ids), and optionally `grade`,
-    `domain` and `split`."""
+    """Read the queries. The columns are `query_id`, `text` and `pos` (a list of document ids), and optionally `grade`
+    (one for each document: a whole number, where 0 means not relevant), `domain` and `split`."""
 
-    def query(cell: Callable[[str], Any], domain: str) -> Entry:
-        pos, grades = cell("pos"), cell("grade")
-        if not isinstance(pos, list) or not pos:
-            raise BadCell("pos is not a list of document ids", "name at least one relevant document")
-        if grades is None:
-            grades = [1] * len(pos)
-        if len(grades) != len(pos):
-            raise BadCell(f"{len(grades)} grades for {len(pos)} documents", "give one grade per document")
-        for id in pos:
+    def query(cell: dict[str, Any], domain: str) -> Entry:
+        relevant = _relevant(cell["pos"], cell["grade"])
+        for id in relevant:
             if id not in documents:
-                raise BadCell(f"the relevant document '{id}' is not in the corpus", "add it to the corpus")
-        relevant = dict(zip(pos, grades, strict=True))
-        return Entry(as_id(cell("query_id")), as_text(cell("text")), domain, as_split(cell("split")), relevant)
+                cause = f"the relevant document '{printable(id)}' is not in the corpus"
+                raise BadCell(cause, "add it to the corpus")
+        return Entry(as_id(cell["query_id"]), as_text(cell["text"]), domain, as_split(cell["split"]), relevant)
 
-    return list(_read(path, ("query_id", "text", "pos"), "_queries", query, bad).values())
+    return list(_read(path, ("query_id", "text", "pos"), ("grade",), "_queries", query, bad).values())
+
+
+def _relevant(pos: Any, grades: Any) -> dict[str, int]:
+    """The grades of the documents that are relevant for a query, by document."""
+    if not isinstance(pos, list) or not pos:
+        raise BadCell("pos is not a list of document ids", "name at least one relevant document")
+    ids = [as_id(id) for id in pos]
+    if len(set(ids)) < len(ids):
+        twice = next(id for id, count in Counter(ids).items() if count > 1)
+        raise BadCell(f"pos names the document '{printable(twice)}' twice", "name each document once")
+    if grades is None:
+        return dict.fromkeys(ids, 1)
+    if not isinstance(grades, list):
+        raise BadCell(f"grade is a {type(grades).__name__}, not a list", "give one grade per document")
+    if len(grades) != len(ids):
+        raise BadCell(f"{len(grades)} grades for {len(ids)} documents", "give one grade per document")
+    relevant = {id: grade for id, grade in zip(ids, map(_as_grade, grades), strict=True) if grade}
+    if not relevant:
+        raise BadCell("every grade is 0, so no document is relevant", "name at least one relevant document")
+    return relevant
+
+
+def _as_grade(value: Any) -> int:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or value not in range(HIGHEST_GRADE + 1):
+        shown = printable(value, 30) if number or isinstance(value, str) else f"of type {type(value).__name__}"
+        raise BadCell(f"the grade {shown} is not usable", f"write a whole number from 0 to {HIGHEST_GRADE:,}")
+    return int(value)
 
 
 def _read(
-    path: Path, needed: tuple[str, ...], role: str, make: Callable[[Callable[[str], Any], str], Entry], bad: BadRows
+    path: Path,
+    needed: tuple[str, ...],
+    optional: tuple[str, ...],
+    role: str,
+    make: Callable[[dict[str, Any], str], Entry],
+    bad: BadRows,
 ) -> dict[str, Entry]:
     """What `make` builds of each row, by id; bad rows and repeated ids are skipped or refused.
 
@@ -92,23 +123,28 @@ def _read(
     """
     columns = read_columns(path, bad)
     for name in needed:
-        if name not in columns.cells:
-            raise DataError(f"{path}: no column '{name}'; the columns are {', '.join(columns.cells)}: rename one")
-    found: dict[str, Entry] = {}
+        if name not in columns.headers:
+            known = printable(", ".join(columns.headers), 400)
+            raise DataError(f"{path}: no column '{name}'; the columns are {known}: rename one")
+    nothing = [None] * len(columns.rows)
+    names = (*needed, *optional, "domain", "split")
+    cells = {name: columns.read(name) if name in columns.headers else nothing for name in names}
+    entries: dict[str, Entry] = {}
     places: dict[str, str] = {}
     for i, row in enumerate(columns.rows):
         where = place(columns.file, row)
-        cell = {name: values[i] for name, values in columns.cells.items()}.get
+        cell = {name: values[i] for name, values in cells.items()}
         try:
-            named = not is_missing(cell("domain"))
-            made = make(cell, as_name(cell("domain"), []) if named else path.stem.removesuffix(role))
+            named = not is_missing(cell["domain"])
+            domain = as_name(cell["domain"], [], "domain") if named else path.stem.removesuffix(role)
+            made = make(cell, domain)
             if made.id in places:
                 raise BadCell(f"the id '{made.id}' is already used at {places[made.id]}", "give each row its own id")
         except BadCell as problem:
             bad.add(where, *problem.args)
         else:
-            found[made.id], places[made.id] = made, where
-    return found
+            entries[made.id], places[made.id] = made, where
+    return entries
 
 
 def make_retrieval_tasks(
@@ -136,6 +172,7 @@ def make_retrieval_tasks(
     if incomplete and (domains is not None or len(incomplete) == len(chosen)):
         domain, split = next(iter(incomplete.items()))
         raise DataError(f"{files[1]}: no {split} queries in the domain '{domain}'; choose other domains")
+    check_tasks(str(files[1]), len(chosen) - len(incomplete))
     notes = [f"left out {len(incomplete)} domains that lack train or test queries"] if incomplete else []
 
     found: dict[str, list[Entry]] = defaultdict(list)

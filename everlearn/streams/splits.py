@@ -82,6 +82,18 @@ def having(parts: Parts, field: str, values: Iterable[str]) -> Parts:
     return {split: [r for r in records if getattr(r, field) in wanted] for split, records in parts.items()}
 
 
+def divide(parts: Parts, field: str, groups: dict[str, int], count: int) -> list[Parts]:
+    """The records of each of `count` groups. A group is named by `groups` for a value of `field` (label or domain);
+    records with other values are left out."""
+    divided: list[Parts] = [{split: [] for split in parts} for _ in range(count)]
+    for split, records in parts.items():
+        for record in records:
+            group = groups.get(getattr(record, field))
+            if group is not None:
+                divided[group][split].append(record)
+    return divided
+
+
 def limit(parts: Parts, limits: dict[str, int | None], *, seed: int, by_domain: bool) -> Parts:
     """At most so many examples of a split per class (per class and domain, if domains are tasks), chosen with a seed.
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 
-from everlearn.errors import DataError
-from everlearn.streams.inputs import kind
+from everlearn.errors import DataError, printable
+from everlearn.streams import limits
+from everlearn.streams.cells import BadCell, as_id, as_label, as_text
+from everlearn.streams.inputs import PLAIN, kind
 from everlearn.streams.records import Record
 from everlearn.streams.stream import Examples, Task
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,14 +33,23 @@ def classes_of(records: list[Record]) -> list[str]:
     return list(dict.fromkeys(record.label for record in records))
 
 
+def check_tasks(source: str, count: int) -> None:
+    """Raise a DataError if a stream would have no task, or too many."""
+    if not count:
+        raise DataError(f"{source}: no rows are left to make tasks of; correct those that were left out")
+    if count > limits.MOST_TASKS:
+        raise DataError(f"{source}: {count:,} tasks, and at most {limits.MOST_TASKS:,} are possible; make fewer")
+
+
 def make_tasks(
     steps: list[Step], input: str, source: str, batch_size: int | None = None, augment: bool = False
 ) -> tuple[list[Task], list[str]]:
     """Make the tasks, in which class k is the k-th class in the order of the steps, and notes on what was left out.
 
     Raises:
-        DataError: a step has no training or no test examples.
+        DataError: a step has no training or no test examples, or there is no step or too many.
     """
+    check_tasks(source, len(steps))
     numbers: dict[str, int] = {}
     tasks, notes = [], []
     for index, step in enumerate(steps):
@@ -71,7 +86,8 @@ def task_from(records: Sequence[Record], known: Sequence[str] = (), *, index: in
         name: what to call the task.
 
     Raises:
-        DataError: there are no records, or texts and images are mixed.
+        DataError: there are no records, texts and images are mixed, a text or label cannot be used, or a class is
+            known twice.
 
     >>> task = task_from([Record("tea please", "drink"), Record("a sofa", "furniture")], known=["furniture"])
     >>> task.class_names, task.train.labels.tolist()
@@ -79,10 +95,33 @@ def task_from(records: Sequence[Record], known: Sequence[str] = (), *, index: in
     """
     if not records:
         raise DataError("there are no records to learn from: give at least one")
+    if isinstance(known, str):
+        raise DataError("known is a text: give the names of the known classes as a list")
+    names = [_checked(f"known class {k}", as_label, name, []) for k, name in enumerate(known)]
+    repeated = [label for label, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(f"the known class '{printable(repeated[0])}' is given twice: give each name once")
+    records = [_checked(f"record {row}", _checked_record, record, str(row)) for row, record in enumerate(records)]
     kinds = {kind(record.input) for record in records}
     if len(kinds) > 1:
         raise DataError(f"the records mix {' and '.join(sorted(kinds))}: give one kind of input per task")
-    numbers = {label: k for k, label in enumerate(dict.fromkeys([*known, *classes_of(list(records))]))}
-    train = _examples([replace(r, id=r.id or str(row)) for row, r in enumerate(records)], numbers)
+    numbers = {label: k for k, label in enumerate(dict.fromkeys([*names, *classes_of(records)]))}
+    train = _examples(records, numbers)
     classes = tuple(sorted(set(train.labels.tolist())))
     return Task(index, name, classes, tuple(numbers), input=kinds.pop(), examples={"train": train})
+
+
+def _checked_record(record: Record, position: str) -> Record:
+    item = as_text(record.input) if isinstance(record.input, str) else record.input
+    if not hasattr(item, "kind") and not isinstance(item, PLAIN):
+        raise BadCell(f"the input is a {type(item).__name__}", "give a text, an encoded image or the path of one")
+    return replace(record, input=item, label=as_label(record.label, []), id=as_id(record.id) if record.id else position)
+
+
+def _checked(where: str, check: Callable[..., T], *values: Any) -> T:
+    """What `check` makes of the values; a bad cell becomes an error that says where it is."""
+    try:
+        return check(*values)
+    except BadCell as problem:
+        cause, remedy = problem.args
+        raise DataError(f"{where}: {cause}; {remedy}") from None

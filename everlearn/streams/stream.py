@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,24 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+class Picture:
+    """The content of an image file, read when it is needed, without the path.
+
+    >>> picture = Picture(Path("cats/one.png"))
+    >>> "cats" in repr(picture), picture.kind
+    (False, 'image')
+    """
+
+    kind = "image"
+
+    def __init__(self, path: Path) -> None:
+        self.content = path.read_bytes
+
+    @property
+    def original(self) -> Picture:
+        return self
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,11 @@ class Examples:
         labels = self.labels[rows] if len(self.labels) else self.labels
         columns = {name: column[rows] for name, column in self.columns.items()}
         return Examples(pick(self.inputs), labels, pick(self.ids), pick(self.positives), pick(self.relevant), columns)
+
+    def bare(self) -> list[Input]:
+        """The inputs as a method is given them at test: without labels and ids, and of an image file without its
+        path, because the folder of an image often names its class."""
+        return [Picture(item) if isinstance(item, Path) else item for item in self.inputs]
 
     @staticmethod
     def concatenate(parts: Sequence[Examples]) -> Examples:

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from everlearn.streams.images import pillow
+from everlearn.streams.images import decode, pillow
 from everlearn.streams.inputs import original
+
+LARGEST_SIDE = 4096
+"""Pixels of a side of a view: the square of a long narrow image could be a thousand times larger than the image."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,16 @@ class View:
     kind: ClassVar[str] = "image"
 
     def content(self) -> bytes:
-        """The view as an encoded image (PPM: nothing is lost, and nothing spent on compression)."""
+        """The view as an encoded image (PPM: nothing is lost, and nothing spent on compression).
+
+        Raises:
+            DataError: the original cannot be read or decoded.
+        """
         Image = pillow()
         draw = random.Random(self.seed)
-        with Image.open(self.original if isinstance(self.original, Path) else io.BytesIO(self.original)) as image:
-            whole = image.convert("RGB")
+        whole = decode(self.original)
         width, height = whole.size
-        side = max(width, height)
+        side = min(max(width, height), LARGEST_SIDE)
         view = whole.resize((side, side), Image.Resampling.BICUBIC, box=_crop(width, height, draw))
         if draw.random() < 0.5:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -206,7 +206,8 @@ def test_a_damaged_timm_file_is_refused(tmp_path, timm_file, damage):
         os.truncate(file, file.stat().st_size - 1)
     else:
         file = file.rename(tmp_path / "vit_tiny_patch16_224.safetensors")
-    assert "damaged, incomplete or for another model" in refused(f"{file}@32")
+    told = "damaged or incomplete" if damage == "byte short" else "damaged, incomplete or for another model"
+    assert told in refused(f"{file}@32")
 
 
 def test_pickled_weights_are_never_read(tmp_path, model_folder):

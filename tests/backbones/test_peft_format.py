@@ -213,17 +213,17 @@ WRONG = {
     "modules to save": (lambda f: edit(f, modules_to_save=["pooler"]), "everlearn does not support modules_to_save"),
     "of a later peft": (lambda f: edit(f, use_news={"a": 1}), "everlearn does not support use_news"),
     "pissa": (lambda f: edit(f, init_lora_weights="pissa"), "'pissa' also changed"),
-    "rank": (lambda f: edit(f, r=4), "has the shapes"),
-    "rank of a layer": (lambda f: edit(f, rank_pattern={"query": 4}), "has the shapes"),
+    "rank": (lambda f: edit(f, r=4), "has the shape [8, 32], but in layer"),
+    "rank of a layer": (lambda f: edit(f, rank_pattern={"query": 4}), "query' of rank 4 in backbone"),
     "alpha": (lambda f: edit(f, lora_alpha="16"), "value that cannot be used"),
     "pattern": (lambda f: edit(f, alpha_pattern={"(": 1}), "value that cannot be used"),
-    "half": (drop_half, "has the shapes"),
+    "half": (drop_half, "1 of 2 tensors are missing, such as 'lora_A'"),
     "other module": (lambda f: rename(f, lambda n: n.replace("query", "q_proj")), "has a linear layer 'encoder"),
     "other tensor": (lambda f: rename(f, lambda n: n.replace("lora_A", "lora_C")), "is not a LoRA"),
     "pickle": (pickled, "never reads it"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "cannot be read"),
-    "no config": (lambda f: (f / CONFIG).unlink(), "cannot be read"),
-    "no json": (lambda f: (f / CONFIG).write_text("{"), "is not JSON"),
+    "no config": (lambda f: (f / CONFIG).unlink(), "no such file"),
+    "no json": (lambda f: (f / CONFIG).write_text("{"), "broken JSON"),
     "a list": (lambda f: (f / CONFIG).write_text("[]"), "unknown peft_type"),
     "truncated": (lambda f: os.truncate(f / WEIGHTS, 100), "cannot be read"),
     "renamed pickle": (lambda f: (f / WEIGHTS).write_bytes(pickle.dumps({})), "cannot be read"),
@@ -252,7 +252,7 @@ def test_an_adapter_of_another_encoder_is_refused(load_kind, tmp_path):
     with pytest.warns(EverlearnWarning):
         save(insert(bert, "prefix"), bert, tmp_path / "prefix")
     edit(tmp_path / "prefix", num_virtual_tokens=9)
-    with pytest.raises(EverlearnError, match="the prefix has the shapes"):
+    with pytest.raises(EverlearnError, match=r"has the shape \[10, 128\], but in a prefix of 9 tokens"):
         load(bert, tmp_path / "prefix")
 
 

@@ -58,7 +58,7 @@ def test_an_image_is_its_encoded_bytes_wherever_they_are(tmp_path):
     for item in (image, path):
         assert kind(item) == "image" and content(item) == image and original(item) is item
     assert kind(b"") == "image" and kind(Path("not there.png")) == "image"
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DataError, match=r"not there\.png: no such file; check the path"):
         content(tmp_path / "not there.png")
 
 

@@ -73,3 +73,43 @@ def test_without_a_network_the_remedy_is_named(monkeypatch, caplog):
     message = refusal()
     assert message.startswith("no/set: cannot load") and "check the name and the network" in message
     assert not caplog.records
+
+
+def saved(tmp_path, table) -> str:
+    import pyarrow.parquet as pq
+
+    (tmp_path / "odd").mkdir()
+    pq.write_table(table, tmp_path / "odd" / "train.parquet")
+    return f"hub:{tmp_path / 'odd'}"
+
+
+def test_images_are_taken_as_they_are_stored(folder, tmp_path, png, monkeypatch):
+    import pyarrow as pa
+
+    monkeypatch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("an image was decoded"))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(8)], "label": ["a", "b"] * 4}
+    table = datasets.Dataset.from_dict(rows, features=features).data.table
+    assert isinstance(table, pa.Table)
+    stream = streams.load(saved(tmp_path, table), class_order="given")
+    inputs = [*stream[0].train.inputs, *stream[0].test.inputs]
+    assert sorted(inputs) == sorted(png(i) for i in range(8))
+
+
+def test_odd_values_of_the_hub_are_one_line(folder, tmp_path):
+    import pyarrow as pa
+
+    table = pa.table({"text": list("abcd"), "label": pa.array([2**62] * 4, pa.duration("s"))})
+    with pytest.raises(DataError, match=r"column 'label' cannot be read \(OverflowError: .*\): give a local CSV"):
+        streams.load(saved(tmp_path, table))
+
+
+@pytest.mark.parametrize("name", ["hub:", "hub:a\0b", "hub:" + "n" * 10_000, "hub:/dev/null"])
+def test_names_that_the_hub_cannot_have_are_one_line(monkeypatch, name):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(EverlearnError) as error:
+        streams.load(name)
+    assert str(error.value).isprintable() and len(str(error.value)) < 1300

@@ -99,6 +99,25 @@ QUERY = {"query_id": "n", "text": "new", "pos": ["skin0"], "split": "train", "do
         ({"queries": [{**QUERY, "pos": []}]}, "line 9: pos is not a list of document ids"),
         ({"queries": [{**QUERY, "grade": [1, 2]}]}, "line 9: 2 grades for 1 documents"),
         ({"queries": [{**QUERY, "text": " "}]}, "line 9: the text is empty"),
+        ({"queries": [{**QUERY, "pos": ["skin0", "skin1", "skin0"]}]}, "line 9: pos names the document 'skin0' twice"),
+        ({"queries": [{**QUERY, "pos": [["skin0"]]}]}, "line 9: the id is a list"),
+        ({"queries": [{**QUERY, "pos": [None]}]}, "line 9: the id is missing"),
+        ({"queries": [{**QUERY, "pos": {"skin0": 1}}]}, "line 9: pos is not a list of document ids"),
+        ({"queries": [{**QUERY, "grade": 3}]}, "line 9: grade is a int, not a list"),
+        ({"queries": [{**QUERY, "grade": [-1]}]}, "line 9: the grade -1 is not usable; write a whole number from 0 to"),
+        ({"queries": [{**QUERY, "grade": [1.5]}]}, "line 9: the grade 1.5 is not usable"),
+        ({"queries": [{**QUERY, "grade": [float("inf")]}]}, "line 9: the grade inf is not usable"),
+        ({"queries": [{**QUERY, "grade": [float("nan")]}]}, "line 9: the grade nan is not usable"),
+        ({"queries": [{**QUERY, "grade": [1e300]}]}, "line 9: the grade 1e\\+300 is not usable"),
+        ({"queries": [{**QUERY, "grade": [True]}]}, "line 9: the grade of type bool is not usable"),
+        ({"queries": [{**QUERY, "grade": ["1"]}]}, "line 9: the grade 1 is not usable"),
+        ({"queries": [{**QUERY, "grade": [[1]]}]}, "line 9: the grade of type list is not usable"),
+        ({"queries": [{**QUERY, "grade": [0]}]}, "line 9: every grade is 0, so no document is relevant"),
+        ({"queries": [{**QUERY, "domain": ["skin"]}]}, "line 9: the domain is a list"),
+        ({"queries": [{**QUERY, "split": {}}]}, "line 9: unknown split of type dict"),
+        ({"queries": [{**QUERY, "query_id": None}]}, "line 9: the id is missing"),
+        ({"queries": [{**QUERY, "query_id": "a\n\nb"}]}, "line 9: the id 'a b' holds a control character"),
+        ({"corpus": [{"doc_id": ["d"], "text": "d", "domain": "skin"}]}, "corpus.jsonl, line 11: the id is a list"),
         ({"queries": [QUERY, QUERY]}, r"line 10: the id 'n' is already used at .*line 9"),
         ({"corpus": [{"doc_id": "d", "text": "", "domain": "skin"}]}, r"med_corpus.jsonl, line 11: the text is empty"),
     ],
@@ -108,6 +127,40 @@ def test_bad_rows_are_refused_or_left_out(medical, rows, message):
     with pytest.raises(DataError, match=message):
         streams.load(name)
     assert "left out 1 bad row" in streams.load(name, skip_bad_rows=True).notes[-1]
+
+
+def test_grades_may_be_whole_floats_and_a_document_of_grade_0_is_not_learned(medical):
+    rows = [
+        {**QUERY, "pos": ["skin0", "skin1"], "grade": [2.0, 0.0]},
+        {**QUERY, "query_id": "m", "pos": ["skin3", "skin4"], "grade": [0, 3], "split": "test"},
+    ]
+    skin = streams.load(medical(queries=rows))[1]
+    assert [text for query, text in zip(skin.train.inputs, skin.train.positives, strict=True) if query == "new"] == [
+        "doc skin0"
+    ]
+    assert skin.test.relevant[-1] == {"skin4": 3} and type(skin.test.relevant[-1]["skin4"]) is int
+
+
+def test_ids_that_are_numbers_are_found(tmp_path):
+    (tmp_path / "n_corpus.jsonl").write_text("".join(f'{{"doc_id": {i}, "text": "d{i}"}}\n' for i in range(4)))
+    rows = (f'{{"query_id": {i}, "text": "q{i}", "pos": [{i}]}}\n' for i in range(4))
+    (tmp_path / "n_queries.jsonl").write_text("".join(rows))
+    stream = streams.load(str(tmp_path / "n"), test=0.5)
+    assert len(stream[0].train) == len(stream[0].test) == 2 and len(stream[0].corpus) == 4
+
+
+def test_titles_are_texts(medical):
+    name = medical(corpus=[{"doc_id": "d", "text": "d", "title": ["x"], "domain": "skin"}])
+    with pytest.raises(DataError, match="line 11: the text is a list"):
+        streams.load(name, titles=True)
+    assert len(streams.load(name)) == 2
+
+
+def test_a_data_set_without_a_usable_query_is_one_line(tmp_path):
+    (tmp_path / "n_corpus.jsonl").write_text('{"doc_id": "a", "text": "b"}\n')
+    (tmp_path / "n_queries.jsonl").write_text('{"query_id": "a", "text": "b", "pos": ["c"]}\n')
+    with pytest.raises(DataError, match=r"n_queries.jsonl: no rows are left to make tasks of"):
+        streams.load(str(tmp_path / "n"), skip_bad_rows=True)
 
 
 def test_options_of_labelled_streams_are_refused(medical):

@@ -1,0 +1,338 @@
+"""What everlearn's own files hold, and strict readers for them.
+
+A run's folder may come from anywhere. So each of its files is checked as a whole before anything of it is used:
+types, ranges, and that the parts fit together. A file that differs is refused in one line that names the entry.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
+
+from everlearn.errors import EverlearnError, is_control, printable
+from everlearn.files import read_bytes, read_text
+from everlearn.strict import MOST_YAML, from_json, from_yaml
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+MOST_JSON = 256 * 2**20
+"""Bytes of a JSON file of ours; the results of 1,000 tasks take a few MB."""
+
+def _without_control(name: str) -> str:
+    if any(map(is_control, name)):
+        raise ValueError("a name holds a control character")
+    return name
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=10_000), AfterValidator(_without_control)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[float, Field(ge=-1e15, le=1e15)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+Score = Annotated[float, Field(ge=0, le=1 + 1e-6)]
+Scores = list[Score | None]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Plain = dict[str, Any]
+"""Any JSON; whoever reads it checks it."""
+
+
+class Section(TypedDict):
+    """The stream or the method of a configuration: its name, and its settings, which are checked by its signature."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+    name: Annotated[str, StringConstraints(min_length=1, max_length=4_096)]
+
+
+class Saving(TypedDict):
+    save_minutes: Annotated[float, Field(gt=0, le=1e9)]
+    save_steps: Annotated[int, Field(gt=0)] | None
+
+
+class RunConfig(TypedDict):
+    """config.yaml of a run."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+    stream: Section
+    method: Section
+    backbone: Name | None
+    seed: Count
+    saving: NotRequired[Saving]
+
+
+class TaskResult(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    name: str
+    classes: list[str]
+    train: Count
+    test: Count
+
+
+def _square(results: Any) -> Any:
+    """Matrices, curves and tasks have the same size, and the seconds have a sum."""
+    if not results["seconds"].keys() >= {"total", "encode"}:
+        raise ValueError("seconds lacks total or encode")
+    size = len(results["tasks"])
+    if not size:
+        raise ValueError("there are no tasks")
+    for name, matrix in {"accuracy_matrix": results["accuracy_matrix"], **results["other_matrices"]}.items():
+        if len(matrix) != size or any(len(row) != size for row in matrix):
+            raise ValueError(f"{name} is not a matrix of {size} x {size} scores")
+    matrix = results["accuracy_matrix"]
+    if any(score is None for i, row in enumerate(matrix) for score in row[: i + 1]):
+        raise ValueError("accuracy_matrix lacks a score of a task that was learned")
+    for name in ("curve", "before"):
+        if len(results[name]) != size:
+            raise ValueError(f"{name} does not have {size} entries")
+    if len(results["initial"]) not in (0, size):
+        raise ValueError(f"initial does not have {size} entries")
+    return results
+
+
+class _Results(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    everlearn: str
+    method: Name
+    stream: Name
+    kind: str
+    input: str
+    goal: Literal["classes", "ranking"]
+    backbone: str
+    seed: Count
+    metric: str
+    tasks: list[TaskResult]
+    accuracy_matrix: list[Scores]
+    other_matrices: dict[str, list[list[Number | None]]]
+    before: Scores
+    initial: Scores
+    curve: list[Score]
+    final_accuracy: Score
+    average_accuracy: Score
+    forgetting: Number | None
+    backward_transfer: Number | None
+    forward_transfer: Number | None
+    retention: Number | None
+    gain: Number | None
+    trainable_parameters: Count
+    stored_bytes: Count
+    stored: dict[str, Count]
+    seconds: dict[str, Seconds]
+    seconds_per_task: list[dict[str, Seconds]]
+    peak_rss_bytes: Count
+    examples_encoded: Count
+    examples_served: Count
+    environment: dict[str, str | int | float | bool | None]
+    warnings: list[str]
+    notes: list[str]
+    paper_compat: bool
+    diagnostics: Plain
+    fingerprint: str
+    config: RunConfig
+
+
+Results = Annotated[_Results, AfterValidator(_square)]
+"""results.json of a run."""
+
+
+class Failed(TypedDict):
+    method: Name
+    error: str
+
+
+class Skipped(TypedDict):
+    method: Name
+    skipped: str
+
+
+class Comparison(TypedDict):
+    """compare.json of a comparison."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    stream: Name
+    fingerprint: str
+    backbone: str | None
+    seed: Count
+    methods: dict[str, Section]
+    results: NotRequired[list[Results | Failed | Skipped]]
+    recommendation: NotRequired[str]
+
+
+class LogLine(TypedDict):
+    """A line of metrics.jsonl: the loss of a step, or, where step is None, the score after a task."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    task: Count
+    step: Count | None
+    loss: NotRequired[Number]
+    score: NotRequired[Score]
+    seconds: NotRequired[dict[str, Seconds]]
+
+
+class Row(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    scores: list[Score]
+    others: dict[str, list[Number | None]]
+    all: Score
+    before: Score | None
+
+
+class MeasuredSoFar(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+    rows: list[Row]
+    seconds: list[dict[str, Seconds]]
+    initial: Scores
+    before: Score | None
+    trainable: Count
+    warned: list[str]
+
+
+class TaskMetadata(TypedDict):
+    """A task without its data, as `Task.metadata` gives it."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    index: Count
+    name: str
+    classes: list[Count]
+    class_names: list[Name]
+    input: str
+    goal: Literal["classes", "ranking"]
+    batch_size: Annotated[int, Field(ge=1)] | None
+    augment: bool
+
+
+class OptimizerState(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+    groups: list[Plain]
+    slots: dict[str, int | float | bool | None]
+
+
+class TrainingState(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    optimizer: OptimizerState
+    schedule: Plain
+
+
+class FileCheck(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    bytes: Count
+    sha256: Digest
+
+
+def _consistent(state: Any) -> Any:
+    """The tasks, the scores and the position belong together."""
+    done, tasks = state["task"], state["tasks"]
+    if len(tasks) != done + bool(state["step"]) or [task["index"] for task in tasks] != list(range(len(tasks))):
+        raise ValueError(f"there are {len(tasks)} tasks for position {done}, step {state['step']}")
+    if len(state["measured"]["rows"]) != done:
+        raise ValueError(f"there are {len(state['measured']['rows'])} rows of scores for {done} tasks")
+    for i, row in enumerate(state["measured"]["rows"]):
+        if any(len(scores) != i + 1 for scores in [row["scores"], *row["others"].values()]):
+            raise ValueError(f"the scores after task {i + 1} are not those of {i + 1} tasks")
+    if len(state["measured"]["seconds"]) != len(tasks):
+        raise ValueError(f"there are seconds of {len(state['measured']['seconds'])} tasks, not of {len(tasks)}")
+    known: list[str] = []
+    for task in tasks:
+        names = task["class_names"]
+        if names[: len(known)] != known or len(set(names)) != len(names) or not set(task["classes"]) <= set(
+            range(len(names))
+        ):
+            raise ValueError(f"the classes of task {task['index'] + 1} do not continue those before it")
+        known = names
+    if bool(state["training"]) != bool(state["step"]):
+        raise ValueError("there is a state of the training exactly where a task has begun")
+    return state
+
+
+class Container(TypedDict):
+    """What every state.json says of the files beside it."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+    format: int
+    files: dict[str, FileCheck]
+
+
+class _State(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+    format: int
+    files: dict[str, FileCheck]
+    task: Count
+    step: Count
+    measured: MeasuredSoFar
+    training: TrainingState | dict[str, Any]
+    fingerprint: str
+    backbone: Plain
+    rounding: str
+    origin: str
+    tasks: list[TaskMetadata]
+
+
+State = Annotated[_State, AfterValidator(_consistent)]
+"""state.json of a run's checkpoint, without its own digest."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.yaml of a run's folder.
+
+    Raises:
+        EverlearnError: it is missing, or not a run's configuration.
+    """
+    file = folder / "config.yaml"
+    if not file.exists():
+        raise EverlearnError(f"{folder} is not a run's folder: it has no config.yaml")
+    return valid(from_yaml(read_text(file, MOST_YAML), file), RunConfig, file)
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """results.json of a run.
+
+    Raises:
+        EverlearnError: it cannot be read, or is not what a run writes.
+    """
+    return _read_json(file, Results, "learn the run again in a new folder")
+
+
+def read_comparison(file: Path) -> dict[str, Any]:
+    """compare.json of a comparison.
+
+    Raises:
+        EverlearnError: it cannot be read, or is not what a comparison writes.
+    """
+    return _read_json(file, Comparison, "compare again in a new folder")
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The complete lines of metrics.jsonl. A full disk, or reading while another process writes, may leave the last
+    line cut off.
+
+    Raises:
+        EverlearnError: a complete line is not what a run writes.
+    """
+    lines = read_text(file, MOST_JSON).splitlines(keepends=True)
+    complete = [from_json(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line.endswith("\n")]
+    return valid(complete, list[LogLine], file)
+
+
+def valid(value: Any, schema: Any, file: object, remedy: str = "correct it, or learn the run again") -> Any:
+    """`value`, if it is what `schema` says.
+
+    Raises:
+        EverlearnError: it is not; the message names the first entry that differs.
+    """
+    try:
+        return cast(Any, _adapter(schema)).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        entry = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+        message = first["msg"].removeprefix("Value error, ")
+        problem = f"the entry {printable(entry)}: {message}" if entry else message
+        raise EverlearnError(f"{file} is not what this version of everlearn writes ({problem}): {remedy}") from None
+
+
+def _read_json(file: Path, schema: Any, remedy: str) -> Any:
+    return valid(from_json(read_bytes(file, MOST_JSON), file, remedy), schema, file, remedy)
+
+
+@functools.cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
