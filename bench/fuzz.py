@@ -63,8 +63,18 @@ def main() -> int:
         print(line)
     counts = {kind: fuzzer.counts[kind] for kind in KINDS}
     by_target = Counter(target for target, _ in inputs)
-    print(json.dumps({"inputs": len(inputs), **counts, "seed": args.seed, "seconds": round(time.perf_counter() - started),
-                      "by_target": by_target, "accepted": fuzzer.accepted}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "inputs": len(inputs),
+                **counts,
+                "seed": args.seed,
+                "seconds": round(time.perf_counter() - started),
+                "by_target": by_target,
+                "accepted": fuzzer.accepted,
+            }
+        )
+    )
     if args.only:
         print(f"its folder: {base / 'own'}", file=sys.stderr)
     else:
@@ -83,8 +93,13 @@ def without_privileges() -> None:
     os.set_inheritable(descriptor, True)
     home = f"/proc/self/fd/{descriptor}"
     paths = [path.replace(sys.base_prefix, home, 1) for path in sys.path if path]
-    environment = {**os.environ, "PYTHONHOME": home, "PYTHONPATH": os.pathsep.join(paths),
-                   "LD_LIBRARY_PATH": f"{home}/lib", "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONHOME": home,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "LD_LIBRARY_PATH": f"{home}/lib",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     os.setgroups([])
     os.setgid(NOBODY)
     os.setuid(NOBODY)
@@ -104,11 +119,17 @@ def prepare_environment(base: Path) -> None:
         if name.startswith("EVERLEARN_"):
             del os.environ[name]
     os.environ.update(
-        HOME=str(own / "home"), TMPDIR=str(own / "tmp"), HF_HOME=str(own / "home"), MPLCONFIGDIR=str(own / "home"),
-        HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", PATH=f"{base / 'bin'}:{os.environ['PATH']}",
-    )  # fmt: skip
+        HOME=str(own / "home"),
+        TMPDIR=str(own / "tmp"),
+        HF_HOME=str(own / "home"),
+        MPLCONFIGDIR=str(own / "home"),
+        HF_HUB_OFFLINE="1",
+        TOKENIZERS_PARALLELISM="false",
+        OMP_NUM_THREADS="1",
+        PATH=f"{base / 'bin'}:{os.environ['PATH']}",
+    )
     tempfile.tempdir = None
-    sys.stdin = open(os.devnull)
+    sys.stdin = open(os.devnull)  # noqa: SIM115
 
 
 class Fuzzer:
@@ -125,22 +146,23 @@ class Fuzzer:
         import pkgutil
 
         import torch
+        from fuzzing import damage, seeds
 
         import everlearn
-        from everlearn import config
-        from fuzzing import damage, seeds
+        from everlearn import config, methods
 
         torch.set_num_threads(1)
         for module in pkgutil.walk_packages(everlearn.__path__, "everlearn."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
         self.own, self.outside, self.seeds, self.seed = base / "own", base / "outside", base / "seeds", seed
-        said, sys.stderr = sys.stderr, open(base / "seeds.log", "w")  # loggers keep it, so it stays open
+        # What an input leaves out must not cost more than what it names.
+        config.DEFAULTS.update(stream={"name": str(self.seeds / "data" / "table.csv")}, method={"name": "simplecil"})
+        methods.RanPAC.__init__.__kwdefaults__["width"] = 30
+        said, sys.stderr = sys.stderr, open(base / "seeds.log", "w")  # noqa: SIM115  loggers keep it
         seeds.build(self.seeds)
         sys.stderr = said
         os.environ["EVERLEARN_CACHE"] = str(self.own / "cache")
-        # What an input leaves out must cost as little as what it names.
-        config.DEFAULTS.update(stream={"name": str(self.seeds / "data" / "table.csv")}, method={"name": "simplecil"})
         self.values, self.texts = damage.odd_values(600, seed), damage.odd_texts(600, seed)
         self.counts, self.accepted = Counter[str](), Counter[str]()
         self.failures: dict[tuple[str, str], list[Any]] = {}
@@ -206,7 +228,7 @@ class Fuzzer:
         quiet = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):  # what libraries in C print
             os.dup2(quiet, descriptor)
-        dump = open(f"{log}.dump", "w")
+        dump = open(f"{log}.dump", "w")  # noqa: SIM115  faulthandler keeps it
         faulthandler.enable(dump)
         limit_memory()
         guard = Guard(self.own)
@@ -261,10 +283,11 @@ class Fuzzer:
 
     def lines(self) -> list[str]:
         """One line for each different failure, with its first input."""
-        return [
-            f"{kind}: {key} ×{found['times']}: {found['detail']} | --seed {self.seed} --only {found['only']} | {found['told']}"
-            for (kind, key), found in sorted(self.failures.items())
-        ]  # fmt: skip
+        lines = []
+        for (kind, key), found in sorted(self.failures.items()):
+            again = f"--seed {self.seed} --only {found['only']}"
+            lines.append(f"{kind}: {key} x{found['times']}: {found['detail']} | {again} | {found['told']}")
+        return lines
 
     def _canaries(self) -> str:
         hasher = hashlib.sha256()

@@ -171,9 +171,10 @@ def load_method_state(method: nn.Module, state: dict[str, torch.Tensor]) -> None
         module = modules.get(path)
         if isinstance(module, Stateful):
             module.check_saved(saved)
-        for name, tensor in saved.items() if not isinstance(module, Stateful) else ():
-            own = {**module._parameters, **module._buffers}.get(name) if module else None
-            check_saved(f"{path}.{name}".strip("."), tensor, own)
+            continue
+        held = {**module._parameters, **module._buffers} if module is not None else {}
+        for name, tensor in saved.items():
+            check_saved(f"{path}.{name}".strip("."), tensor, held.get(name))
     try:
         method.load_state_dict(state, strict=False)
     except RuntimeError as error:

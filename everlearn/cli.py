@@ -8,7 +8,6 @@ import csv
 import errno
 import io
 import json
-import math
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ from everlearn.config import ELSEWHERE, arguments, build_config, check_out, defa
 from everlearn.errors import EverlearnError, printable, unknown
 from everlearn.files import write_whole
 from everlearn.interrupts import Interrupted
+from everlearn.settings import Count, Minutes, checked
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -98,8 +98,8 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
 def _run(args: argparse.Namespace) -> int:
     if args.help:
         return _help(args)
-    if not 0 < args.save_minutes < math.inf or (args.save_steps is not None and args.save_steps <= 0):
-        raise EverlearnError("--save-minutes and --save-steps must be more than 0 and finite")
+    checked("--save-minutes", args.save_minutes, Minutes)
+    checked("--save-steps", args.save_steps, Count | None)
     config, recipe = build_config(_options(args), file=args.config, recipe=args.recipe)
     out = check_out(args.out) if args.out else default_out(config)
     if recipe is not None:

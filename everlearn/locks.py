@@ -32,10 +32,13 @@ def alone(folder: Path, doing: str = "learning", patience: float = 0.0) -> Abstr
     Traceback (most recent call last):
     everlearn.locks.Busy: another process is learning in ...: wait until it ends, or stop it
     """
+    lock = folder / ".lock"
+    if lock.is_symlink():  # locking would create the file that it points to
+        raise EverlearnError(f"{lock} is a link, and a run writes only into its own folder: remove it")
     try:
-        return FileLock(folder / ".lock").acquire(timeout=patience)
+        return FileLock(lock).acquire(timeout=patience)
     except Timeout:
         raise Busy(f"another process is {doing} in {folder}: wait until it ends, or stop it") from None
     except OSError as error:
-        raise EverlearnError(f"{folder / '.lock'} cannot be locked ({error.strerror}): remove it, or give the folder "
+        raise EverlearnError(f"{lock} cannot be locked ({error.strerror}): remove it, or give the folder "
                              "its permissions back") from error  # fmt: skip

@@ -33,8 +33,17 @@ Results = dict[str, Any]
 POLL = 0.2  # seconds between two checks of the processes
 
 # An empty entry of sys.path is the working directory, from which -c and -m import first: a random.py there would run
-# in place of Python's. (The option -P does this only since Python 3.11.)
-CHILD = "import sys; sys.path[:] = filter(None, sys.path); from everlearn.processes import child; sys.exit(child())"
+# in place of Python's. (The option -P does this only since Python 3.11.) Until the libraries are imported, a signal ends
+# the process at once: as a KeyboardInterrupt, a library could catch it.
+CHILD = """
+import sys
+sys.path[:] = filter(None, sys.path)
+from everlearn.processes import stop_with_parent
+stop_with_parent()
+import everlearn.protocol
+from everlearn.cli import main
+sys.exit(main())
+"""
 
 
 def default_jobs() -> int:
@@ -84,19 +93,16 @@ def side_by_side(
                 run.bar.__exit__(KeyboardInterrupt, None, None)
 
 
-def child() -> int:
-    """What the process of a run executes: the command line, until standard input ends."""
-    from everlearn.cli import main
-
+def stop_with_parent() -> None:
+    """From now on, when standard input ends, this process saves and stops as if a job scheduler had asked for it."""
     learning = threading.main_thread().ident
     assert learning is not None
 
-    def stop_at_the_end() -> None:
+    def wait() -> None:
         os.read(0, 1)
-        signal.pthread_kill(learning, signal.SIGTERM)  # which saves and stops, as from a job scheduler
+        signal.pthread_kill(learning, signal.SIGTERM)
 
-    threading.Thread(target=stop_at_the_end, daemon=True).start()
-    return main()
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @dataclass
@@ -119,9 +125,9 @@ class Run:
         config.write_text(yaml.safe_dump(self.config), encoding="utf-8")
         fresh = ["run", "--config", str(config), "--recipe", "none", "--out", str(self.folder)]
         verb = ["resume", str(self.folder)] if (self.folder / "config.yaml").is_file() else fresh
-        # A class outside of everlearn is imported only if the command names it: a file is not trusted so far.
+        # It is named on the command line, because a class outside of everlearn is not imported at the word of a file.
         verb += ["--method", self.config["method"]["name"]]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
         with open(self.said, "wb") as said:
             # In its own session the run gets Ctrl-C only once, from us: a second Ctrl-C cannot interrupt its saving.
             self.process = subprocess.Popen(

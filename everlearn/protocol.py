@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from everlearn import backbones, methods, streams
 from everlearn.config import check_arguments
 from everlearn.errors import EverlearnError
 from everlearn.evaluation import supports
 from everlearn.files import rewrite_lines, write_whole
+from everlearn.locks import alone
 from everlearn.method import Method
 from everlearn.results import Result, write_results
 from everlearn.schemas import read_config, read_results
 from everlearn.session import Session
+from everlearn.settings import Count, Minutes, Seed, checked
 from everlearn.streams.stream import Stream
 
 FILES = ("name", "test", "validation", "new")  # what may name a file in the settings of a stream
@@ -59,8 +59,9 @@ def run(
     >>> len(result.accuracy_matrix)
     5
     """
-    if not 0 < save_minutes < math.inf or (save_steps is not None and save_steps < 1):
-        raise EverlearnError("save_minutes and save_steps must be more than 0 and finite")
+    checked("seed", seed, Seed)
+    checked("save_minutes", save_minutes, Minutes)
+    checked("save_steps", save_steps, Count | None)
     built = stream if isinstance(stream, Stream) else _load_stream(_absolute(_named("stream", stream)))
     learner, name = _build_method(method, built, backbone, seed)
     section, encoder = _method_config(method, name), learner.backbone.name
@@ -68,7 +69,7 @@ def run(
     saving = {"save_minutes": save_minutes, "save_steps": save_steps}
     folder = _new_folder(out, {**config, "saving": saving}) if out is not None else None
     session = Session(learner, built, config, folder, save_minutes, save_steps, progress)
-    with _alone(folder):
+    with alone(folder) if folder else nullcontext():
         return session.learn()
 
 
@@ -98,7 +99,7 @@ def resume(directory: str | Path, *, method: str | type[Method] | None = None, p
     built = _load_stream(config["stream"])
     learner, _ = _build_method(config["method"], built, config["backbone"], config["seed"], cls)
     session = Session(learner, built, config, folder, saving["save_minutes"], saving["save_steps"], progress)
-    with _alone(folder):
+    with alone(folder):
         session.restore()
         return session.learn()
 
@@ -111,19 +112,6 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     config = read_config(folder)
     return config, config.pop("saving", {"save_minutes": 5.0, "save_steps": None})
-
-
-def _alone(folder: Path | None) -> AbstractContextManager[Any]:
-    """Inside the block no other process can learn in the folder: two would mix their checkpoints."""
-    if folder is None:
-        return nullcontext()
-    try:
-        return FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise EverlearnError(f"another process is learning in {folder}: wait until it ends, or stop it") from None
-    except OSError as error:
-        raise EverlearnError(f"{folder / '.lock'} cannot be locked ({error.strerror}): remove it, or give the folder "
-                             "its permissions back") from error  # fmt: skip
 
 
 def _build_method(

@@ -37,6 +37,7 @@ Index = Annotated[int, Interval(ge=0, le=999)]
 """Number of a block, from 0."""
 Rate = Annotated[float, Interval(gt=0, le=1000)]
 """A learning rate."""
+Minutes = Annotated[float, Interval(gt=0, le=10**6)]
 Strength = Annotated[float, Interval(ge=0, le=10**9)]
 """Weight of a term of the loss; 0 leaves it out."""
 Factor = Annotated[float, Interval(ge=1e-6, le=10**6)]

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from everlearn.errors import DataError, printable
@@ -144,7 +145,8 @@ def _loader() -> type:
     whole, rest = r"[-+]?(0|[1-9][0-9_]*)", r"[-+]?((0|[1-9][0-9]*)\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
     for kind, pattern in (("int", whole), ("float", rest)):
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"{pattern}$"), list("-+.0123456789"))
-    Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node))
-    Loader.add_constructor("tag:yaml.org,2002:seq", lambda loader, node: loader.construct_sequence(node, deep=True))
+    make: dict[str, Any] = {"map": Loader.construct_mapping, "seq": partial(Loader.construct_sequence, deep=True)}
+    for kind, constructor in make.items():
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", constructor)
     _made.append(Loader)
     return Loader

@@ -23,11 +23,11 @@ class TwoLines(EverlearnError):
 def say(error): raise error
 
 watch.SECONDS = {seconds}
-own, outside = Path("own"), Path("outside").resolve()
+own, outside = Path("own").resolve(), Path("outside").resolve()
 guard = watch.Guard(own)
 watch.limit_memory()
 calls = {{{calls}}}
-found = {{name: watch.attempt(watch.Case(call, "a case", own.absolute()), guard, sys.stderr) for name, call in calls.items()}}
+found = {{name: watch.attempt(watch.Case(call, "a case", own), guard, sys.stderr) for name, call in calls.items()}}
 print(json.dumps({{name: [failure.kind for failure in failures] for name, (_, failures) in found.items()}}))
 """
 

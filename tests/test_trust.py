@@ -297,6 +297,10 @@ def test_a_run_does_not_write_through_a_link(stopped, tmp_path):
     (folder / "checkpoints").symlink_to(tmp_path / "elsewhere")
     assert "is a link" in refused(resume, folder)
     (folder / "checkpoints").unlink()
+    (folder / ".lock").unlink(missing_ok=True)
+    (folder / ".lock").symlink_to(tmp_path / "elsewhere" / "created")
+    assert "is a link" in refused(resume, folder) and not (tmp_path / "elsewhere" / "created").exists()
+    (folder / ".lock").unlink()
     shutil.move(tmp_path / "elsewhere", folder / "checkpoints")
     outside = tmp_path / "outside.txt"
     outside.write_text("keep me")

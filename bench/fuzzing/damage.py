@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import random
 import re
-import struct
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +18,28 @@ import hypothesis
 import yaml
 from hypothesis import strategies as st
 
+from fuzzing.formats import PICKLE, SPECIAL, STRUCTURED
+
 NUMBERS = (b"0", b"-1", b"1", b"2", b"7", b"1000000", b"4294967296", b"9223372036854775808", b"-9223372036854775809",
            b"9" * 40, b"1e400", b"-1e-400", b"NaN", b"Infinity", b"0.5", b"1e9", b"010", b"0x10")  # fmt: skip
-WORDS = ("", " ", "0", "-1", "1", "3", "0.5", "1e400", "nan", "inf", "1000000000", "9" * 30, "true", "null", "None", "[]",
-         "{}", "[1, 2]", "a=b", "--", "-", "..", ".", "~", "@", "tiny@3", "full", "head", "lora", "lora(size=0)",
-         "lora(size=-3, size=4)", "prefix(", "lora(size=1000000000)", "x" * 10_000, "a\nb", "\x1b[2J", "\x00", "\u202e",
-         "\ud800", "*", "hub:", "a/b", "!!python/object/apply:os.system ['true']", "&a [*a, *a]", "café", "日本")  # fmt: skip
+WORDS = ("", " ", "0", "-1", "1", "3", "0.5", "1e400", "nan", "inf", "1000000000", "9" * 30, "true", "null", "None",
+         "[]", "{}", "[1, 2]", "a=b", "--", "-", "..", ".", "~", "@", "*", "tiny@3", "full", "head", "lora",
+         "lora(size=0)", "lora(size=-3, size=4)", "prefix(", "lora(size=1000000000)", "x" * 10_000, "a\nb", "\x1b[2J",
+         "\x00", "\u202e", "\ud800", "hub:", "a/b", "!!python/object/apply:os.system ['true']", "&a [*a, *a]", "café",
+         "日本")  # fmt: skip
 DEEP = "@deep@"
-BOMBS = ("&a [1]", "!!python/object/apply:os.system ['true']", "!!binary x", "2020-01-01", "1:30", "<<: *a",
-         "&a [x, x]\nb: &b [*a, *a, *a, *a]\nc: [*b, *b, *b, *b]")  # fmt: skip
+BOMBS = (
+    "&a [1]",
+    "!!python/object/apply:os.system ['true']",
+    "!!binary x",
+    "2020-01-01",
+    "1:30",
+    "<<: *a",
+    "&a [x, x]\nb: &b [*a, *a, *a, *a]\nc: [*b, *b, *b, *b]",
+)
 EVIL = "open('ran', 'w').close()\nfrom everlearn.methods import SimpleCIL\nclass Evil(SimpleCIL): pass\n"
 """A module; that it ran is seen by the audit hook."""
 MODULES = ("random.py", "json.py", "evil.py", "torch.py", "sitecustomize.py", "modeling_evil.py", "yaml/__init__.py")
-PICKLE = b"\x80\x04cposix\nsystem\n(S'touch ran'\ntR."
 
 
 def drawn(strategy: st.SearchStrategy[Any], count: int, seed: int) -> list[Any]:
@@ -42,9 +47,14 @@ def drawn(strategy: st.SearchStrategy[Any], count: int, seed: int) -> list[Any]:
     found: list[Any] = []
 
     @hypothesis.seed(seed)
-    @hypothesis.settings(max_examples=count, database=None, deadline=timedelta(minutes=5),
-                         phases=[hypothesis.Phase.generate], suppress_health_check=list(hypothesis.HealthCheck))
-    @hypothesis.given(strategy)  # fmt: skip
+    @hypothesis.settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(strategy)
     def collect(value: Any) -> None:
         found.append(value)
 
@@ -55,7 +65,9 @@ def drawn(strategy: st.SearchStrategy[Any], count: int, seed: int) -> list[Any]:
 def odd_values(count: int, seed: int) -> list[Any]:
     """Values as JSON has them, of every type, size and depth."""
     text = st.text(st.characters(), max_size=30)  # every character, also half surrogate pairs
-    plain = st.none() | st.booleans() | st.integers() | st.integers(-3, 40) | st.floats() | text | st.sampled_from(WORDS)
+    plain = (
+        st.none() | st.booleans() | st.integers() | st.integers(-3, 40) | st.floats() | text | st.sampled_from(WORDS)
+    )
     nested = st.recursive(plain, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4))
     return drawn(plain | nested, count, seed)
 
@@ -173,7 +185,9 @@ class Draw:
         text = text.replace(DEEP, "[" * 2_000 + "]" * 2_000)
         if self.chance(0.1):
             lines = text.splitlines()
-            lines.insert(self.random.randint(0, len(lines)), self.one((*BOMBS, *(f"x: {bomb}" for bomb in BOMBS), *lines)))
+            lines.insert(
+                self.random.randint(0, len(lines)), self.one((*BOMBS, *(f"x: {bomb}" for bomb in BOMBS), *lines))
+            )
             text = "\n".join(lines)
         return text.encode("utf-8", "surrogatepass")
 
@@ -206,8 +220,11 @@ class Draw:
     def folder(self, place: Path, pattern: str = "*") -> None:
         """Damage one to three files of a folder, and now and then put a module, a pickle or a link beside them."""
         for _ in range(self.random.choice((1, 1, 1, 2, 3))):
-            files = [path for path in sorted(place.rglob(pattern)) if path.is_file() and not path.is_symlink()
-                     and os.access(path, os.R_OK) and path.stat().st_size < 10**7]  # fmt: skip
+            files = [
+                path
+                for path in sorted(place.rglob(pattern))
+                if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK) and path.stat().st_size < 10**7
+            ]
             if files:
                 self.file(self.one(files))
         if self.chance(0.12):
@@ -227,8 +244,19 @@ class Draw:
             name = self.one(("pytorch_model.bin", "adapter_model.bin", "method.pt", "state.pkl", "training.ckpt"))
             (folder / name).write_bytes(PICKLE)
         elif change == 2:
-            name = self.one((".lock", "error.txt", "report.html", "results.json", "metrics.jsonl", "compare.json", "about.json",
-                             "task-009-step-000001", ".task-000-step-000001.1"))  # fmt: skip
+            name = self.one(
+                (
+                    ".lock",
+                    "error.txt",
+                    "report.html",
+                    "results.json",
+                    "metrics.jsonl",
+                    "compare.json",
+                    "about.json",
+                    "task-009-step-000001",
+                    ".task-000-step-000001.1",
+                )
+            )
             if not os.path.lexists(folder / name):
                 (folder / name).symlink_to(self.one((self.outside / "canary.txt", self.outside, Path(name))))
         else:
@@ -243,104 +271,3 @@ def _places(value: Any) -> Any:
     for key, inner in list(items):
         yield value, key
         yield from _places(inner)
-
-
-# -- what a file is replaced by -------------------------------------------------------------------------
-def _link(target: Callable[[Draw, Path], Path]) -> Callable[[Draw, Path, bytes], None]:
-    return lambda draw, path, content: path.symlink_to(target(draw, path))
-
-
-def _unreadable(draw: Draw, path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    path.chmod(0)
-
-
-def _sparse(draw: Draw, path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    os.truncate(path, 6 * 2**30)
-
-
-SPECIAL: dict[str, Callable[[Draw, Path, bytes], None]] = {
-    "missing": lambda draw, path, content: None,
-    "empty": lambda draw, path, content: path.touch(),
-    "a pipe": lambda draw, path, content: os.mkfifo(path),
-    "a folder": lambda draw, path, content: path.mkdir(),
-    "a link to /dev/zero": _link(lambda draw, path: Path("/dev/zero")),
-    "a link to itself": _link(lambda draw, path: Path(path.name)),
-    "a link to a file outside": _link(lambda draw, path: draw.outside / "canary.txt"),
-    "a link to nothing": _link(lambda draw, path: draw.outside / "nothing"),
-    "unreadable": _unreadable,
-    "6 GiB long": _sparse,
-    "zeros": lambda draw, path, content: path.write_bytes(bytes(len(content))) and None,
-    "a pickle": lambda draw, path, content: path.write_bytes(PICKLE) and None,
-}  # fmt: skip
-
-
-# -- structures --------------------------------------------------------------------------------------
-def _json_file(draw: Draw, path: Path) -> None:
-    path.write_bytes(draw.json(draw.structure(json.loads(path.read_bytes()))))
-
-
-def _yaml_file(draw: Draw, path: Path) -> None:
-    path.write_bytes(draw.yaml(draw.structure(yaml.safe_load(path.read_text(encoding="utf-8")))))
-
-
-def _lines_file(draw: Draw, path: Path) -> None:
-    values = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    path.write_bytes(b"\n".join(draw.json(value).replace(b"\n", b" ") for value in draw.structure(values) or []))
-
-
-def _delimited_file(draw: Draw, path: Path) -> None:
-    comma = "\t" if path.suffix == ".tsv" else ","
-    rows = [line.split(comma) for line in path.read_text(encoding="utf-8").splitlines()]
-    for _ in range(draw.one((1, 1, 3))):
-        row = draw.one(rows)
-        if row:
-            at = draw.random.randrange(len(row))
-            row[at : at + 1] = draw.one(([draw.text()], [], [row[at]] * 2, [f'"{draw.text()}"']))
-    path.write_bytes("\n".join(comma.join(row) for row in rows).encode("utf-8", "surrogatepass"))
-
-
-def _safetensors_file(draw: Draw, path: Path) -> None:
-    """Another header, or other tensors."""
-    if draw.chance(0.4):
-        data = path.read_bytes()
-        (length,) = struct.unpack("<Q", data[:8])
-        header = draw.json(draw.structure(json.loads(data[8 : 8 + length])))
-        claimed = draw.one((0, 2**63, length)) if draw.chance(0.1) else len(header)
-        path.write_bytes(struct.pack("<Q", claimed) + header + data[8 + length :])
-        return
-    import torch
-    from safetensors.torch import load, save
-
-    tensors = load(path.read_bytes())
-    if not tensors:
-        tensors = {"weight": torch.ones(2)}
-    for _ in range(draw.one((1, 1, 2))):
-        if not tensors:
-            break
-        name = draw.one(tensors)
-        change, tensor = draw.random.randrange(8), tensors[name]
-        if change == 0:
-            del tensors[name]
-        elif change == 1:
-            tensors[draw.text().replace("\ud800", "")] = tensors.pop(name)
-        elif change == 2:
-            tensors[name] = tensor.to(draw.one((torch.float16, torch.float64, torch.int64, torch.bool, torch.uint8)))
-        elif change == 3:
-            tensors[name] = tensor.t().contiguous() if tensor.ndim == 2 else tensor[None]
-        elif change == 4:
-            tensors[name] = tensor.new_zeros(draw.one(((0,), (), (1, 1, 1), (1, 0), (2**20,))))
-        elif change == 5 and tensor.is_floating_point():
-            tensors[name] = torch.full_like(tensor, draw.one((math.nan, math.inf, 1e38, 0.0)))
-        elif change == 6:
-            tensors[name] = torch.full_like(tensor, draw.one((0, 1, 100)))
-        else:
-            tensors["more." + name] = tensor.clone()
-    path.write_bytes(save(tensors))
-
-
-STRUCTURED: dict[str, Callable[[Draw, Path], None]] = {
-    ".json": _json_file, ".yaml": _yaml_file, ".jsonl": _lines_file, ".csv": _delimited_file,
-    ".tsv": _delimited_file, ".safetensors": _safetensors_file,
-}  # fmt: skip

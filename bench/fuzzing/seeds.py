@@ -1,11 +1,11 @@
 """Valid files and folders of everything that everlearn reads; the fuzzer damages copies of them.
 
-    seeds/data       tables, retrieval files, images and image folders
-    seeds/configs    configurations
-    seeds/runs       run folders, finished and stopped inside a task, and a comparison
-    seeds/cache      the feature store of these runs
-    seeds/models     folders of transformers, text and image, and a weights file of timm
-    seeds/adapters   adapters in PEFT's format
+seeds/data       tables, retrieval files, images and image folders
+seeds/configs    configurations
+seeds/runs       run folders, finished and stopped inside a task, and a comparison
+seeds/cache      the feature store of these runs
+seeds/models     folders of transformers, text and image, and a weights file of timm
+seeds/adapters   adapters in PEFT's format
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ from typing import Any
 import yaml
 
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "backbones"))
-from small_models import png, save_model  # noqa: E402  the tests build their models with it too
+from small_models import png, save_model
 
 CLASSES, EXAMPLES = ("card", "loan", "cash", "pin"), 6
 FORMATS = {"png": "PNG", "jpg": "JPEG", "bmp": "BMP", "gif": "GIF", "webp": "WEBP", "tiff": "TIFF", "ppm": "PPM"}
 METHODS: dict[str, dict[str, Any]] = {
-    "simplecil": {}, "ranpac": {"width": 20, "first_session": False}, "fecam": {}, "er": {"train": "lora(size=2)"},
-    "l2p": {}, "coda_prompt": {}, "slca": {}, "ewc": {"train": "head"}, "task_adapters": {},
-}  # fmt: skip
+    "simplecil": {},
+    "ranpac": {"width": 20, "first_session": False},
+    "fecam": {},
+    "er": {"train": "lora(size=2)"},
+    "l2p": {},
+    "coda_prompt": {},
+    "slca": {},
+    "ewc": {"train": "head"},
+    "task_adapters": {},
+}
 IMAGE_METHOD = "lda"
 
 
@@ -50,10 +57,15 @@ def build(seeds: Path) -> None:
 def _rows() -> list[dict[str, Any]]:
     draw = random.Random(0)
     return [
-        {"text": f"{label} " + " ".join(f"word{draw.randrange(50)}" for _ in range(4)), "label": label,
-         "id": f"{label}-{number}", "domain": ("shop", "bank")[number % 2]}
-        for number in range(EXAMPLES) for label in CLASSES
-    ]  # fmt: skip
+        {
+            "text": f"{label} " + " ".join(f"word{draw.randrange(50)}" for _ in range(4)),
+            "label": label,
+            "id": f"{label}-{number}",
+            "domain": ("shop", "bank")[number % 2],
+        }
+        for number in range(EXAMPLES)
+        for label in CLASSES
+    ]
 
 
 def _tables(data: Path) -> None:
@@ -97,11 +109,21 @@ def _retrieval(data: Path) -> None:
     import pyarrow.parquet as pq
 
     rows = _rows()
-    documents = [{"doc_id": row["id"], "text": row["text"], "title": row["label"], "domain": row["domain"], "split": "all"}
-                 for row in rows]  # fmt: skip
-    queries = [{"query_id": f"q{number}", "text": row["text"][:20], "pos": [row["id"], rows[number - 2]["id"]],
-                "grade": [2, 1], "domain": row["domain"], "split": ("train", "test")[number % 3 == 0]}
-               for number, row in enumerate(rows)]  # fmt: skip
+    documents = [
+        {"doc_id": row["id"], "text": row["text"], "title": row["label"], "domain": row["domain"], "split": "all"}
+        for row in rows
+    ]
+    queries = [
+        {
+            "query_id": f"q{number}",
+            "text": row["text"][:20],
+            "pos": [row["id"], rows[number - 2]["id"]],
+            "grade": [2, 1],
+            "domain": row["domain"],
+            "split": ("train", "test")[number % 3 == 0],
+        }
+        for number, row in enumerate(rows)
+    ]
     for role, found in (("corpus", documents), ("queries", queries)):
         (data / f"shop_{role}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
         pq.write_table(pa.Table.from_pylist(found), data / f"mall_{role}.parquet")
@@ -136,6 +158,7 @@ def hash_of(text: str) -> int:
 
 
 def _models(models: Path) -> None:
+    import timm
     import torch
     from safetensors.torch import save_file
 
@@ -143,17 +166,30 @@ def _models(models: Path) -> None:
         save_model(kind, models / kind)
     bert = models / "bert"
     (bert / "1_Pooling").mkdir()
-    (bert / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": False,
-                                                                 "pooling_mode_mean_tokens": True}))  # fmt: skip
-    steps = [{"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{type_}"}
-             for number, (path, type_) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling"), ("2", "Normalize")))]  # fmt: skip
+    (bert / "1_Pooling" / "config.json").write_text(
+        json.dumps({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True})
+    )
+    steps = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{type_}"}
+        for number, (path, type_) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling"), ("2", "Normalize")))
+    ]
     (bert / "modules.json").write_text(json.dumps(steps))
     (bert / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32, "do_lower_case": False}))
-    (models / "vit" / "preprocessor_config.json").write_text(json.dumps(
-        {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": True,
-         "crop_size": {"height": 32, "width": 32}}))  # fmt: skip
+    (models / "vit" / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "size": {"height": 32, "width": 32},
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+                "do_center_crop": True,
+                "crop_size": {"height": 32, "width": 32},
+            }
+        )
+    )
     _divide(bert, models / "divided")
-    save_file({"cls_token": torch.zeros(1, 1, 192)}, models / "vit_tiny_patch16_224.safetensors")
+    weights = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    half = {name: tensor.to(torch.float16) for name, tensor in weights.items()}
+    save_file(half, models / "vit_tiny_patch16_224.safetensors")
 
 
 def _divide(model: Path, place: Path) -> None:
@@ -219,7 +255,7 @@ def _runs(runs: Path, data: Path) -> None:
 
 def _configs(configs: Path, runs: Path, data: Path) -> None:
     configs.mkdir()
-    for name in ("simplecil", "ranpac", "er", "images"):
+    for name in ("simplecil", "fecam", "er", "images"):
         (configs / f"{name}.yaml").write_bytes((runs / name / "config.yaml").read_bytes())
     table = {"name": str(data / "table.csv"), "kind": "domain-incremental", "domains": ["shop", "bank"], "test": 0.3}
     (configs / "domains.yaml").write_text(yaml.safe_dump({"stream": table, "method": "simplecil", "backbone": "tiny"}))

@@ -18,6 +18,7 @@ import shlex
 import signal
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +33,21 @@ LEARNING_SECONDS = 3
 """A run that is learning is interrupted after this time: a long training is what the user asked for, and no hang."""
 LONGEST = 1300
 """Characters of a message."""
+CONTROLS, DIRECTIONS = ("Cc", "Cs", "Zl", "Zp"), ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Characters that change how a terminal shows others: their categories, and their classes of writing direction."""
 EXIT_CODES = (0, 1, 2, 130)
 
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "os.fork")
-CHANGES = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.symlink": 2, "os.truncate": None, "os.chmod": 2,
-           "os.chown": 3, "os.utime": 3}  # fmt: skip
+CHANGES = {
+    "os.remove": 1,
+    "os.rmdir": 1,
+    "os.mkdir": 2,
+    "os.symlink": 2,
+    "os.truncate": None,
+    "os.chmod": 2,
+    "os.chown": 3,
+    "os.utime": 3,
+}
 """Audit events that change the file system, and which of their arguments is the folder's descriptor."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 HARMLESS = ("/dev/null", "/dev/tty", "/proc/", "/nonexistent")
@@ -204,7 +215,7 @@ def _judged(code: Any, said: str) -> list[Failure]:
 def _message(message: str) -> list[Failure]:
     """What is wrong with a message to the user: it must be one line of bounded length that any terminal can show."""
     head = re.sub(r"'.*|/\S*|\d+", "", message)[:60]
-    if not message.isprintable():
+    if any(unicodedata.category(c) in CONTROLS or unicodedata.bidirectional(c) in DIRECTIONS for c in message):
         return [Failure("tracebacks", f"several lines or control characters: {head!r}", repr(message)[:400])]
     if len(message) > LONGEST:
         return [Failure("tracebacks", f"message too long: {head!r}", f"{len(message)} characters")]

@@ -68,8 +68,16 @@ class Mahalanobis(Gaussians):
 
     @torch.no_grad()
     def solve(self) -> Tensor:
-        """Factor the correlations of all classes in one batch, (classes, width, width)."""
-        self.factors = torch.linalg.cholesky(self.correlations()).float().contiguous()  # as a checkpoint holds them
+        """Factor the correlations of all classes in one batch, (classes, width, width).
+
+        Raises:
+            EverlearnError: a correlation matrix is singular, as with gamma2 = gamma1 and few examples.
+        """
+        factors, failed = torch.linalg.cholesky_ex(self.correlations())
+        if failed.any():
+            raise EverlearnError(f"fecam: the covariance of class {int(failed.nonzero()[0])} cannot be inverted: give a "
+                                 "larger gamma1, or a gamma2 that is further below it")  # fmt: skip
+        self.factors = factors.float().contiguous()  # as a checkpoint holds them
         return self.factors
 
     def forward(self, features: Tensor) -> Tensor:

@@ -127,8 +127,6 @@ def _steps(options: SimpleNamespace, kind: str, parts: Parts, classes: list[str]
         sizes = old_then_new.sizes(len(classes), options.old)
         return class_incremental.steps(parts, classes, sizes, ["old", "new"])
     if kind == "online":
-        if options.batch_size < 1:
-            raise EverlearnError(f"batch_size={options.batch_size} gives batches without examples; give 1 or more")
         parts = splits.shuffled(parts, options.split_seed)
     sizes = class_incremental.task_sizes(len(classes), options.tasks, options.base, options.increment)
     return class_incremental.steps(parts, classes, sizes)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from everlearn.errors import DataError, EverlearnError
+from everlearn.errors import DataError
 from everlearn.streams.records import SPLITS, BadRows, Record, of_split
 
 Parts = dict[str, list[Record]]
@@ -95,14 +95,7 @@ def divide(parts: Parts, field: str, groups: dict[str, int], count: int) -> list
 
 
 def limit(parts: Parts, limits: dict[str, int | None], *, seed: int, by_domain: bool) -> Parts:
-    """At most so many examples of a split per class (per class and domain, if domains are tasks), chosen with a seed.
-
-    Raises:
-        EverlearnError: a limit is below one.
-    """
-    for name, most in limits.items():
-        if most is not None and most < 1:
-            raise EverlearnError(f"max_{name}_per_class={most} leaves no examples; give 1 or more")
+    """At most so many examples of a split per class (per class and domain, if domains are tasks)."""
     return {name: _fewer(records, limits.get(name), seed, by_domain) for name, records in parts.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from everlearn.engine import learn
 from everlearn.errors import ContractError
 from everlearn.interrupts import Interrupted
 from everlearn.method import Method
+from everlearn.results import TIMINGS, Result
 from everlearn.session import Session
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Stream, Task
@@ -104,9 +106,15 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k].nan_to_num(7.7), b[k].nan_to_num(7.7)) for k in a)
 
 
+def lasting(result: Result) -> str:
+    """The results of a run that are equal to the bit when it is repeated or resumed, as JSON."""
+    return json.dumps({name: value for name, value in result.results.items() if name not in TIMINGS}, sort_keys=True)
+
+
 def near(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether answers differ only as much as sums that are rounded in another order."""
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    """Whether answers differ only as much as sums that are rounded in another order. Where all of them are small, so
+    is what they may differ by."""
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5 * min(1.0, float(a.abs().max())))
 
 
 def session(method: Method, stream: Stream, folder: Path | None = None) -> Session:

@@ -35,7 +35,7 @@ from everlearn.features import FeatureStore, using_store
 from everlearn.method import Method
 from everlearn.session import restore_method
 from everlearn.streams.inputs import Input
-from everlearn.testing.case import Case, ask_all, session, snapshot
+from everlearn.testing.case import Case, ask_all, lasting, session, snapshot
 
 LONGEST = 600
 """Seconds for one method; toy streams take a few."""
@@ -45,8 +45,9 @@ START = "import sys; sys.path[:] = sys.argv[1].split(chr(10)); from everlearn.te
 FORKS = sys.platform == "linux"
 """Whether a process that has imported torch can be forked: elsewhere its libraries may not survive that."""
 
-ANSWERS, STATE = "answers ", "state "
-"""How the names of the results begin: of the finished run's answers, and of the stopped run's state at its end."""
+ANSWERS, STATE, RESULTS = "answers ", "state ", "results"
+"""How the names of the tensors begin: the finished run's answers, and at the end of the stopped run its state and its
+results."""
 
 UNBUILT = 3
 """The exit code where the class could not be built, so that nothing was checked."""
@@ -259,17 +260,27 @@ def _work(head: bytes, requests: list[Request], words: Path) -> int:
 def _carry_out(case: Case, request: Request) -> dict[str, torch.Tensor]:
     method = case.build()
     if request.finished is None:
-        return ask_all(case.teach(method, case.toy(request.goal).tasks), request.asked)
+        return _answers(case.teach(method, case.toy(request.goal).tasks), request.asked)
     folder = request.finished / "checkpoints"
     name = checkpoint.newest(folder)
     assert name is not None
     restore_method(method, checkpoint.load(folder, name))
     # First, while no stream with labels exists in this process.
-    found = {ANSWERS + task: answers for task, answers in ask_all(method, request.asked).items()}
+    found = _answers(method, request.asked)
     resumed = session(case.build(), case.toy(request.goal), request.stopped)
     resumed.restore()
-    resumed.learn()
-    return {**found, **{STATE + name: tensor for name, tensor in snapshot(resumed.method).items()}}
+    result = resumed.learn()
+    state = {STATE + name: tensor for name, tensor in snapshot(resumed.method).items()}
+    return {**found, **state, RESULTS: as_tensor(lasting(result))}
+
+
+def _answers(method: Method, asked: list[list[Input]]) -> dict[str, torch.Tensor]:
+    return {ANSWERS + name: tensor for name, tensor in ask_all(method, asked).items()}
+
+
+def as_tensor(text: str) -> torch.Tensor:
+    """The bytes of a text."""
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
 def read_since(since: float, allowed: Sequence[Path]) -> list[str]:

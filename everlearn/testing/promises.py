@@ -11,14 +11,11 @@ import random
 import re
 import sys
 import tempfile
-import time
-import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,19 +23,17 @@ import torch
 
 from everlearn import backbones
 from everlearn.backbones.backbone import Backbone, digest
-from everlearn.checkpoint import load_method_state, method_state
 from everlearn.config import arguments
-from everlearn.engine import learn, replay
-from everlearn.errors import ContractError, EverlearnError, EverlearnWarning
+from everlearn.engine import learn
+from everlearn.errors import ContractError, EverlearnError
 from everlearn.evaluation import Evaluation
-from everlearn.features import FeatureStore, default_store, using_store
+from everlearn.features import FeatureStore, using_store
 from everlearn.method import Method
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Corpus, Examples, Stream, Task
 from everlearn.testing import fresh
 from everlearn.testing.case import (
     PROCESS,
-    Case,
     ask,
     ask_all,
     expect,
@@ -46,15 +41,11 @@ from everlearn.testing.case import (
     near,
     process_settings,
     same,
-    session,
     snapshot,
-    stop_in_second_task,
     tests_of,
 )  # fmt: skip
-from everlearn.testing.fresh import ANSWERS, STATE, FreshProcess, Request, Unbuilt
-from everlearn.testing.toy import toy_stream
+from everlearn.testing.resuming import Resuming
 
-KEEP_IT = "keep it in a buffer, a parameter or a module"
 LARGE = 1024  # as many inputs as an evaluation hands to predict at once
 
 
@@ -98,8 +89,9 @@ def check_method(
                 raise ContractError(f"{cls.__name__} breaks '{name.replace('_', ' ')}': {reason}") from error
 
 
-class Promises(Case):
-    """The promises of the contract: each method is one, except those that begin with an underscore.
+class Promises(Resuming):
+    """The promises of the contract: each method is one, except those that begin with an underscore. These are about
+    what a method is, how it learns and how it answers; those about its state come after them.
 
     Args:
         before: the settings of the process before the method was built.
@@ -109,26 +101,9 @@ class Promises(Case):
         self, cls: type[Method], settings: dict[str, Any], backbone: Callable[[], Backbone], before: dict[str, Any]
     ) -> None:
         super().__init__(cls, settings, backbone)
-        self._process_before, self._since = before, time.time()
-        self._asked = tests_of(self.stream)
+        self._process_before = before
         untouched = backbone()
         self._weights, self._features = _digests(untouched), untouched.infer(self._asked[0])
-        self._fresh: FreshProcess | None = None
-
-    def _start_fresh_process(self) -> None:
-        """At once: it imports torch while the other checks run, and its environment is still untouched."""
-        try:
-            self._fresh = FreshProcess(self.cls, self.settings, self.backbone)
-        except Unbuilt as error:
-            self._warn(error)
-
-    def _warn(self, reason: Unbuilt) -> None:
-        told = f"{self.cls.__name__} was not checked in a fresh process: {reason}; define it at the top level of a file"
-        warnings.warn(told, EverlearnWarning, stacklevel=4)
-
-    def _told(self, method: Method, stream: Stream) -> dict[str, torch.Tensor]:
-        """The answers to the test inputs of the tasks that the method has learned."""
-        return ask_all(method, tests_of(stream)[: method.task.index + 1])
 
     def builds_from_a_backbone_alone(self) -> None:
         self.cls(self.backbone())
@@ -159,16 +134,19 @@ class Promises(Case):
         expect(runner.failures == 0, f"the example in the docstring fails: {report.getvalue()[-300:]}")
 
     def leaves_the_process_as_it_was(self) -> None:
-        generators = random.getstate(), repr(np.random.get_state())
-        with suppress(Exception):  # what fails here fails in the check of another promise
-            ask_all(self.learned(2), self._asked[:2])
+        generators = []
+        for ambient in (1, 2):
+            with global_random_state(ambient):
+                with suppress(Exception):  # what fails here fails in the check of another promise
+                    ask_all(self.learned(1), self._asked[:1])
+                generators.append([random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()])
         for name, (read, _) in PROCESS.items():
             found, before = read(), self._process_before[name]
             expect(found == before, f"it changes {name} for everything that runs in the process ({before} before, "
                                     f"{found} now)")  # fmt: skip
-        expect(generators == (random.getstate(), repr(np.random.get_state())), "it seeds, or draws from, the "
-               "generator of `random` or `numpy.random` that everything in the process shares: have a generator of "
-               "its own, made from its seed")  # fmt: skip
+        expect(not any(one == two for one, two in zip(*generators, strict=True)), "it seeds a generator that the whole "
+               "process shares (of `random`, `numpy.random` or torch): use everlearn.seeds.seeded, or a generator of "
+               "its own")  # fmt: skip
 
     def begin_task_reads_no_data(self) -> None:
         method = self.build()
@@ -358,100 +336,9 @@ class Promises(Case):
         told = f"it gets {share:.0%} of its own training examples right right after task 1 (chance: 50%)"
         expect(share >= 0.75, told)
 
-    def two_methods_share_nothing(self) -> None:
-        method = self.learned()
-        before = ask_all(method, self._asked)
-        self.teach(self.build(), self.toy(self.stream.goal, seed=5).tasks)
-        expect(same(before, ask_all(method, self._asked)),
-               "another method of the class learned, and this one answers differently: they share state (a class "
-               "attribute, a default value, a module)")  # fmt: skip
-
-    def a_checkpoint_holds_everything(self) -> None:
-        for stream in self.streams:
-            method, again = self.learned(stream=stream), self.build()
-            replay(again, stream.tasks)
-            load_method_state(again, {name: tensor.detach().clone() for name, tensor in method_state(method).items()})
-            expect(same(self._told(method, stream), self._told(again, stream)), "a method built anew from the "
-                   f"checkpoint answers differently: something is not in the state dict ({KEEP_IT})")  # fmt: skip
-
-    def resumes_exactly(self) -> None:
-        straight = session(self.build(), self.stream)
-        expected = straight.learn()
-        for verb, where in (("end_task", "after a task"), ("step", "inside a task")):
-            with tempfile.TemporaryDirectory() as folder:
-                if not stop_in_second_task(session(self.build(), self.stream, Path(folder)), verb):
-                    continue  # a method without steps is not stopped inside a task
-                resumed = session(self.build(), self.stream, Path(folder))
-                resumed.restore()
-                found = resumed.learn()
-            told = (f"a run stopped {where} and resumed ends {{}}: something is not in the state dict ({KEEP_IT})")
-            expect(same(snapshot(straight.method), snapshot(resumed.method)), told.format("in another state"))
-            expect(expected.accuracy_matrix == found.accuracy_matrix, told.format("with other scores"))
-
-    def resumes_exactly_in_a_fresh_process(self) -> None:
-        if self._fresh is None:
-            return  # a warning has said why
-        with tempfile.TemporaryDirectory() as place:
-            parts = [self._runs(stream, Path(place) / stream.goal) for stream in self.streams]
-            try:
-                found = self._fresh.carry_out([request for request, _ in parts])
-            except Unbuilt as error:
-                self._warn(error)
-                return
-            for (request, expected), resumed in zip(parts, found, strict=True):
-                if not same(expected, resumed):
-                    self._explain(request, expected)
-
-    def _runs(self, stream: Stream, place: Path) -> tuple[Request, dict[str, torch.Tensor]]:
-        """Learn a stream, once to its end and once until it is stopped: what a fresh process goes on from, and what it
-        must find."""
-        for name in ("finished", "step", "end_task"):
-            (place / name).mkdir(parents=True)
-        whole = session(self.build(), stream, place / "finished")
-        whole.learn()
-        for verb in ("step", "end_task"):
-            if stop_in_second_task(session(self.build(), stream, place / verb), verb):
-                break
-        expected = {ANSWERS + task: tensor for task, tensor in self._told(whole.method, stream).items()}
-        state = {STATE + name: tensor for name, tensor in snapshot(whole.method).items()}
-        request = Request(
-            stream.goal, place / "finished", place / verb, tests_of(stream), default_store().root, self._since,
-            place / "found.safetensors",
-        )  # fmt: skip
-        return request, {**expected, **state}
-
-    def _explain(self, request: Request, expected: dict[str, torch.Tensor]) -> None:
-        """Find out whether a fresh process that learns everything itself comes to the same answers, and say why one
-        that resumes does not."""
-        assert self._fresh is not None
-        (learned,) = self._fresh.carry_out([replace(request, finished=None, stopped=None)])
-        answers = {name.removeprefix(ANSWERS): t for name, t in expected.items() if name.startswith(ANSWERS)}
-        where = "in a fresh process, with another PYTHONHASHSEED,"
-        if not same(answers, learned):
-            raise ContractError(f"{where} the same training gives other answers: `hash()` or the order of a set of "
-                                "strings decides something (use zlib.crc32 or hashlib, and sort)")  # fmt: skip
-        raise ContractError(f"{where} a run that is resumed differs: something is kept in a class, in a module or in a "
-                            f"plain object and is not in the state dict ({KEEP_IT})")  # fmt: skip
-
-    def a_copy_is_independent(self) -> None:
-        method = self.learned(1)
-        before, asked = snapshot(method), self._asked[0]
-        answered = ask(method, asked)
-        twin = copy.deepcopy(method)
-        expect(torch.equal(ask(twin, asked), answered), "a copy answers differently")
-        self.teach(twin, self.stream.tasks[1:2])
-        expect(same(before, snapshot(method)), "training a copy changed the original")
-        expect(torch.equal(ask(method, asked), answered), "training a copy changed the original's answers")
-
-    def runs_on_every_input_goal_and_kind_it_claims(self) -> None:
-        for goal in self.cls.tags.goals:
-            for kind in self.kinds if goal == "classes" else ["domain-incremental"]:
-                for input in self.cls.tags.inputs if goal == "classes" else ["text"]:
-                    session(self.build(), toy_stream(input, goal=goal, kind=kind, tasks=2, per_class=6)).learn()
-
 
 CHECKS: list[tuple[str, Callable[[Promises], None]]] = [
-    (name, check) for name, check in vars(Promises).items() if not name.startswith("_")
+    (name, check) for cls in (Promises, Resuming) for name, check in vars(cls).items() if not name.startswith("_")
 ]
 
 

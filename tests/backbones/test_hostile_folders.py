@@ -55,11 +55,11 @@ def change(file: Path, **tensors) -> None:
 
 
 def refused(name: Path | str) -> str:
-    """The one line with which the backbone is refused, within seconds."""
+    """The one line with which the backbone is refused, without hanging."""
     started = time.monotonic()
     with pytest.raises(EverlearnError) as error:
         backbones.load(str(name))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # mostly the import of the libraries
     line = str(error.value)
     assert line.isprintable() and len(line) < 1500
     return line
@@ -541,7 +541,7 @@ def test_a_pattern_that_hangs_other_libraries_takes_no_time():
     paths = ["encoder.layer." + "a" * 60 + "!"]
     assert matching("(a+)+$|.*(a+)+(a+)+b", paths, Path(ADAPTER)) == []
     assert of_layer({"(.*a){20}b": 4}, paths, 8, Path(ADAPTER)) == {paths[0]: 8}
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20  # with `re` it would be years
 
 
 @pytest.mark.parametrize(

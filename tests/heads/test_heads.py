@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from everlearn.errors import ContractError
+from everlearn.errors import ContractError, EverlearnError
 from everlearn.heads.cosine import Cosine
 from everlearn.heads.linear import Linear
+from everlearn.heads.mahalanobis import Mahalanobis
 from everlearn.heads.prototype import Prototype
 from everlearn.heads.ridge import Ridge
 from everlearn.heads.zero_shot import ZeroShot
@@ -158,3 +159,12 @@ def test_copies_are_independent(kind):
         for a, b in zip(head.state_dict().values(), twin.state_dict().values(), strict=True)
         if a.numel()
     )
+
+
+def test_a_covariance_that_cannot_be_inverted_is_one_line():
+    head = Mahalanobis(8, gamma1=1.0, gamma2=1.0)
+    head.grow(1)
+    head.add(torch.ones(3, 8), torch.zeros(3, dtype=torch.long))
+    head.moments[0] += torch.full((8, 8), 3.0, dtype=torch.float64)  # every pair of features is fully correlated
+    with pytest.raises(EverlearnError, match="the covariance of class 0 cannot be inverted: give a larger gamma1"):
+        head.solve()
