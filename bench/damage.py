@@ -31,7 +31,7 @@ from everlearn.features import FeatureStore
 from everlearn.segments import open_segment, write_segment
 
 TEXTS = [f"request {number} of the day" for number in range(24)]
-CHUNK = 8
+CHUNK, WIDTH = 8, 32
 
 
 def flip(draw: random.Random, file: Path, other: Path) -> None:
@@ -91,7 +91,7 @@ def not_finite(draw: random.Random, file: Path, other: Path) -> None:
 def sealed_not_finite(draw: random.Random, file: Path, other: Path) -> None:
     """NaN or infinity, in a segment whose digests fit it."""
     file = file.with_suffix(".keys")
-    segment = open_segment(file, TinyBackbone().width)
+    segment = open_segment(file, WIDTH)
     rows = np.fromfile(file.with_suffix(".f32"), np.float32).reshape(len(segment.keys), -1)
     rows[draw.randrange(len(rows)), draw.randrange(rows.shape[1])] = draw.choice((np.nan, np.inf, -np.inf))
     new = write_segment(file.parent, segment.keys, rows)
@@ -108,7 +108,7 @@ def of_another_backbone(draw: random.Random, file: Path, other: Path) -> None:
 def older_format(draw: random.Random, file: Path, other: Path) -> None:
     """The keys alone, without header and digest."""
     file = file.with_suffix(".keys")
-    file.write_bytes(b"".join(open_segment(file, TinyBackbone().width).keys))
+    file.write_bytes(b"".join(open_segment(file, WIDTH).keys))
 
 
 def remove(draw: random.Random, file: Path, other: Path) -> None:
@@ -131,7 +131,7 @@ class Damaging:
     """
 
     def __init__(self, root: Path, seed: int) -> None:
-        self.root, self.draw, self.backbone = root, random.Random(seed), TinyBackbone()
+        self.root, self.draw, self.backbone = root, random.Random(seed), TinyBackbone(width=WIDTH)
         self.wrong = self.noticed = self.encoded = 0
         self.ways: Counter[str] = Counter()
         self.missed: Counter[str] = Counter()
@@ -142,7 +142,7 @@ class Damaging:
         foreign = root / "foreign"
         foreign.mkdir()
         for file in sorted(self.folder.glob("*.keys")):
-            keys = open_segment(file, self.backbone.width).keys
+            keys = open_segment(file, WIDTH).keys
             new = write_segment(foreign, keys, self.truth[: len(keys)].numpy() + 1)
             for suffix in (".f32", ".keys"):
                 new.file.with_suffix(suffix).replace(foreign / file.with_suffix(suffix).name)

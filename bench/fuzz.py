@@ -26,6 +26,7 @@ import json
 import os
 import random
 import shutil
+import string
 import sys
 import tempfile
 import time
@@ -47,7 +48,9 @@ def main() -> int:
     parser.add_argument("--only", metavar="TARGET:NUMBER", help="one input")
     args = parser.parse_args()
     without_privileges()
-    base = Path(tempfile.mkdtemp(prefix="everlearn-fuzz-"))
+    letters = "".join(random.SystemRandom().choices(string.ascii_lowercase, k=12))  # digits would be damaged as numbers
+    base = Path(tempfile.gettempdir()).resolve() / f"everlearn-fuzz-{letters}"
+    base.mkdir(mode=0o700)
     prepare_environment(base)
 
     started = time.perf_counter()

@@ -143,6 +143,7 @@ def method_state(method: nn.Module) -> dict[str, torch.Tensor]:
     state = method.state_dict()
     for prefix, encoder in _encoders(method):
         trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+        encoder.doubt()  # weights that were written through `.data` or numpy must be saved as well
         digests = encoder.digests()
         for name in encoder.state_dict():
             if name not in trained and digests[name] == encoder.origin[name]:

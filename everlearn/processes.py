@@ -33,8 +33,8 @@ Results = dict[str, Any]
 POLL = 0.2  # seconds between two checks of the processes
 
 # An empty entry of sys.path is the working directory, from which -c and -m import first: a random.py there would run
-# in place of Python's. (The option -P does this only since Python 3.11.) Until the libraries are imported, a signal ends
-# the process at once: as a KeyboardInterrupt, a library could catch it.
+# in place of Python's. (The option -P does this only since Python 3.11.) The libraries are imported while a signal
+# still ends the process at once: as a KeyboardInterrupt, one of them could catch it.
 CHILD = """
 import sys
 sys.path[:] = filter(None, sys.path)

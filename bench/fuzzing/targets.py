@@ -5,6 +5,7 @@ A target is a function of (draw, seeds, place): it fills the empty folder `place
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -86,9 +87,10 @@ def sign(run: Path) -> None:
                     data = beside.read_bytes()
                     check.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
             state.pop("sha256", None)
-            file.write_text(json.dumps({"sha256": checkpoint._json_sha256(state), **state}))
         except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
-            continue
+            continue  # so damaged that nothing behind it is read
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            file.write_text(json.dumps({"sha256": checkpoint._json_sha256(state), **state}))
 
 
 def comparisons(d: Draw, seeds: Path, place: Path) -> Case:

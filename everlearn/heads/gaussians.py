@@ -51,9 +51,9 @@ class Gaussians(Statistics):
 
     def covariances(self, classes: Tensor | slice = slice(None)) -> Tensor:
         """(classes, width, width) float64, unbiased, of all or of the given classes. Zeros for a class that
-        does not have two examples."""
+        does not have two different examples."""
         own = self.moments[classes], self.sums[classes, :, None], self.means[classes, None]
-        return torch.baddbmm(*own, alpha=-1).div_(self.freedom[classes, None, None])
+        return without_rounding(torch.baddbmm(*own, alpha=-1), own[0]).div_(self.freedom[classes, None, None])
 
     def expand(self, features: Tensor) -> Tensor:
         """What the Gaussians are of: the features themselves, or a map of them."""
@@ -71,6 +71,13 @@ class Gaussians(Statistics):
             # Rows of zeros below the shorter classes add nothing: one product for all classes.
             rows = pad_sequence(features[labels.argsort()].split(sizes.tolist()), batch_first=True)  # type: ignore[no-untyped-call]
             self.moments.index_add_(0, present, rows.mT @ rows, alpha=sign)
+
+
+def without_rounding(scatters: Tensor, moments: Tensor) -> Tensor:
+    """(n, width, width) sums of centred products, in place: zeros where they are nothing but the rounding of the sums
+    of products that they were taken from, as where all examples of a class are the same."""
+    left, all_ = (products.diagonal(dim1=1, dim2=2).sum(1) for products in (scatters, moments))
+    return scatters.masked_fill_((left <= 1e-12 * all_)[:, None, None], 0.0)
 
 
 class SharedGaussians(Gaussians):
@@ -94,8 +101,8 @@ class SharedGaussians(Gaussians):
         return (self.counts - (self.counts > 0).long()).sum(0, keepdim=True).clamp_min(1)
 
     def covariances(self, classes: Tensor | slice = slice(None)) -> Tensor:
-        """(1, width, width) float64, unbiased. Zeros where no class has two examples."""
-        return (self.moments - self.sums.T @ self.means).div_(self.freedom)
+        """(1, width, width) float64, unbiased. Zeros where no class has two different examples."""
+        return without_rounding(self.moments - self.sums.T @ self.means, self.moments).div_(self.freedom)
 
     def _add_products(self, features: Tensor, labels: Tensor, sign: int) -> None:
         self.moments[0].addmm_(features.T, features, alpha=sign)

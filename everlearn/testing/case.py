@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,21 @@ class Case:
 
     def __init__(self, cls: type[Method], settings: dict[str, Any], backbone: Callable[[], Backbone]) -> None:
         self.cls, self.settings, self.backbone = cls, settings, backbone
-        self.streams = [self.toy(goal) for goal in cls.tags.goals]
-        self.stream = self.streams[0]
+
+    @cached_property
+    def streams(self) -> list[Stream]:
+        """A toy stream for each goal that the method claims; made when it is needed, because a method that is asked
+        where there are none finds no labels."""
+        return [self.toy(goal) for goal in self.cls.tags.goals]
+
+    @property
+    def stream(self) -> Stream:
+        return self.streams[0]
 
     def toy(self, goal: str, seed: int = 0) -> Stream:
-        """A toy stream of the first kind and input that the method claims."""
+        """A toy stream of the first kind and input that the method claims; a small one of rankings."""
         if goal == "ranking":
-            return toy_stream("text", goal=goal, kind="domain-incremental", seed=seed)
+            return toy_stream("text", goal=goal, kind="domain-incremental", tasks=2, per_class=8, seed=seed)
         return toy_stream(self.cls.tags.inputs[0], kind=self.kinds[0], seed=seed)
 
     @property

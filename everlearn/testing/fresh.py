@@ -168,16 +168,21 @@ class FreshProcess:
             ContractError: the method fails there.
             Unbuilt: the class cannot be imported there.
         """
-        server = _server()
+        server, words = _server(), requests[0].into.with_suffix(".txt")
         assert server.stdin is not None
         assert server.stdout is not None
-        words = requests[0].into.with_suffix(".txt")
         try:
             pickle.dump((self.head, requests, words), server.stdin)
             server.stdin.flush()
             code = int(server.stdout.readline())
+            if not FORKS:
+                server.wait()
         except (OSError, ValueError) as error:
             raise Unbuilt("a second Python process ended without an answer") from error
+        except BaseException:  # Ctrl-C: the answer that is still to come is not that of the next request
+            server.kill()
+            server.wait()
+            raise
         said = printable(words.read_text(encoding="utf-8"), 600) if words.exists() else f"ended with code {code}"
         if code == UNBUILT:
             raise Unbuilt(said)
@@ -196,8 +201,8 @@ def _server() -> subprocess.Popen[bytes]:
     if _running is None or _running.poll() is not None:
         seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
         _running = subprocess.Popen(
-            [sys.executable, "-c", START, "\n".join(sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONHASHSEED": seed},
+            [sys.executable, "-c", START, "\n".join(map(str, sys.path))], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONHASHSEED": seed}, start_new_session=True,
         )  # fmt: skip
         atexit.register(_running.communicate)  # which closes its input: that ends it
     return _running

@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from everlearn.errors import ContractError, EverlearnError
+from everlearn.heads.gaussian import Gaussian
 from everlearn.heads.gaussians import Gaussians, SharedGaussians
+from everlearn.heads.mahalanobis import Mahalanobis
 
 WIDTH, CLASSES = 6, 5
 
@@ -122,3 +124,15 @@ def test_bad_input_is_refused_and_leaves_nothing_behind():
     with pytest.raises(EverlearnError, match="cannot merge gaussians heads of different kinds"):
         memory.merge(filled(x, y, True))
     assert all(torch.equal(before[name], value) for name, value in memory.state_dict().items())
+
+
+@pytest.mark.parametrize("head", [lambda: Gaussian(8), lambda: Gaussian(8, shrinkage=1e-6), lambda: Mahalanobis(8)])
+def test_classes_of_equal_examples_have_no_covariance_and_are_told_apart(head):
+    torch.manual_seed(0)
+    head, rows = head(), torch.randn(4, 8)
+    head.grow(4)
+    for _ in range(7):  # sums of equal features are rounded, and their difference is not exactly zero
+        head.add(rows * 0.1, torch.arange(4))
+    assert not head.covariances().any()
+    head.solve()
+    assert head(rows * 0.1).argmax(1).tolist() == [0, 1, 2, 3]
