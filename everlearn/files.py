@@ -98,7 +98,9 @@ def write_whole(file: Path, data: str | bytes, *, flush: bool = True) -> None:
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(data if isinstance(data, bytes) else data.encode())
+        temporary.unlink(missing_ok=True)  # what a process of this number that was killed has left
+        with open(temporary, "xb") as opened:
+            opened.write(data if isinstance(data, bytes) else data.encode())
         if flush:
             flush_to_disk(temporary)
         os.replace(temporary, file)
@@ -142,16 +144,14 @@ def replace_folder(new: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSON Lines file. A full disk, or reading while another process writes, may
-    leave the last line cut off."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def append_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Write more lines at the end of a JSON Lines file."""
-    with open(file, "a", encoding="utf-8") as opened:
+    """Write more lines at the end of a JSON Lines file, which may not be a link.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(file, flags, 0o666), "a", encoding="utf-8") as opened:
         opened.write("".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -44,7 +45,8 @@ class Bar(Listener):
 
 
 class Log(Listener):
-    """Writes the loss of every step to a JSON Lines file: {"task", "step", "loss"}."""
+    """Writes the loss of every step to a JSON Lines file: {"task", "step", "loss"}; a loss that is not
+    finite is null."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -62,7 +64,7 @@ class Log(Listener):
         """Write what is waiting."""
         waiting, self.waiting = self.waiting, []
         losses = torch.stack([loss for _, _, loss in waiting]).tolist() if waiting else []
-        append_lines(self.file, ({"task": task, "step": step, "loss": loss}
+        append_lines(self.file, ({"task": task, "step": step, "loss": loss if math.isfinite(loss) else None}
                                  for (task, step, _), loss in zip(waiting, losses, strict=True)))  # fmt: skip
 
 

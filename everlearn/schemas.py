@@ -164,7 +164,7 @@ class LogLine(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
     task: Count
     step: Count | None
-    loss: NotRequired[Number]
+    loss: NotRequired[Number | None]
     score: NotRequired[Score]
     seconds: NotRequired[dict[str, Seconds]]
 

@@ -597,9 +597,9 @@ class SeedsTheProcess(SimpleCIL):
 class ChangesTheDefaultDtype(SimpleCIL):
     """Has the whole process compute in float64"""
 
-    def __init__(self, backbone: Backbone, *, seed: Seed = 0) -> None:
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
         torch.set_default_dtype(torch.float64)
-        super().__init__(backbone, seed=seed)
 
 
 @documented

@@ -75,8 +75,9 @@ class Mahalanobis(Gaussians):
         """
         factors, failed = torch.linalg.cholesky_ex(self.correlations())
         if failed.any():
-            raise EverlearnError(f"fecam: the covariance of class {int(failed.nonzero()[0])} cannot be inverted: give a "
-                                 "larger gamma1, or a gamma2 that is further below it")  # fmt: skip
+            which = int(failed.nonzero()[0])
+            raise EverlearnError(f"fecam: the covariance of class {which} cannot be inverted: give a larger gamma1, or "
+                                 "a gamma2 that is further below it")  # fmt: skip
         self.factors = factors.float().contiguous()  # as a checkpoint holds them
         return self.factors
 
