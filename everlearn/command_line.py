@@ -43,6 +43,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if argv and not argv[0].startswith("-") and argv[0] not in verbs:
         raise unknown("command", argv[0], verbs)
     argv, settings = split_settings(argv)
+    if empty := [word for word in argv if word.startswith("--") and word.endswith("=--")]:  # argparse gives [] for it
+        raise EverlearnError(f"{empty[0].removesuffix('=--')} needs a value")
     args, rest = parser.parse_known_args(argv)
     args.settings, args.parser = settings, verbs.get(args.verb, parser)
     if rest and rest[0].startswith("-"):

@@ -270,7 +270,8 @@ class Method(nn.Module):
     # -- for subclasses and users --------------------------------------------------------------
     def measures(self, inputs: Sequence[Input], task: int) -> dict[str, float]:
         """Further scores on the test inputs of a task, kept as matrices beside the accuracy: how often a
-        router is right, say. It is told the task, which `predict` is not; the same names every time."""
+        router is right, say. It is told the task, which `predict` is not, and which may not influence `predict`.
+        The same names every time, none that evaluation uses ("accuracy"), and finite numbers."""
         return {}
 
     def diagnostics(self) -> dict[str, Any]:

@@ -106,6 +106,7 @@ def test_help_of_a_method_lists_its_settings(capsys):
         ("run --method.widht 3", "did you mean 'width'?"),
         ("run --method.width", "--method.width needs a value"),
         ("run --method.width --json", "--method.width needs a value"),
+        ("predict none --input=--", "--input needs a value"),
         ("run --method.width many", "method.width: 'many' is not of type int"),
         ("run --save-minutes 0", "--save-minutes: 0.0 is out of range: give a number above 0"),
         ("run extra", "unexpected argument 'extra'"),

@@ -32,6 +32,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
 }
 
 
+@pytest.mark.filterwarnings("error:.* was not checked in a fresh process")
 @pytest.mark.parametrize("check", [name for name, _ in CHECKS])
 @pytest.mark.parametrize("name", sorted(methods.names()))
 def test_contract(name: str, check: str, request: pytest.FixtureRequest) -> None:

@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,8 +31,9 @@ from everlearn.methods.simplecil import SimpleCIL
 from everlearn.settings import Seed
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
-from everlearn.testing import check_method, session, toy_stream
+from everlearn.testing import check_method, fresh, session, toy_stream
 
+pytestmark = pytest.mark.filterwarnings("error:.* was not checked in a fresh process")
 FAST = {"epochs": 2, "batch_size": 8, "lr": 1e-2}
 
 
@@ -774,6 +776,19 @@ def test_a_class_in_a_function_is_checked_in_a_fresh_process_where_it_can_be() -
         check_method(LocalAndWrong, only=only)
     with pytest.warns(EverlearnWarning, match="was not checked in a fresh process: .* uses the function's factor"):
         check_method(Bound, only=only)
+
+
+def test_where_nothing_can_be_forked_each_check_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = "import serve; serve()", "import serve; serve.__globals__['FORKS'] = False; serve()"
+    assert old in fresh.START
+    monkeypatch.setattr(fresh, "START", fresh.START.replace(old, new))
+    monkeypatch.setattr(fresh, "FORKS", False)
+    monkeypatch.setattr(fresh, "_running", None)
+    for cls, why in ((SimpleCIL, None), (RoutesByHash, "hash")):
+        refusal = pytest.raises(ContractError, match=why) if why else nullcontext()
+        with refusal:
+            check_method(cls, only="resumes_exactly_in_a_fresh_process")
+        assert fresh._running.poll() == 0  # type: ignore[union-attr]
 
 
 def test_a_program_that_checks_its_own_classes(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Task
 from everlearn.testing import check_method
 
+pytestmark = pytest.mark.filterwarnings("error:.* was not checked in a fresh process")
+
 
 class Right(SimpleCIL):
     """A method that holds every promise, 2026, https://example.org/right

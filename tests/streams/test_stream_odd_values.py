@@ -111,7 +111,6 @@ DAY = datetime.date(2024, 2, 29)
         (pa.array([0, 2**64 - 1] * 4, pa.uint64()), {"0", "18446744073709551615"}),
         (pa.array([1.0, 2.5] * 4, pa.float32()), {"1", "2.5"}),
     ],
-    ids=str,
 )
 def test_labels_of_other_types_are_named_as_they_are_written(tmp_path, values, names):
     assert set(streams.load(stored(tmp_path, values)).class_names) == names
@@ -133,7 +132,6 @@ def test_labels_of_other_types_are_named_as_they_are_written(tmp_path, values, n
         (pa.array([b"a", b"\xff", b"a", b"a"]).view(pa.string()), "row 2: the label '\\udcff' is not valid Unicode"),
         (pa.array([1.0, float("-inf"), 1, 1]), "row 2: the label is -inf; write it as a string"),
     ],
-    ids=str,
 )
 def test_labels_that_are_no_names_are_refused(tmp_path, values, told):
     message = refusal(streams.load, stored(tmp_path, values))
