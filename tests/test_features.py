@@ -270,7 +270,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path, tiny, monkeypatch, call):
     if call == "replace":
         monkeypatch.setattr("os.replace", full)
     else:
-        monkeypatch.setattr("pathlib.Path.write_bytes", full)
+        monkeypatch.setattr("os.fsync", full)
     with pytest.raises(EverlearnError, match=r"cannot be written .No space left.*EVERLEARN_CACHE") as error:
         FeatureStore(tmp_path).encode(tiny, TEXTS)
     assert "\n" not in str(error.value)
