@@ -28,7 +28,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save_file
 from torch import nn
 
-from everlearn.errors import EverlearnError, one_line
+from everlearn.errors import EverlearnError, one_line, remedy_for
 from everlearn.files import flush_to_disk, read_bytes, replace_folder
 from everlearn.schemas import MOST_JSON, Container, valid
 from everlearn.state import Stateful, check_saved
@@ -84,7 +84,7 @@ def save(folder: Path, name: str, checkpoint: Checkpoint, keep: int = KEEP) -> N
     except (OSError, SafetensorError) as error:
         raise EverlearnError(
             f"checkpoint {folder / name} could not be written ({getattr(error, 'strerror', None) or error}): "
-            "earlier checkpoints are untouched; make room or choose another --out"
+            f"earlier checkpoints are untouched; {remedy_for(error)}"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

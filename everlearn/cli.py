@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import errno
 import io
 import json
 import os
@@ -20,12 +19,10 @@ from typing import Any
 from everlearn import methods, streams
 from everlearn.command_line import parse
 from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out
-from everlearn.errors import EverlearnError, printable, unknown
+from everlearn.errors import EverlearnError, printable, remedy_for, unknown
 from everlearn.files import write_whole
 from everlearn.interrupts import Interrupted
 from everlearn.settings import Count, Minutes, checked
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,8 +85,7 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
         return 0, ""
     if isinstance(error, OSError):
         where = f" at {printable(os.fsdecode(error.filename))}" if isinstance(error.filename, str | bytes) else ""
-        remedy = "free some space" if error.errno in FULL else "check the path and its permissions"
-        return 2, f"{printable(error.strerror or error)}{where}: {remedy}"
+        return 2, f"{printable(error.strerror or error)}{where}: {remedy_for(error)}"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
         return 2, f"there is not enough memory ({printable(error, 100)}): give smaller settings or less data"
     return None, ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,16 @@ def one_line(where: object, remedy: str, kind: type[EverlearnError] | None = Non
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         message = f"{where} cannot be read ({printable(reason)}): {remedy}"
         raise (kind or DataError)(message) from error
+
+
+def remedy_for(error: Exception) -> str:
+    """What helps against an error of the operating system while something is written or read.
+
+    >>> remedy_for(OSError(28, "No space left on device"))
+    'free some space'
+    """
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "free some space" if getattr(error, "errno", None) in full else "check the path and its permissions"
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> EverlearnError:

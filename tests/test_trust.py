@@ -368,6 +368,20 @@ def test_permission_errors_name_the_path_and_no_option_that_is_not_there(finishe
     assert "Permission denied at" in said and "results.json" in said and "--out" not in said
 
 
+@pytest.mark.parametrize(("number", "remedy"), [(13, "check the path and its permissions"), (28, "free some space")])
+def test_a_checkpoint_that_cannot_be_written_says_what_helps(stopped, tmp_path, monkeypatch, capsys, number, remedy):
+    folder = copied(stopped, tmp_path)
+
+    def refuses(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("everlearn.checkpoint.replace_folder", refuses)
+    assert main(["resume", str(folder)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"earlier checkpoints are untouched; {remedy}") and "--out" not in said
+    assert newest(folder).is_dir()
+
+
 def test_a_log_that_is_cut_off_or_damaged(stopped, tmp_path):
     folder = copied(stopped, tmp_path)
     with open(folder / "metrics.jsonl", "a") as log:

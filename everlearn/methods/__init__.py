@@ -99,7 +99,7 @@ def named_by(file: object, name: str, expected: str | type[Method] | None = None
                              f"taken from a file: if you trust it, name it yourself with --method {name} "
                              f"(in Python method={name!r})")  # fmt: skip
     if wanted not in (None, name):
-        raise EverlearnError(f"{file} holds the method {name}, not {wanted}: give --method {name}, or another folder")
+        raise EverlearnError(f"{file} holds the method {name}, not {wanted}: name that method, or give another folder")
     return expected if isinstance(expected, type) else get(name)
 
 
