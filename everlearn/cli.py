@@ -178,7 +178,7 @@ def _predict(args: argparse.Namespace) -> int:
 
         loaded = model.load(args.directory, method=args.method)
         learned = loaded.method.task.input
-        inputs, ids = read_inputs(args.input, **{f"{learned}_column": args.column})
+        inputs, ids = read_inputs(args.input, **{f"{learned}_column": args.column}, learned=loaded.columns)
         if (found := kind(inputs[0])) != learned:
             raise EverlearnError(f"{args.input} holds {found}s, but the model in {args.directory} learned {learned}s")
         scores = loaded.predict_proba(inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,11 @@ class Model:
 
     Args:
         method: the method, restored.
+        columns: the columns of its training data that the user named, by role (text, image, id).
     """
 
-    def __init__(self, method: Method) -> None:
-        self.method = method.eval()
+    def __init__(self, method: Method, columns: Mapping[str, str | None] | None = None) -> None:
+        self.method, self.columns = method.eval(), dict(columns or {})
 
     @property
     def class_names(self) -> list[str]:
@@ -34,7 +35,11 @@ class Model:
         return list(self.method.task.class_names)
 
     def predict(self, inputs: Sequence[Input]) -> list[str]:
-        """The class name of each input."""
+        """The class name of each input.
+
+        Raises:
+            EverlearnError: the inputs are a single text or image and not a list.
+        """
         return [self.class_names[k] for k in self._scores(inputs).argmax(1).tolist()]
 
     def predict_proba(self, inputs: Sequence[Input]) -> np.ndarray:
@@ -48,6 +53,8 @@ class Model:
             return self.method.embed(inputs, role).float().cpu().numpy()
 
     def _scores(self, inputs: Sequence[Input]) -> torch.Tensor:
+        if isinstance(inputs, str | bytes | Path):
+            raise EverlearnError("a list of inputs is needed, and this is a single one: give [input]")
         if not self.class_names:
             raise EverlearnError("a retrieval model has no classes to predict: use embed")
         with torch.no_grad():
@@ -86,4 +93,5 @@ def load(directory: str | Path, *, method: str | type[Method] | None = None) -> 
         raise EverlearnError(f"{folder / 'config.yaml'} names no backbone: learn the run again")
     learned = cls(backbones.load(config["backbone"]), **settings, seed=config["seed"])
     restore_method(learned.to("cuda" if torch.cuda.is_available() else "cpu"), saved)
-    return Model(learned)
+    columns = {role: config["stream"].get(f"{role}_column") for role in ("text", "image", "id")}
+    return Model(learned, columns)

@@ -119,6 +119,10 @@ def _build_method(
     cls: type[Method] | None = None,
 ) -> tuple[Method, str]:  # fmt: skip
     if isinstance(method, Method):
+        if hasattr(method, "task"):
+            raise EverlearnError(f"the method has learned {method.task.index + 1} tasks already, and a run starts from "
+                                 "an untouched one: build a new one, or teach this one with "
+                                 "everlearn.engine.learn")  # fmt: skip
         cls, name = type(method), methods.name_of(type(method))
     else:
         settings = _named("method", method)

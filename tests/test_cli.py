@@ -334,3 +334,22 @@ def test_cache_shows_and_clears(capsys):
     assert json.loads(capsys.readouterr().out) == {"freed_bytes": entry["bytes"]}
     assert main(["cache", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize("column", ["message", "text", None])
+def test_a_model_remembers_the_columns_that_it_was_trained_on(tmp_path, capsys, column):
+    rows = [(f"{word} number {i}", word) for word in ("card", "loan") for i in range(6)]
+    lines = ["message,kind,number", *(f"{text},{kind},{i}" for i, (text, kind) in enumerate(rows))]
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    assert main(["run", "--stream", str(tmp_path / "train.csv"), "--tasks", "1", "--method", "simplecil", "--backbone",
+                 "tiny", "--out", str(tmp_path / "run"), "--stream.text_column", "message", "--stream.label_column",
+                 "kind", "--stream.id_column", "number"]) == 0  # fmt: skip
+    capsys.readouterr()
+    new = tmp_path / "new.csv"
+    new.write_text(f"number,{column or 'words'}\n77,my card\n")
+    code = main(["predict", str(tmp_path / "run"), "--input", str(new)])
+    said = capsys.readouterr()
+    if column is None:
+        assert code == 2 and "name one with --column" in said.err
+    else:
+        assert code == 0 and said.out.splitlines()[1].startswith("77,card,")

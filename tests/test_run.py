@@ -689,3 +689,22 @@ def test_a_method_instance_is_loaded_with_its_settings(tmp_path):
     again = load(tmp_path / "out")
     assert again.method.deltas[0].a.shape[0] == 2
     assert torch.equal(torch.tensor(again.embed(texts)), method.embed(texts).cpu())
+
+
+def test_a_method_that_has_learned_starts_no_run(tmp_path):
+    learned = run("simplecil", DIGITS, backbone="tiny", out=tmp_path / "run")
+    model = load(tmp_path / "run")
+    before = {name: tensor.clone() for name, tensor in model.method.state_dict().items()}
+    with pytest.raises(EverlearnError, match="has learned 3 tasks already, and a run starts from an untouched one"):
+        run(model.method, DIGITS)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.method.state_dict().items())
+    assert learned.final_accuracy > 0
+
+
+def test_a_single_input_is_no_list(tmp_path):
+    run("simplecil", DIGITS, backbone="tiny", out=tmp_path / "run")
+    model, image = load(tmp_path / "run"), streams.load(**DIGITS)[0].test.inputs[0]
+    for ask in (model.predict, model.predict_proba):
+        with pytest.raises(EverlearnError, match=r"this is a single one: give \[input\]"):
+            ask(image)
+    assert len(model.predict([image])) == 1

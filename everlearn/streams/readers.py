@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from os.path import isdir, isfile  # unlike those of Path, they raise no error for a name that no file can have
 from pathlib import Path
+from types import MappingProxyType
 
 from everlearn.errors import DataError, printable
 from everlearn.streams.cells import BadCell, as_id, as_image, as_label, as_name, as_split, as_text, is_missing
@@ -54,7 +55,8 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
     Raises:
         DataError: a column is missing, or a row is bad and bad rows are not skipped.
     """
-    input_column, input_kind = _input_column(columns, wanted)
+    naming = "text_column or image_column" if labelled else "--column (in Python text_column or image_column)"
+    input_column, input_kind = _input_column(columns, wanted, f"name one with {naming}")
     found = {role: find_column(role, columns, wanted) for role in (ROLES if labelled else ("id",))}
     if labelled and found["label"] is None:
         raise DataError(f"{columns.file}: no label column; {_found(columns)}: name one with label_column")
@@ -80,12 +82,11 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
     return Table(columns.file, input_kind, records, tuple(label_names))
 
 
-def _input_column(columns: Columns, wanted: ColumnNames) -> tuple[str, str]:
+def _input_column(columns: Columns, wanted: ColumnNames, remedy: str) -> tuple[str, str]:
     if wanted.get("text") and wanted.get("image"):
         raise DataError(f"{columns.file}: text_column and image_column are both given; give one of them")
     text = None if wanted.get("image") else find_column("text", columns, wanted)
     image = None if wanted.get("text") else find_column("image", columns, wanted)
-    remedy = "name one with text_column or image_column"
     if text and image:
         raise DataError(f"{columns.file}: the columns '{text}' and '{image}' may both be the input; {remedy}")
     if text:
@@ -125,8 +126,9 @@ def read_table(name: str, wanted: ColumnNames, bad: BadRows, *, by_domain: bool 
 
 
 def read_inputs(
-    path: str | Path, *, text_column: str | None = None, image_column: str | None = None
-) -> tuple[list[str | bytes | Path], list[str]]:
+    path: str | Path, *, text_column: str | None = None, image_column: str | None = None,
+    learned: ColumnNames = MappingProxyType({}),
+) -> tuple[list[str | bytes | Path], list[str]]:  # fmt: skip
     """Read inputs and their ids from a CSV, TSV, JSON Lines, Parquet or text file (one text per line), or from images.
 
     Labels are not needed and not read. Images may be one file, a folder, or a folder of folders.
@@ -135,6 +137,7 @@ def read_inputs(
         path: the file or folder.
         text_column: the column of texts, if it does not have a usual name.
         image_column: the column of images (bytes or paths), if it does not have a usual name.
+        learned: the columns that a model was trained on, by role (text, image, id); used where the file has them.
 
     Returns:
         n inputs and n ids. Without an `id` column, an id is the name of the file and the number of the line.
@@ -158,8 +161,10 @@ def read_inputs(
     elif path.suffix.lower() in IMAGE_ENDINGS:
         table = _of_images([path], path.parent)
     else:
-        wanted = {"text": text_column, "image": image_column}
-        table = to_table(read_columns(path, bad), wanted, bad, labelled=False)
+        columns = read_columns(path, bad)
+        known = {role: name for role, name in learned.items() if name in columns.headers}
+        named = {role: name for role, name in (("text", text_column), ("image", image_column)) if name}
+        table = to_table(columns, {**known, **named}, bad, labelled=False)
     records = with_ids(table.records, bad)
     if table.input == "image":
         records = only_decodable(records, bad)
