@@ -145,7 +145,8 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p = verb("report", "write the HTML report of one run, or a comparison of several runs")
     p.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="run folders, or a comparison's folder")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in DIR, or here for several DIRs")
-    p = verb("predict", "predict with the model of a run; writes CSV with id, prediction and score")
+    p = verb("predict", "predict with the model of a run; writes CSV with id, prediction and score; rows that "
+             "cannot be read come last, without an answer")
     p.add_argument("directory", metavar="DIR", type=Path)
     p.add_argument("--input", required=True, type=Path, metavar="FILE",
                    help="CSV, TSV, JSON Lines, Parquet, text with one input per line (.txt), or images")  # fmt: skip

@@ -353,3 +353,26 @@ def test_a_model_remembers_the_columns_that_it_was_trained_on(tmp_path, capsys, 
         assert code == 2 and "name one with --column" in said.err
     else:
         assert code == 0 and said.out.splitlines()[1].startswith("77,card,")
+
+
+def test_a_bad_row_gets_an_empty_answer_with_its_reason(tmp_path, capsys):
+    rows = [f"{word} {i},{word}" for word in ("card", "loan") for i in range(5)]
+    (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows]))
+    assert main(["run", "--stream", str(tmp_path / "train.csv"), "--tasks", "1", "--method", "simplecil", "--backbone",
+                 "tiny", "--out", str(tmp_path / "run")]) == 0  # fmt: skip
+    new = tmp_path / "new.csv"
+    new.write_text('id,text\n1,my card\n2,\n3,"a, loan"\n4,too,many\n')
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), "--input", str(new), "--proba"]) == 0
+    said = capsys.readouterr()
+    rows = list(csv.reader(said.out.splitlines()))
+    empty = [[f"{new}, line {line}", ""] for line in (5, 3)]
+    assert [row[:2] for row in rows[1:]] == [["1", "card"], ["3", "loan"], *empty]
+    assert {len(row) for row in rows} == {5}
+    assert "line 3 has no answer: the text is empty" in said.err and "line 5 has no answer: 3 cells" in said.err
+    assert main(["predict", str(tmp_path / "run"), "--input", str(new), "--json"]) == 0
+    reasons = [row.get("reason") for row in json.loads(capsys.readouterr().out)]
+    assert reasons == [None, None, "3 cells, but the header has 2", "the text is empty"]
+    new.write_text("text\n \n")
+    assert main(["predict", str(tmp_path / "run"), "--input", str(new)]) == 2
+    assert "no row that can be answered" in capsys.readouterr().err

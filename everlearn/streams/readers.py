@@ -127,7 +127,7 @@ def read_table(name: str, wanted: ColumnNames, bad: BadRows, *, by_domain: bool 
 
 def read_inputs(
     path: str | Path, *, text_column: str | None = None, image_column: str | None = None,
-    learned: ColumnNames = MappingProxyType({}),
+    learned: ColumnNames = MappingProxyType({}), bad: BadRows | None = None,
 ) -> tuple[list[str | bytes | Path], list[str]]:  # fmt: skip
     """Read inputs and their ids from a CSV, TSV, JSON Lines, Parquet or text file (one text per line), or from images.
 
@@ -138,6 +138,7 @@ def read_inputs(
         text_column: the column of texts, if it does not have a usual name.
         image_column: the column of images (bytes or paths), if it does not have a usual name.
         learned: the columns that a model was trained on, by role (text, image, id); used where the file has them.
+        bad: records rows that cannot be used, if it skips them; by default they are refused.
 
     Returns:
         n inputs and n ids. Without an `id` column, an id is the name of the file and the number of the line.
@@ -152,7 +153,7 @@ def read_inputs(
     ...     read_inputs(file)
     (['where is my card'], ['new.csv:2'])
     """
-    path, bad = Path(path), BadRows(skip=False)
+    path, bad = Path(path), bad or BadRows(skip=False)
     if isdir(path):
         images = [image for folder in folders_below(path) for image in images_in(folder)]
         if not images:

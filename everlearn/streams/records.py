@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,10 @@ class Record:
 
 @dataclass
 class BadRows:
-    """Refuses bad rows, or counts them if the user asked to leave them out.
+    """Refuses bad rows, or records them if the user asked to leave them out.
+
+    Attributes:
+        rows: where each of them is, and what is wrong with it.
 
     >>> bad = BadRows(skip=True)
     >>> bad.add("shop.csv, line 3", "the text is empty", "fill it in")
@@ -59,21 +62,19 @@ class BadRows:
     """
 
     skip: bool
-    count: int = 0
-    first: str = ""
+    rows: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, where: str, cause: str, remedy: str) -> None:
-        """Count a row that is left out. Raises DataError if bad rows are not to be skipped."""
+        """Record a row that is left out. Raises DataError if bad rows are not to be skipped."""
         if not self.skip:
             raise DataError(f"{where}: {cause}; {remedy}, or leave bad rows out with skip_bad_rows=true")
-        self.count += 1
-        self.first = self.first or f"{where}: {cause}"
+        self.rows.append((where, cause))
 
     def notes(self) -> tuple[str, ...]:
-        if not self.count:
+        if not self.rows:
             return ()
-        rows, first = ("row", self.first) if self.count == 1 else ("rows", f"the first is {self.first}")
-        return (f"left out {self.count} bad {rows}: {first}",)
+        first, count = ": ".join(self.rows[0]), len(self.rows)
+        return (f"left out {count} bad rows: the first is {first}" if count > 1 else f"left out 1 bad row: {first}",)
 
 
 @dataclass(frozen=True)
