@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import mmap
 import os
@@ -67,12 +68,19 @@ def _regular(file: str | Path) -> Iterator[BinaryIO]:
 
 
 def read_text(file: str | Path, most: int = MOST_BYTES) -> str:
-    """The content of a regular file in UTF-8, with or without a byte order mark.
+    """The content of a regular file in UTF-8, with or without a byte order mark, or in UTF-16 with one, as Excel
+    writes it.
 
     Raises:
-        DataError: as `read_bytes`, or it is not UTF-8; the message names the line.
+        DataError: as `read_bytes`, or it is in another encoding; the message names the line.
     """
     data = read_bytes(file, most)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return data.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}: begins as UTF-16, but {error.reason} at byte {error.start:,}; save it as "
+                            "UTF-8") from None  # fmt: skip
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

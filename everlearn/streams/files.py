@@ -36,9 +36,22 @@ def read_columns(path: Path, bad: BadRows) -> Columns:
     return columns
 
 
+def delimiter_of(text: str, usual: str) -> str:
+    """What separates the cells of a file, by its first line: the usual delimiter if it occurs there, else the one of
+    comma, semicolon and tab that occurs most often. Excel writes semicolons where the comma is the decimal mark.
+
+    >>> delimiter_of("text;label\\na, b;c", ","), delimiter_of("text\\na;b", ",")
+    (';', ',')
+    """
+    header = next((line for line in text.split("\n", 100) if line.strip()), "")
+    count = {delimiter: len(next(csv.reader([header], delimiter=delimiter), [])) for delimiter in (usual, *",;\t")}
+    return usual if count[usual] > 1 else max(count, key=count.__getitem__)
+
+
 def _read_delimited(path: Path, bad: BadRows, delimiter: str) -> Columns:
     csv.field_size_limit(2**31 - 1)  # the default refuses texts above 128 KiB
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    text = read_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text, delimiter), strict=True)
     headers: list[str] | None = None
     rows: list[list[str]] = []
     lines: list[int] = []

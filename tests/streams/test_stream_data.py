@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from everlearn import streams
-from everlearn.errors import EverlearnError
+from everlearn.errors import DataError, EverlearnError
 from everlearn.streams.digits import read_digits
 
 
@@ -207,3 +207,22 @@ def test_read_inputs_needs_no_labels(tmp_path, write_csv, png):
     root = write_images(tmp_path / "images", png, ["cat", "dog/young"], each=1)
     assert streams.read_inputs(root)[1] == ["cat/0.png", "dog/young/0.png"]
     assert streams.read_inputs(root / "cat" / "0.png")[1] == ["0.png"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le with mark", "utf-16-be with mark"])
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_delimiter_and_encoding_of_a_table_are_found(tmp_path, encoding, ending, delimiter):
+    rows = [(f'"größe{delimiter} nummer {i}"', name) for name in ("schön", "weiß") for i in range(6)]
+    content = "\n".join(delimiter.join(row) for row in [("text", "label"), *rows])
+    code, _, mark = encoding.partition(" ")
+    (tmp_path / f"data.{ending}").write_bytes((("\ufeff" if mark else "") + content).encode(code))
+    stream = streams.load(str(tmp_path / f"data.{ending}"), tasks=1)
+    assert set(stream.class_names) == {"schön", "weiß"}
+    assert f"größe{delimiter} nummer 0" in [*stream[0].train.inputs, *stream[0].test.inputs]
+
+
+def test_half_of_utf16_is_one_line(tmp_path):
+    (tmp_path / "data.csv").write_bytes("text,label\n".encode("utf-16")[:-1])
+    with pytest.raises(DataError, match=r"begins as UTF-16, but .*; save it as UTF-8"):
+        streams.load(str(tmp_path / "data.csv"))
