@@ -258,7 +258,8 @@ def _figures(results: Results) -> Table:
     for name in (*names, "retention", "gain"):
         style = "bold" if name in ("retention", "gain") else ""
         shown = re.sub(r"_\{(\w)\}", r"_\1", FORMULAS[name])  # without the braces of one-character subscripts
-        table.add_row(_safe(name.replace("_", " "), style=style), percent(results[name]), _safe(shown))
+        label = name.replace("_accuracy", f" {results['metric']}").replace("_", " ")
+        table.add_row(_safe(label, style=style), percent(results[name]), _safe(shown))
     return table
 
 

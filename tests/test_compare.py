@@ -106,6 +106,13 @@ def test_the_table_shows_scores_where_they_belong(capsys, monkeypatch):
     assert ["task", "1", "50.0", "50.0"] in lines and ["task", "2", "25.0", "75.0", "60.0"] in lines
 
 
+def test_the_table_of_a_retriever_names_its_metric(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    console.final_table(result("finetune", metric="nDCG@10", goal="ranking"))
+    shown = capsys.readouterr().out
+    assert "final nDCG@10" in shown and "average nDCG@10" in shown and "accuracy" not in shown
+
+
 def test_the_table_says_who_encoded_and_who_found_all_in_the_store(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     first, adapted = result("fecam", 0.8, examples_encoded=9000), result("aper", 0.7, examples_encoded=450)
