@@ -24,12 +24,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from everlearn.errors import EverlearnError, one_line, remedy_for
-from everlearn.files import flush_to_disk, read_bytes, replace_folder
+from everlearn.files import flush_to_disk, read_bytes, regular, replace_folder
 from everlearn.schemas import MOST_JSON, Container, valid
 from everlearn.state import Stateful, check_saved
 from everlearn.strict import from_json
@@ -127,14 +126,15 @@ def load(folder: Path, name: str) -> Checkpoint:
 
 def _read(file: Path, check: dict[str, Any], remedy: str) -> dict[str, torch.Tensor]:
     """The tensors of a file, if it is the one that was written."""
-    data = read_bytes(file)
-    if data[:2] in PICKLES:
+    with regular(file) as opened:
+        start, size = opened.read(2), os.fstat(opened.fileno()).st_size
+    if start in PICKLES:
         raise EverlearnError(f"{file} is in a pickle format, which everlearn never reads: {remedy}")
-    if len(data) != check["bytes"]:
-        raise EverlearnError(f"{file} is truncated ({len(data)} of {check['bytes']} bytes): {remedy}")
-    if hashlib.sha256(data).hexdigest() != check["sha256"]:
+    if size != check["bytes"]:
+        raise EverlearnError(f"{file} is truncated ({size} of {check['bytes']} bytes): {remedy}")
+    if _sha256(file) != check["sha256"]:
         raise EverlearnError(f"{file} was altered (its SHA-256 differs): {remedy}")
-    return from_bytes(data)
+    return load_file(file)
 
 
 def method_state(method: nn.Module) -> dict[str, torch.Tensor]:

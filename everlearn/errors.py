@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import errno
-import unicodedata
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that change how a terminal shows others, or stand for none: control characters, breaks of lines, changes
+of the writing direction, half surrogate pairs."""
 LONGEST = 1200
 """Characters of a message. What is longer quotes somebody's data, and its middle is left out."""
 
@@ -39,17 +41,7 @@ def printable(text: object, longest: int = 200) -> str:
         half = (longest - 3) // 2
         shown = f"{shown[:half]} … {shown[-half:]}"
     shown = " ".join(shown.split()) if any(space in shown for space in "\n\r\t\v\f") else shown
-    return "".join(c.encode("unicode_escape").decode() if is_control(c) else c for c in shown)
-
-
-def is_control(character: str) -> bool:
-    """Whether a character changes how a terminal shows others, or stands for none: control characters, changes of
-    the writing direction, half surrogate pairs.
-
-    >>> is_control("\\x1b"), is_control("é")
-    (True, False)
-    """
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in DIRECTIONS
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), shown)
 
 
 @contextmanager

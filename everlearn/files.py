@@ -29,7 +29,7 @@ def read_bytes(file: str | Path, most: int = MOST_BYTES) -> bytes:
     Traceback (most recent call last):
     everlearn.errors.DataError: /dev/zero is not a regular file: give a file, not a pipe or a device
     """
-    with _regular(file) as opened:
+    with regular(file) as opened:
         size = os.fstat(opened.fileno()).st_size
         if size > most:
             raise DataError(f"{file} has {size:,} bytes, and at most {most:,} are read: split it")
@@ -45,13 +45,17 @@ def map_bytes(file: str | Path) -> mmap.mmap:
     Raises:
         DataError: there is no such file, it is empty, not a regular file, or may not be read.
     """
-    with _regular(file) as opened:
+    with regular(file) as opened:
         return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 @contextmanager
-def _regular(file: str | Path) -> Iterator[BinaryIO]:
-    """Open a regular file for reading; errors become one line."""
+def regular(file: str | Path) -> Iterator[BinaryIO]:
+    """Open a regular file of any size for reading; errors become one line.
+
+    Raises:
+        DataError: there is no such file, it is not a regular file, or it may not be read.
+    """
     try:
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as opened:

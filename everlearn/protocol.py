@@ -11,7 +11,7 @@ import yaml
 
 from everlearn import backbones, methods, streams
 from everlearn.config import check_arguments
-from everlearn.errors import EverlearnError
+from everlearn.errors import CONTROL, EverlearnError
 from everlearn.evaluation import supports
 from everlearn.files import rewrite_lines, write_whole
 from everlearn.locks import alone
@@ -63,6 +63,9 @@ def run(
     checked("save_minutes", save_minutes, Minutes)
     checked("save_steps", save_steps, Count | None)
     built = stream if isinstance(stream, Stream) else _load_stream(_absolute(_named("stream", stream)))
+    if unfit := [name for name in (built.name, *built.class_names) if not name or CONTROL.search(name)]:
+        raise EverlearnError(f"the name '{unfit[0]}' is empty or holds a control character, and what is saved under it "
+                             "could not be read again: rename it")  # fmt: skip
     learner, name = _build_method(method, built, backbone, seed)
     section, encoder = _method_config(method, name), learner.backbone.name
     config = {"stream": built.config, "method": section, "backbone": encoder, "seed": learner.seed}

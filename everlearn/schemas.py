@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
-from everlearn.errors import EverlearnError, is_control, printable
+from everlearn.errors import CONTROL, EverlearnError, printable
 from everlearn.files import read_bytes, read_text
 from everlearn.strict import MOST_YAML, from_json, from_yaml
 
@@ -22,7 +22,7 @@ MOST_JSON = 256 * 2**20
 """Bytes of a JSON file of ours; the results of 1,000 tasks take a few MB."""
 
 def _without_control(name: str) -> str:
-    if any(map(is_control, name)):
+    if CONTROL.search(name):
         raise ValueError("a name holds a control character")
     return name
 

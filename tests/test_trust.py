@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from everlearn.errors import EverlearnError, printable
 from everlearn.interrupts import Interrupted
 from everlearn.protocol import resume
 from everlearn.session import Session
+from everlearn.testing import toy_stream
 
 DIGITS = {"name": "digits", "tasks": 2, "max_train_per_class": 8, "max_test_per_class": 4}
 
@@ -232,6 +234,27 @@ def test_the_copies_above_are_accepted_where_nothing_was_changed(stopped, tmp_pa
     folder = copied(stopped, tmp_path)
     rewritten(newest(folder), lambda tensors: None, "training.safetensors")
     assert len(resume(folder).accuracy_matrix) == 2
+
+
+def test_weights_of_any_size_are_read_without_a_limit_and_without_a_second_copy(finished, monkeypatch):
+    read = []
+
+    def reads(file, most):
+        read.append(file.name)
+        return file.read_bytes()
+
+    monkeypatch.setattr("everlearn.checkpoint.read_bytes", reads)
+    assert load(finished / "lda").class_names and read == ["state.json"]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\u202eb", ""])
+def test_a_name_that_could_not_be_read_again_starts_no_run(tmp_path, name):
+    stream = toy_stream()
+    tasks = [replace(task, class_names=(name, *task.class_names[1:])) for task in stream]
+    said = refused(run, "simplecil", replace(stream, tasks=tuple(tasks)), backbone="tiny", out=tmp_path / "run")
+    assert "rename it" in said and not (tmp_path / "run").exists()
+    (tmp_path / "data.csv").write_text("text,label\n" + 4 * f'one text,"{name}"\n')
+    assert "line 2" in refused(run, "simplecil", str(tmp_path / "data.csv"), backbone="tiny")
 
 
 def test_a_model_whose_scores_are_not_finite_does_not_predict(finished, monkeypatch):

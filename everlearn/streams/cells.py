@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from everlearn.errors import printable
+from everlearn.errors import CONTROL, printable
 from everlearn.streams.limits import LONGEST_NAME
 from everlearn.streams.records import SPLIT_NAMES
-
-SURROGATES = re.compile("[\ud800-\udfff]")
-CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""Control characters, line breaks among them."""
+from everlearn.strict import SURROGATES
 
 
 class BadCell(Exception):
@@ -90,7 +86,7 @@ def check_name(name: str, what: str) -> None:
         raise BadCell(f"the {what} has {len(name):,} characters", f"write at most {LONGEST_NAME:,}")
     if SURROGATES.search(name):
         raise BadCell(f"the {what} '{printable(name)}' is not valid Unicode", "write it in UTF-8")
-    if CONTROLS.search(name.strip()):
+    if CONTROL.search(name.strip()):
         raise BadCell(f"the {what} '{printable(name)}' holds a control character", "remove line breaks and the like")
 
 
