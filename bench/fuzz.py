@@ -27,6 +27,7 @@ import os
 import random
 import shutil
 import string
+import subprocess
 import sys
 import tempfile
 import time
@@ -88,14 +89,25 @@ def main() -> int:
 def without_privileges() -> None:
     """If root started this process, start it anew as the user nobody.
 
-    The interpreter may lie where only root can look. An open descriptor of its folder leads there all the same.
+    The interpreter, its packages and this file may lie where only root can look (a virtual environment below a folder
+    made by `mktemp -d`, for example). An open descriptor of a folder leads there all the same.
     """
     if os.geteuid() != 0:
         return
-    descriptor = os.open(sys.base_prefix, os.O_RDONLY | os.O_DIRECTORY)
-    os.set_inheritable(descriptor, True)
-    home = f"/proc/self/fd/{descriptor}"
-    paths = [path.replace(sys.base_prefix, home, 1) for path in sys.path if path]
+    home = _opened(sys.base_prefix)
+    root = Path(__file__).absolute().parents[1]
+    # The repository's own folder may be closed to others, unlike those in it.
+    public = Path(tempfile.mkdtemp())
+    for name in ("bench", "everlearn", "tests"):
+        (public / name).symlink_to(_opened(str(root / name)))
+    for path in (public, *public.iterdir()):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    paths = [str(public)]
+    for path in sys.path:
+        if path.startswith(sys.base_prefix):
+            paths.append(path.replace(sys.base_prefix, home, 1))
+        elif os.path.isdir(path) and Path(path).resolve() != root:
+            paths.append(_opened(path))
     environment = {
         **os.environ,
         "PYTHONHOME": home,
@@ -107,7 +119,23 @@ def without_privileges() -> None:
     os.setgid(NOBODY)
     os.setuid(NOBODY)
     python = f"{home}/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
-    os.execve(python, [sys.executable, *sys.argv], environment)
+    try:
+        done = subprocess.run(
+            [sys.executable, f"{public}/bench/fuzz.py", *sys.argv[1:]],
+            executable=python,
+            env=environment,
+            close_fds=False,
+        )
+    finally:
+        shutil.rmtree(public)
+    sys.exit(done.returncode)
+
+
+def _opened(folder: str) -> str:
+    """A path of the folder that any user can follow in this process and in what it executes."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    os.set_inheritable(descriptor, True)
+    return f"/proc/self/fd/{descriptor}"
 
 
 def prepare_environment(base: Path) -> None:
