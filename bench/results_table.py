@@ -1,4 +1,4 @@
-"""Write the results table of a comparison into the README: python bench/results_table.py DIR"""
+"""Write the results table of a comparison into docs/results/index.md: python bench/results_table.py DIR"""
 
 from __future__ import annotations
 
@@ -43,10 +43,12 @@ def main() -> None:
     command = "everlearn compare --methods all --stream clinc150 --stream.max_train_per_class 30 --out DIR"
     source = f"From `{command}`, then `python bench/results_table.py DIR`."
     block = f"<!-- results:begin -->\n{source}\n\n{text}\n<!-- results:end -->"
-    readme = ROOT / "README.md"
-    readme.write_text(
-        re.sub(r"<!-- results:begin -->.*<!-- results:end -->", lambda _: block, readme.read_text(), flags=re.S)
-    )
+    page = ROOT / "docs" / "results" / "index.md"
+    markers = r"<!-- results:begin -->.*<!-- results:end -->"
+    written, count = re.subn(markers, lambda _: block, page.read_text(encoding="utf-8"), flags=re.S)
+    if count != 1:
+        raise SystemExit(f"{page} has {count} places for the table: there must be one, between the two markers")
+    page.write_text(written, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
+if os.name != "posix":
+    raise ImportError("everlearn needs a POSIX system, such as Linux or macOS, because it starts, stops and locks its "
+                      "processes as POSIX does: on Windows run it in WSL")  # fmt: skip
+
 __version__ = "0.1.0"
-__all__ = ["Examples", "Method", "Stream", "Task", "compare", "load", "run"]
+__all__ = ["Examples", "Method", "Stream", "Task", "compare", "load", "resume", "run"]
 
 if TYPE_CHECKING:
     from everlearn.comparison import compare
     from everlearn.method import Method
     from everlearn.model import load
-    from everlearn.protocol import run
+    from everlearn.protocol import resume, run
     from everlearn.streams.stream import Examples, Stream, Task
 
-_HOMES = {"run": "protocol", "compare": "comparison", "load": "model", "Method": "method",
+_HOMES = {"run": "protocol", "resume": "protocol", "compare": "comparison", "load": "model", "Method": "method",
           "Stream": "streams.stream", "Task": "streams.stream", "Examples": "streams.stream"}  # fmt: skip
 
 

@@ -12,6 +12,9 @@ from everlearn.seeds import derived_seed
 from everlearn.streams.stream import Examples
 from everlearn.streams.views import views
 
+WINDOW = 8
+"""How many batches are drawn together and then sorted by length."""
+
 
 class Batches(Sequence[Examples]):
     """Shuffled batches over several epochs. Batch k depends on the seed and on k alone, so a resumed run
@@ -25,8 +28,6 @@ class Batches(Sequence[Examples]):
     >>> [len(batch) for batch in Batches(data, epochs=2, size=2, seed=0)]
     [2, 1, 2, 1]
     """
-
-    WINDOW = 8
 
     def __init__(
         self, examples: Examples, epochs: int, size: int, seed: int, lengths: Sequence[int] | None = None,
@@ -54,13 +55,32 @@ class Batches(Sequence[Examples]):
     def _by_length(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         lengths = torch.tensor(self.lengths)
         batches: list[torch.Tensor] = []
-        for window in order.split(self.WINDOW * self.size):
+        for window in order.split(WINDOW * self.size):
             window = window[lengths[window].argsort(stable=True)]
             cut = list(window.split(self.size))
             full = [batch for batch in cut if len(batch) == self.size]
             shuffled = torch.randperm(len(full), generator=generator).tolist()
             batches += [full[i] for i in shuffled] + cut[len(full) :]  # a smaller batch stays the last one
         return torch.cat(batches)
+
+
+def of_similar_length(lengths: Sequence[int], most_tokens: int, most: int) -> list[list[int]]:
+    """All rows in batches of similar length, the shortest first, so that little is padded.
+
+    Args:
+        lengths: the number of tokens of each row.
+        most_tokens: the most tokens of a batch, where each row is padded to the longest; a single row may have more.
+        most: the most rows of a batch.
+
+    >>> of_similar_length([3, 9, 2, 3], most_tokens=9, most=8)
+    [[2, 0, 3], [1]]
+    """
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not batches or len(batches[-1]) == most or (len(batches[-1]) + 1) * lengths[row] > most_tokens:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
 def augmented(batch: Examples, *seed: int) -> Examples:

@@ -4,6 +4,7 @@ A checkpoint is a folder such as `task-002-step-000120` (120 steps of the third 
 
 * `method.safetensors`: the state of the method, without tensors of a backbone that still have their pre-trained values;
 * `training.safetensors`: the states of the optimizer and of the random generators, only inside a task;
+* `held_out.safetensors`: examples that were not learned, in the last checkpoint of a run and in its later versions;
 * `state.json`: position, results so far, and the SHA-256 of the other files and of itself.
 
 It is written under another name and renamed, so that it exists completely or not at all.
@@ -18,7 +19,7 @@ import math
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,18 @@ from everlearn.schemas import MOST_JSON, Container, valid
 from everlearn.state import Stateful, check_saved
 from everlearn.strict import from_json
 
-FORMAT = 3
-"""Of what a checkpoint holds. Another format is refused: the same name may mean another thing there."""
+FORMAT = 4
+"""Of what a checkpoint holds."""
 
-FILES = ("method.safetensors", "training.safetensors")
+READ = (3, 4)
+"""The formats that are read; in 3, every task repeats the names of all classes before it. Another one is refused: the
+same name may mean another thing there."""
+
+MOST_NAMES = 50_000_000
+"""Names of classes in all tasks together, where each task has those of the tasks before it too."""
+
+HELD_OUT = "held_out.safetensors"
+FILES = ("method.safetensors", "training.safetensors", HELD_OUT)
 PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How pickles begin, and the zip archives of torch.save."""
 
@@ -57,6 +66,7 @@ class Checkpoint:
     state: dict[str, Any]
     method: dict[str, torch.Tensor]
     training: dict[str, torch.Tensor]
+    held_out: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def save(folder: Path, name: str, checkpoint: Checkpoint, keep: int = KEEP) -> None:
@@ -69,12 +79,12 @@ def save(folder: Path, name: str, checkpoint: Checkpoint, keep: int = KEEP) -> N
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        files = {"method.safetensors": checkpoint.method, "training.safetensors": checkpoint.training}
+        files = dict(zip(FILES, (checkpoint.method, checkpoint.training, checkpoint.held_out), strict=True))
         checks = {}
         for file, tensors in files.items():
             save_file(_separate(tensors), temporary / file)
             checks[file] = {"bytes": (temporary / file).stat().st_size, "sha256": _sha256(temporary / file)}
-        state = {"format": FORMAT, **checkpoint.state, "files": checks}
+        state = {"format": FORMAT, **_new_names_only(checkpoint.state), "files": checks}
         (temporary / "state.json").write_text(json.dumps({"sha256": _json_sha256(state), **state}, indent=1))
         for written in temporary.iterdir():
             flush_to_disk(written)
@@ -110,25 +120,74 @@ def load(folder: Path, name: str) -> Checkpoint:
                 f"{file} is in a pickle format, which can run code when it is read: everlearn never does; "
                 "convert it to safetensors on a machine where you trust it"
             )
-    remedy = f"remove {place} to go on from the checkpoint before it, or start again"
+    remedy = _remedy(place)
+    with one_line(f"checkpoint {place}", remedy, EverlearnError):
+        state = read_state(place)
+        files = [file for file in FILES if file in state["files"] or file != HELD_OUT]  # older ones held nothing out
+        return Checkpoint(state, *(_read(place / file, state["files"][file], remedy) for file in files))
+
+
+def read_state(place: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; the tensors are not read.
+
+    Raises:
+        EverlearnError: it is damaged, or was written by another version of everlearn.
+    """
+    remedy = _remedy(place)
     with one_line(f"checkpoint {place}", remedy, EverlearnError):
         state = from_json(read_bytes(place / "state.json", MOST_JSON), place / "state.json", remedy)
         if not isinstance(state, dict) or state.pop("sha256", None) != _json_sha256(state):
             raise EverlearnError(f"{place / 'state.json'} was altered (its SHA-256 differs): {remedy}")
-        if state.get("format") != FORMAT:
+        if state.get("format") not in READ:
             raise EverlearnError(f"{place} was written by another version of everlearn (format "
-                                 f"{state.get('format', 1)}, this one reads {FORMAT}): learn the run again, or open it "
-                                 "with the version that wrote it")  # fmt: skip
-        state = valid(state, Container, place / "state.json", remedy)
-        tensors = [_read(place / file, state["files"][file], remedy) for file in FILES]
-        return Checkpoint(state, *tensors)
+                                 f"{state.get('format', 1)}, this one reads {READ[0]} and {FORMAT}): learn the run "
+                                 "again, or open it with the version that wrote it")  # fmt: skip
+        return _all_names(valid(state, Container, place / "state.json", remedy))
+
+
+def _new_names_only(state: dict[str, Any]) -> dict[str, Any]:
+    """The state in which each task names the classes that it brings, and counts those before it (`known`)."""
+    tasks: list[dict[str, Any]] = []
+    before: list[str] = []
+    for task in state.get("tasks", ()):
+        names = task["class_names"]
+        known = len(before) if names[: len(before)] == before else 0
+        tasks.append({**task, "known": known, "class_names": names[known:]})
+        before = names
+    return {**state, "tasks": tasks} if tasks else state
+
+
+def _all_names(state: dict[str, Any]) -> dict[str, Any]:
+    """What `_new_names_only` was given. What it does not write stays as it is, and the schema of the state refuses it.
+
+    Raises:
+        EverlearnError: the tasks have more than MOST_NAMES names together.
+    """
+    tasks: list[Any] = []
+    before: list[Any] = []
+    total = 0
+    for task in state["tasks"] if isinstance(state.get("tasks"), list) else ():
+        known, names = (task.get("known"), task.get("class_names")) if isinstance(task, dict) else (None, None)
+        if type(known) is int and isinstance(names, list) and known in (0, len(before)):
+            before = before[:known] + names
+            task = {key: before if key == "class_names" else value for key, value in task.items() if key != "known"}
+            total += len(before)
+        if total > MOST_NAMES:
+            raise EverlearnError(f"its tasks have more than {MOST_NAMES:,} names of classes together")
+        tasks.append(task)
+    return {**state, "tasks": tasks} if tasks else state
+
+
+def _remedy(place: Path) -> str:
+    return f"remove {place} to go on from the checkpoint before it, or start again"
 
 
 def _read(file: Path, check: dict[str, Any], remedy: str) -> dict[str, torch.Tensor]:
     """The tensors of a file, if it is the one that was written."""
     with regular(file) as opened:
-        start, size = opened.read(2), os.fstat(opened.fileno()).st_size
-    if start in PICKLES:
+        start, size = opened.read(9), os.fstat(opened.fileno()).st_size
+    # Safetensors begin with the length of their header, whose bytes may be those of a pickle, and its brace.
+    if start[:2] in PICKLES and start[8:] != b"{":
         raise EverlearnError(f"{file} is in a pickle format, which everlearn never reads: {remedy}")
     if size != check["bytes"]:
         raise EverlearnError(f"{file} is truncated ({size} of {check['bytes']} bytes): {remedy}")
@@ -280,5 +339,6 @@ def origin_hash(method: Any) -> str:
 
 
 def _encoders(method: nn.Module) -> list[tuple[str, Any]]:
-    """Every backbone in the method, with the prefix of its tensors' names."""
-    return [(f"{name}.", module) for name, module in method.named_modules() if getattr(module, "origin", None)]
+    """Every backbone in the method that is loaded, with the prefix of its tensors' names."""
+    return [(f"{name}.", module) for name, module in method.named_modules()
+            if getattr(module, "origin", None) and module.is_loaded]  # fmt: skip

@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from everlearn import methods, streams
-from everlearn.command_line import parse
+from everlearn import methods, streams, version_commands
+from everlearn.command_line import described, parse
 from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out
 from everlearn.errors import EverlearnError, printable, remedy_for, unknown
 from everlearn.files import write_whole
 from everlearn.interrupts import Interrupted
 from everlearn.settings import Count, Minutes, checked
+from everlearn.streams.packaged import OWN
+from everlearn.version_commands import to_keep
 
 MOST_TOLD = 20
 """Rows without an answer whose reasons are printed."""
@@ -108,7 +110,8 @@ def _run(args: argparse.Namespace) -> int:
         from everlearn.protocol import run
 
         result = run(config["method"], config["stream"], backbone=config["backbone"], out=out, seed=config["seed"],
-                     save_minutes=args.save_minutes, save_steps=args.save_steps, progress=True)  # fmt: skip
+                     save_minutes=args.save_minutes, save_steps=args.save_steps, keep=to_keep(args.keep),
+                     progress=True)  # fmt: skip
     return _show(result, args.json)
 
 
@@ -243,9 +246,9 @@ def _list(args: argparse.Namespace) -> int:
     for kind, names in found.items():
         if not args.kind:
             print(f"{kind}:")
-        width = max(map(len, names), default=0)
-        for name, text in names.items():
-            print(textwrap.fill(text, 100, initial_indent=f"{name:<{width}}  ", subsequent_indent=" " * (width + 2)))
+        print(described(names))
+        if kind == "streams":
+            print(f"\nyour own data, with --stream:\n{described(OWN)}")
     return 0
 
 
@@ -302,5 +305,5 @@ def _only_json(redirect: bool) -> contextlib.AbstractContextManager[Any]:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "compare": _compare, "resume": _resume, "report": _report,
-    "predict": _predict, "list": _list, "cache": _cache,
+    "predict": _predict, "list": _list, "cache": _cache, **version_commands.COMMANDS,
 }  # fmt: skip

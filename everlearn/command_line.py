@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from everlearn import __version__
+from everlearn.config import DEFAULT_METHODS
 from everlearn.errors import EverlearnError, unknown
+from everlearn.streams.packaged import OWN
 
 ABOUT = """\
 Update a pre-trained model with new data, keep what it could do, and prove both.
 
-  everlearn run                                   the default: RanPAC with MiniLM on CLINC150 in 10 tasks
+  everlearn run                                   the default: logistic regression on MiniLM, CLINC150 in 10 tasks
   everlearn run --method l2p --help               the settings of one method
   everlearn run --stream tickets.csv --tasks 5    your own data
   everlearn compare --methods ranpac,ewc,joint    compare methods on one stream, with a recommendation
@@ -22,6 +25,9 @@ Update a pre-trained model with new data, keep what it could do, and prove both.
 
 SAME = {"--tasks": "--stream.tasks", "--stream": "--stream.name", "--method": "--method.name"}
 """Options that are short for a setting."""
+
+KEEP = ("held-out examples that stay in the folder, so that an update can say what it changed: raw texts or images "
+        "(default: 2000 for tests, 2000 for calibration)")  # fmt: skip
 
 EXIT = """\
 exit codes: 0 success; 1 a method failed in compare; 2 the command cannot be carried out (the message says why);
@@ -97,11 +103,26 @@ class Parser(argparse.ArgumentParser):
         raise EverlearnError(f"{message} (see {self.prog} --help)")
 
 
+def described(names: Mapping[str, str]) -> str:
+    """Names and what they are, in two columns.
+
+    >>> print(described({"digits": "10 handwritten digits"}))
+    digits  10 handwritten digits
+    """
+    width = max(map(len, names), default=0)
+    return "\n".join(
+        textwrap.fill(text, 100, initial_indent=f"{name:<{width}}  ", subsequent_indent=" " * (width + 2))
+        for name, text in names.items()
+    )
+
+
 def _parsers() -> tuple[Parser, dict[str, Parser]]:
     parser = Parser(prog="everlearn", description=ABOUT, epilog=EXIT)
     parser.add_argument("--version", action="version", version=f"everlearn {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", parser_class=Parser)
     made: dict[str, Parser] = {}
+
+    own = f"your own data, with --stream:\n{described(OWN)}"
 
     def verb(name: str, text: str, **keywords: Any) -> Parser:
         made[name] = verbs.add_parser(name, help=text, description=text, **keywords)
@@ -116,20 +137,22 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         p.add_argument("--seed", type=int, metavar="N", help="the random seed (default: 0)")
         p.add_argument("--out", metavar="DIR", help=out)
 
-    p = verb("run", "learn a stream with one method", add_help=False)
+    p = verb("run", "learn a stream with one method", add_help=False, epilog=own)
     p.add_argument("-h", "--help", action="store_true", help="show this help; --method, --stream add their settings")
     common(p, "the run folder (default: a new one, runs/<stream>-<method>-seed<seed>)")
-    p.add_argument("--method", metavar="NAME", help="the continual learning method (default: ranpac)")
-    p.add_argument("--method.KEY", metavar="VALUE", help="a setting of the method, e.g. --method.width 2000")
+    usual = "{classes}; {ranking} for retrieval".format(**DEFAULT_METHODS)
+    p.add_argument("--method", metavar="NAME", help=f"the continual learning method (default: {usual})")
+    p.add_argument("--method.KEY", metavar="VALUE", help="a setting of the method, e.g. --method.rows 5000")
     p.add_argument("--stream.KEY", metavar="VALUE", help="a setting of the stream, e.g. --stream.text_column text")
     p.add_argument("--config", metavar="FILE", help="a YAML file; the config.yaml of a run repeats that run")
-    p.add_argument("--recipe", default="auto", metavar="auto|papers|none|FILE", help="auto: settings that work "
-                   "well on this stream, if available; papers: the published settings; clinc150, images: the settings "
-                   "for these data; none: the defaults of the method")  # fmt: skip
+    p.add_argument("--recipe", default="auto", metavar="auto|papers|none|FILE", help="auto: the settings "
+                   "chosen for this stream, or for texts or images if it is your own; papers: the published settings; "
+                   "clinc150, images: the settings for these data; none: the defaults of the method")  # fmt: skip
     p.add_argument("--save-minutes", type=float, default=5.0, metavar="M", help="save every M minutes (default: 5)")
     p.add_argument("--save-steps", type=int, metavar="N", help="also save every N steps")
+    p.add_argument("--keep", metavar="N|none", help=KEEP)
 
-    p = verb("compare", "learn a stream with several methods and recommend one of them")
+    p = verb("compare", "learn a stream with several methods and recommend one of them", epilog=own)
     common(p, "the folder of all runs; give the same folder again to continue")
     p.add_argument("--stream.KEY", metavar="VALUE", help="a setting of the stream")
     p.add_argument("--methods", default="all", metavar="LIST", help="such as a,b or family:prompt (default: all)")
@@ -145,20 +168,47 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p = verb("report", "write the HTML report of one run, or a comparison of several runs")
     p.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="run folders, or a comparison's folder")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in DIR, or here for several DIRs")
-    p = verb("predict", "predict with the model of a run; writes CSV with id, prediction and score; rows that "
-             "cannot be read come last, without an answer")
+    p = verb(
+        "predict",
+        "predict with the model of a run; writes CSV with id, prediction and score; rows that "
+        "cannot be read come last, without an answer",
+    )
     p.add_argument("directory", metavar="DIR", type=Path)
     p.add_argument("--input", required=True, type=Path, metavar="FILE",
-                   help="CSV, TSV, JSON Lines, Parquet, text with one input per line (.txt), or images")  # fmt: skip
+                   help="CSV, TSV, JSON Lines, Parquet, Excel, a text with one input per line, or images")  # fmt: skip
     p.add_argument("--method", metavar="NAME", help=expected)
     p.add_argument("--column", metavar="NAME", help="the column of the inputs, if its name is not a usual one")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
     p.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     p.add_argument("--proba", action="store_true", help="also write the probability of each class")
+    p = verb(
+        "update",
+        "teach a finished run new data as one more task: new classes, new domains or more of the old; "
+        "it says what old and new score before and after, and the version before stays",
+    )
+    p.add_argument("directory", metavar="DIR", type=Path)
+    p.add_argument("--data", required=True, type=Path, metavar="FILE", help="the new examples, as `run` reads them")
+    p.add_argument("--test", type=Path, metavar="FILE",
+                   help="test examples (default: a fifth of the new examples of each class is held out)")  # fmt: skip
+    p.add_argument("--keep", metavar="N|none", help=KEEP)
+    p.add_argument("--stream.KEY", metavar="VALUE", help="text_column, image_column, label_column, split_column or "
+                   "id_column, if they differ from the run's; skip_bad_rows")  # fmt: skip
+    p.add_argument("--method", metavar="NAME", help=expected)
+    p = verb("rollback", "let the version before the last update answer again; nothing is removed")
+    p.add_argument("directory", metavar="DIR", type=Path)
+    p = verb("versions", "list the versions of a run that was updated")
+    p.add_argument("directory", metavar="DIR", type=Path)
+    p = verb("export", "write the model for another library, which gives equal answers there, or say why it cannot")
+    p.add_argument("directory", metavar="DIR", type=Path)
+    p.add_argument("--to", required=True, metavar="FORMAT",
+                   help="sentence-transformers: the encoder, with trained weights and merged LoRA, as a folder; "
+                        "onnx: the classifier as model.onnx, with its tokenizer (extra: onnx)")  # fmt: skip
+    p.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new or empty folder")
+    p.add_argument("--method", metavar="NAME", help=expected)
     p = verb("list", "list the available methods, streams and backbones")
     p.add_argument("kind", nargs="?", choices=("methods", "streams", "backbones"))
     p = verb("cache", "show or clear the stored features of frozen backbones")
     p.add_argument("--clear", nargs="?", const="all", metavar="IDENTITY", help="remove all, or those of one backbone")
-    for name in ("run", "compare", "resume", "predict", "list", "cache"):
+    for name in ("run", "compare", "resume", "predict", "list", "cache", "update", "rollback", "versions", "export"):
         made[name].add_argument("--json", action="store_true", help="write only JSON to standard output")
     return parser, made

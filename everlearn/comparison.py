@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from everlearn import backbones, streams
 from everlearn import methods as registry
-from everlearn.config import Config, build_config, check_collection, check_out, find_recipe
+from everlearn.config import Config, build_config, check_collection, check_out, find_recipe, not_named, usual_recipe
 from everlearn.errors import LONGEST, EverlearnError, printable, unknown
 from everlearn.files import write_whole
 from everlearn.locks import Busy, alone
 from everlearn.recommendation import recommendation
 from everlearn.schemas import read_comparison, read_results
+from everlearn.streams.peek import input_of
 
 if TYPE_CHECKING:
     from everlearn.method import Method
-    from everlearn.streams.stream import Stream
+    from everlearn.streams.peek import input_of
+from everlearn.streams.peek import input_of
+from everlearn.streams.stream import Stream
 
 Results = dict[str, Any]
 
@@ -47,9 +50,9 @@ class Entry:
         return f"recipe {self.recipe.parent.name}/{self.recipe.stem}" if self.recipe else "the paper's settings"
 
     @property
-    def cost(self) -> tuple[bool, int, str]:
-        """A sort key: cheapest methods first, methods that retrain on all data last."""
-        return self.cls.tags.retrains, COST.index(self.cls.tags.trained_by(self.settings)), self.label
+    def cost(self) -> tuple[int, bool, str]:
+        """A sort key: cheapest methods first; of those that train as much, the ones that retrain on all data last."""
+        return COST.index(self.cls.tags.trained_by(self.settings)), self.cls.tags.retrains, self.label
 
 
 def compare(
@@ -89,19 +92,23 @@ def compare(
             comparison there is damaged.
         everlearn.interrupts.Interrupted: the user stopped it; all is saved, and the same call continues.
 
-    >>> [results["method"] for results in compare("joint,simplecil", "digits", backbone="tiny")]
+    >>> small = {"name": "digits", "tasks": 2, "max_train_per_class": 5, "max_test_per_class": 5}
+    >>> [results["method"] for results in compare("joint,simplecil", small, backbone="tiny")]
     ['simplecil', 'joint']
     """
     options: Config = {"backbone": backbone, "seed": seed}
     if isinstance(stream, (str, dict)):
         options["stream"] = stream
+    elif not hasattr(stream, "fingerprint"):
+        raise not_named("stream", stream)
     elif jobs > 1:
         raise EverlearnError("jobs: more than one job needs a stream given by name, not a Stream object")
     config = build_config(options, recipe="none")[0]
     if jobs > 1 and out is None:
         raise EverlearnError("jobs: more than one job needs a folder, out")
     name = config["stream"]["name"] if isinstance(stream, (str, dict)) else stream.name
-    entries = _entries(select(methods), name, recipe)
+    input = input_of(config["stream"]) if isinstance(stream, (str, dict)) else stream.input
+    entries = _entries(select(methods), name, input, recipe)
     if isinstance(stream, (str, dict)):
         stream = streams.load(**config["stream"])
 
@@ -154,7 +161,7 @@ def _compare(
         else:
             todo.append(entry)
     # Methods that train at most a head run in this process: the first of them encodes for all.
-    beside = [entry for entry in todo if jobs > 1 and entry.cost[1] > COST.index("head")]
+    beside = [entry for entry in todo if jobs > 1 and entry.cost[0] > COST.index("head")]
     for entry in todo:
         if entry not in beside:
             keep(entry.label, _learn(entry, stream, config, folder, progress, say))
@@ -194,13 +201,13 @@ def _family(family: str) -> list[str]:
     return [name for name in families if families[name] == family]
 
 
-def _entries(chosen: Sequence[str | Config], stream: str, recipe: str) -> list[Entry]:
+def _entries(chosen: Sequence[str | Config], stream: str, input: str, recipe: str) -> list[Entry]:
     """Check the methods and sort them by cost, cheapest first."""
     entries: dict[str, Entry] = {}
-    collection = stream if check_collection(recipe) == "auto" else recipe
+    check_collection(recipe)
     for method in chosen:
         name = method if isinstance(method, str) else str(method.get("name"))
-        path = find_recipe(collection, name)
+        path = usual_recipe(stream, input, name) if recipe == "auto" else find_recipe(recipe, name)
         settings = build_config({"method": method}, recipe=str(path or "none"))[0]["method"]
         plain = label = name.rpartition(":")[2]
         while label in entries:
@@ -251,7 +258,7 @@ def _learn(entry: Entry, stream: Stream, config: Config, folder: Path | None, pr
     say(entry, f"settings: {entry.origin}")
     try:
         if directory is not None and (directory / "config.yaml").is_file():
-            result = resume(directory, method=entry.settings["name"], progress=progress)
+            result = resume(directory, method=entry.settings["name"], stream=stream, progress=progress)
         else:
             result = run(entry.settings, stream, backbone=config["backbone"], seed=config["seed"],
                          out=directory, progress=progress)  # fmt: skip

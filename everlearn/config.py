@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from everlearn import backbones, methods, streams
-from everlearn.errors import EverlearnError, unknown
+from everlearn.errors import EverlearnError, shown, unknown
 from everlearn.files import read_text
 from everlearn.settings import Seed, arguments, convert
+from everlearn.streams.files import find_retrieval_files
+from everlearn.streams.peek import input_of
 from everlearn.strict import MOST_YAML, from_yaml
 
 Config = dict[str, Any]
 """{"stream": {"name": …}, "method": {"name": …}, "backbone": name or None, "seed": int}"""
 
-DEFAULTS: Config = {"stream": {"name": "clinc150"}, "method": {"name": "ranpac"}, "backbone": None, "seed": 0}
-DATA_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+DEFAULT_METHODS = {"classes": "logistic", "ranking": "er"}
+"""The default method, by the goal of the stream."""
+DEFAULTS: Config = {"stream": {"name": "clinc150"}, "method": {"name": DEFAULT_METHODS["classes"]}, "backbone": None,
+                    "seed": 0}  # fmt: skip
+DATA_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx", ".txt")
 ELSEWHERE = {"seed": "--seed", "backbone": "--backbone"}  # constructor arguments that are not settings of the method
 
 
@@ -36,7 +41,7 @@ def build_config(
     Args:
         options: any part of a configuration, as given on the command line; text values are converted.
         file: a YAML file of the same structure.
-        recipe: "auto" (the recipe for this stream and method, if it exists), "none", the name of a
+        recipe: "auto" (see `usual_recipe`), "none", the name of a
             collection (see `find_recipe`), or a YAML file.
 
     Raises:
@@ -47,18 +52,19 @@ def build_config(
     """
     _check_sections(options, "key")
     from_file = read_config(file) if file is not None else {}
-    wanted = merge(merge(DEFAULTS, from_file), options)
+    defaults = _defaults_for(merge(merge(DEFAULTS, from_file), options)["stream"].get("name"))
+    wanted = merge(merge(defaults, from_file), options)
     method = _trusted(wanted, options, file)
     path = None
     if recipe == "auto":
         if merge({"method": {}}, from_file)["method"].get("name") != method:
-            path = find_recipe(wanted["stream"]["name"], method)
+            path = usual_recipe(wanted["stream"]["name"], input_of(wanted["stream"]), method)
     elif recipe != "none":
         path = find_recipe(recipe, method) or Path(recipe)
     if path is None:
         return check_config(wanted), None
     names = {section: {"name": wanted[section]["name"]} for section in ("stream", "method")}
-    base = merge(merge(DEFAULTS, names), read_config(path))
+    base = merge(merge(defaults, names), read_config(path))
     config = merge(merge(base, from_file), options)
     _trusted(config, options, path)
     if (asked := config["method"].get("train")) is not None:
@@ -67,6 +73,12 @@ def build_config(
             base["method"].pop("lr", None)  # it was chosen for what the recipe trains, not for what was asked for
             config = merge(merge(base, from_file), options)
     return check_config(config), path
+
+
+def _defaults_for(stream: Any) -> Config:
+    """The defaults, with a method that learns rankings where the name stands for retrieval files."""
+    is_retrieval = isinstance(stream, str) and stream not in streams.names() and find_retrieval_files(stream)
+    return merge(DEFAULTS, {"method": DEFAULT_METHODS["ranking" if is_retrieval else "classes"]})
 
 
 def _trusted(config: Config, options: Config, file: object) -> str:
@@ -125,7 +137,8 @@ def check_config(config: Config) -> Config:
     _check_name("stream", stream.get("name"), streams.names(), _is_data)
     _check_name("method", method.get("name"), methods.names(), lambda name: ":" in name)
     if backbone is not None:
-        _check_name("backbone", backbone, backbones.names(), _is_backbone)
+        bare = backbones.split_layers(backbone)[0] if isinstance(backbone, str) else backbone
+        _check_name("backbone", bare, backbones.names(), _is_backbone)
     seed = convert("seed", config["seed"], Seed)
     stream.update(check_arguments("stream", streams.load, _without_name(stream)))
     if len(method) > 1:  # the constructor, and torch with it, is imported only if there are settings to check
@@ -160,6 +173,18 @@ def find_recipe(collection: str, method: str) -> Path | None:
     return next((file for folder in _collections(collection) if (file := folder / f"{method}.yaml").is_file()), None)
 
 
+def usual_recipe(stream: str, input: str, method: str) -> Path | None:
+    """The recipe of this method for this stream; for other streams the one for texts, which was chosen on CLINC150, or
+    for images. None for retrieval and where there is none.
+
+    >>> usual_recipe("tickets.csv", "text", "er").parts[-2:]
+    ('clinc150', 'er.yaml')
+    """
+    if (path := find_recipe(stream, method)) is not None or find_retrieval_files(stream):
+        return path
+    return find_recipe({"text": "clinc150", "image": "images"}[input], method)
+
+
 def check_collection(name: str) -> str:
     """Return `name` if it is a collection of recipes, "auto" or "none"; otherwise raise an EverlearnError.
 
@@ -168,7 +193,7 @@ def check_collection(name: str) -> str:
     """
     if name not in ("auto", "none") and not _collections(name):
         known = ", ".join(sorted({folder.name for folder in _collections("*")}))
-        raise EverlearnError(f"recipe {name!r}: no such collection; give auto, none or one of {known}")
+        raise EverlearnError(f"recipe {shown(name)}: no such collection; give auto, none or one of {known}")
     return name
 
 
@@ -215,12 +240,18 @@ def _check_sections(config: Config, kind: str) -> None:
         if key not in DEFAULTS:
             raise unknown(kind, key, DEFAULTS)
         if key in ("stream", "method") and not isinstance(value, (str, dict)):
-            raise EverlearnError(f"{key}: {value!r} is neither a name nor a mapping with a name and settings")
+            raise not_named(key, value)
+
+
+def not_named(kind: str, value: object) -> EverlearnError:
+    """The error for a stream or method that is neither a name nor a section."""
+    in_memory = " (rows in memory become a stream by everlearn.streams.from_table)" if kind == "stream" else ""
+    return EverlearnError(f"{kind}: {shown(value)} is neither a name nor a mapping with a name and settings{in_memory}")
 
 
 def _check_name(kind: str, name: Any, known: dict[str, str], is_other: Callable[[str], bool]) -> None:
     if not isinstance(name, str) or not name:
-        raise EverlearnError(f"{kind}: {name!r} is not a name: give one of {', '.join(sorted(known))}")
+        raise EverlearnError(f"{kind}: {shown(name)} is not a name: give one of {', '.join(sorted(known))}")
     if name not in known and not is_other(name):
         raise unknown(kind, name, known)
 

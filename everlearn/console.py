@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +21,14 @@ from rich.text import Text
 from everlearn.errors import printable
 from everlearn.metrics import FORMULAS, passes
 from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
+from everlearn.metrics.per_class import worst
 
 Results = dict[str, Any]
 """The content of results.json."""
 
 WIDTH = 100
 SHOWN_TASKS = 12  # a larger matrix shows this many rows and columns, evenly spaced
+SHOWN_CLASSES = 5
 GATE_WORDS = {"pass": "pass", "fail": "fail", "unknown": "?"}
 
 
@@ -37,38 +40,48 @@ def _safe(text: object, style: str = "") -> Text:
 class Progress:
     """A progress bar on stderr with the remaining time; nested bars share one display.
 
-    A finished bar leaves one line of text, except a nested bar that took less than a second. If stderr is
-    not a terminal, only these lines are printed. If not `enabled`, nothing is printed.
+    A finished bar leaves one line of text, except a nested bar that took less than a second. If stderr is not a
+    terminal, there are plain lines instead: one for each step of the outermost bar, unless the steps are quick, and
+    one every half minute. If not `enabled`, nothing is printed.
 
     Args:
         total: number of steps.
         label: what is in progress, for example "task 3 of 10".
+        done: how many steps were done before.
 
     >>> with Progress(2, "task 1 of 1", enabled=False) as bar:
     ...     bar.advance(2, "loss 0.3")
     """
 
+    EVERY: ClassVar[float] = 30.0  # seconds
     display: ClassVar[Bars | None] = None
-    depth: ClassVar[int] = 0
+    active: ClassVar[list[Progress]] = []
+    ended: ClassVar[threading.Event]
+    said: ClassVar[float]
 
-    def __init__(self, total: int, label: str, enabled: bool = True) -> None:
+    def __init__(self, total: int, label: str, enabled: bool = True, done: int = 0) -> None:
         self.total, self.label, self.enabled = total, printable(label), enabled
-        self.done, self.text = 0, ""
+        self.done, self.before, self.text = done, done, ""
 
     def __enter__(self) -> Progress:
         self.started = time.monotonic()
         if not self.enabled:
             return self
-        if Progress.depth == 0 and sys.stderr.isatty():
-            Progress.display = Bars(
-                TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False),
-                console=Console(stderr=True), transient=True,
-            )  # fmt: skip
-            Progress.display.start()
-        Progress.depth += 1
+        if not Progress.active:
+            Progress.said = self.started
+            if sys.stderr.isatty():
+                Progress.display = Bars(
+                    TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+                    TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False),
+                    console=Console(stderr=True), transient=True,
+                )  # fmt: skip
+                Progress.display.start()
+            else:
+                Progress.ended = threading.Event()
+                threading.Thread(target=_say_regularly, args=[Progress.ended], daemon=True).start()
+        Progress.active.append(self)
         if Progress.display:
-            self.bar = Progress.display.add_task(self.label, total=self.total, text="")
+            self.bar = Progress.display.add_task(self.label, total=self.total, completed=self.done, text="")
         return self
 
     def advance(self, n: int = 1, text: str | None = None) -> None:
@@ -79,24 +92,55 @@ class Progress:
     def show(self, done: int) -> None:
         """Show that `done` of all steps are done."""
         self.done = done
-        if self.enabled and Progress.display:
+        if not self.enabled:
+            return
+        if Progress.display:
             Progress.display.update(self.bar, completed=done, text=self.text)
+        elif self is Progress.active[0] and done < self.total and time.monotonic() - Progress.said >= 1:
+            _say()
+
+    def position(self) -> str:
+        """How far it is, in words: "task 3 of 10: 120 of 400, loss 0.3"."""
+        return f"{self.label}: {self.done:,} of {self.total:,}" + (f", {self.text}" if self.text else "")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if not self.enabled:
             return
-        Progress.depth -= 1
+        Progress.active.remove(self)
         if Progress.display:
             Progress.display.remove_task(self.bar)
-            if Progress.depth == 0:
+            if not Progress.active:
                 Progress.display.stop()
+        elif not Progress.active:
+            Progress.ended.set()
         seconds = time.monotonic() - self.started
-        if kind is None and (Progress.depth == 0 or seconds >= 1):
-            line = f"{self.label}: {duration(seconds)}" + (f", {self.text}" if self.text else "")
-            console = Progress.display.console if Progress.display else Console(stderr=True, width=WIDTH)
-            console.print(_safe(line), soft_wrap=True, highlight=False)
-        if Progress.depth == 0:
+        if kind is None and (not Progress.active or seconds >= 1):
+            _to_stderr(f"{self.label}: {duration(seconds)}" + (f", {self.text}" if self.text else ""))
+        if not Progress.active:
             Progress.display = None
+
+
+def _say_regularly(ended: threading.Event) -> None:
+    while not ended.wait(max(Progress.said + Progress.EVERY - time.monotonic(), 0)):
+        if time.monotonic() - Progress.said >= Progress.EVERY:  # nothing was said meanwhile
+            _say()
+
+
+def _say() -> None:
+    """Print where all active bars are, and how long the outermost of them takes."""
+    bars = list(Progress.active)
+    if not bars:
+        return
+    Progress.said = time.monotonic()
+    first, elapsed = bars[0], Progress.said - bars[0].started
+    news = first.done - first.before
+    left = f", about {duration(elapsed / news * (first.total - first.done))} left" if news else ""
+    _to_stderr("; ".join(bar.position() for bar in bars) + f" ({duration(elapsed)}{left})")
+
+
+def _to_stderr(line: str) -> None:
+    console = Progress.display.console if Progress.display else Console(stderr=True, width=WIDTH)
+    console.print(_safe(line), soft_wrap=True, highlight=False)
 
 
 def final_table(results: Results, directory: Path | None = None) -> None:
@@ -113,8 +157,9 @@ def final_table(results: Results, directory: Path | None = None) -> None:
     n = len(results["tasks"])
     some = f" ({SHOWN_TASKS} of {n} tasks shown; the report shows all)" if n > SHOWN_TASKS else ""
     out.print(_safe(f"{metric} in %; row: after learning the task; column: tests of the task{some}"))
-    for part in (_matrix, _figures, _gate_line, _costs):
-        out.print(part(results))
+    for part in (_matrix, _figures, _gate_line, _worst_classes, _costs):
+        if (shown := part(results)) is not None:
+            out.print(shown)
     for warning in results["warnings"]:
         out.print(_safe(f"warning: {warning}", style="yellow"))
     for note in results["notes"]:
@@ -280,11 +325,21 @@ def _gate_line(results: Results) -> Text:
     )  # fmt: skip
 
 
+def _worst_classes(results: Results) -> Text | None:
+    """The classes with the lowest recall, and what the worst of them is most often taken for."""
+    lowest = [score for score in worst(results.get("per_class", [])) if score["recall"] < 1][:SHOWN_CLASSES]
+    if not lowest:
+        return None
+    told = ", ".join(f"{printable(score['name'], 40)} {percent(score['recall'])}" for score in lowest)
+    return _safe(f"lowest recall in %: {told}; the report shows every class")
+
+
 def _costs(results: Results) -> Table:
     seconds, environment = results["seconds"], results["environment"]
     phases = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items() if name not in ("total", "encode"))
     stored = ", ".join(f"{name} {human_bytes(size)}" for name, size in results["stored"].items() if size)
-    cpu = f"{environment.get('cpu', 'CPU')}, {environment.get('threads', '?')} threads"
+    threads = environment.get("threads", "?")
+    cpu = f"{environment.get('cpu', 'CPU')}, {threads} thread{'' if threads == 1 else 's'}"
     rows = {
         "trained": f"{results['trainable_parameters']:,} parameters",
         "stored": human_bytes(results["stored_bytes"]) + (f" ({stored})" if stored else ""),

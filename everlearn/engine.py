@@ -34,6 +34,13 @@ class Learning:
         step: steps done so far. steps: steps in all.
         loss: of the last step.
         trainable: how many parameters receive gradient.
+
+    >>> from everlearn import backbones, methods, streams
+    >>> method = methods.get("finetune")(backbones.load("tiny"), epochs=2, batch_size=1)
+    >>> task = streams.task_from([streams.Record("tea please", "drink"), streams.Record("a sofa", "furniture")])
+    >>> learning = learn(method, task)
+    >>> learning.step, learning.steps
+    (4, 4)
     """
 
     method: Method
@@ -92,7 +99,21 @@ class Learning:
 
 
 class Listener:
-    """Is told how the learning of a task goes. Subclasses override what they want to hear."""
+    """Is told how the learning of a task goes. Subclasses override what they want to hear.
+
+    >>> from everlearn import backbones, methods, streams
+    >>> class Count(Listener):
+    ...     def __init__(self):
+    ...         self.steps = 0
+    ...     def stepped(self, learning):
+    ...         self.steps += 1
+    >>> method = methods.get("finetune")(backbones.load("tiny"), epochs=3)
+    >>> count = Count()
+    >>> task = streams.task_from([streams.Record("tea please", "drink"), streams.Record("a sofa", "furniture")])
+    >>> _ = learn(method, task, count)
+    >>> count.steps
+    3
+    """
 
     def begun(self, learning: Learning) -> None:
         """The structure is there; nothing has been learned yet."""
@@ -168,7 +189,15 @@ def _doubt(method: Method) -> None:
 
 
 def replay(method: Method, tasks: Sequence[Task]) -> None:
-    """Build the structure that these tasks gave the method, without their data."""
+    """Build the structure that these tasks gave the method, without their data.
+
+    >>> from everlearn import backbones, methods, streams
+    >>> task = streams.task_from([streams.Record("tea please", "drink"), streams.Record("a sofa", "furniture")])
+    >>> method = methods.get("simplecil")(backbones.load("tiny"))
+    >>> replay(method, [task])
+    >>> method.head.class_names, method.head.counts.tolist()
+    (('drink', 'furniture'), [0, 0])
+    """
     for task in tasks:
         with seeded(method.seed, task.index, BEGIN):
             method.begin_task(task.sealed())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -16,18 +17,34 @@ LONGEST = 1200
 
 
 class EverlearnError(Exception):
-    """A problem that the user can correct. The message is one line: what is wrong, where, and the remedy."""
+    """A problem that the user can correct. The message is one line: what is wrong, where, and the remedy.
+
+    >>> from everlearn import methods
+    >>> try:
+    ...     methods.get("simplecill")
+    ... except EverlearnError as error:
+    ...     print(str(error).split(":")[0])
+    unknown method 'simplecill'
+    """
 
     def __str__(self) -> str:
         return printable(" ".join(map(str, self.args)), LONGEST)
 
 
 class DataError(EverlearnError):
-    """A problem in the user's data: the message names the file, the row, the cause and the remedy."""
+    """A problem in the user's data: the message names the file, the row, the cause and the remedy.
+
+    >>> issubclass(DataError, EverlearnError)
+    True
+    """
 
 
 class ContractError(EverlearnError):
-    """A method violates a rule of the method contract; the message names the rule."""
+    """A method violates a rule of the method contract; the message names the rule.
+
+    >>> issubclass(ContractError, EverlearnError)
+    True
+    """
 
 
 def printable(text: object, longest: int = 200) -> str:
@@ -42,6 +59,18 @@ def printable(text: object, longest: int = 200) -> str:
         shown = f"{shown[:half]} … {shown[-half:]}"
     shown = " ".join(shown.split()) if any(space in shown for space in "\n\r\t\v\f") else shown
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), shown)
+
+
+def shown(value: object, longest: int = 200) -> str:
+    """A value of the user's, as Python writes it, on one bounded line; a long list is not written out to be cut.
+
+    >>> shown("shop"), shown(["x"] * 10**6), shown(10**5000)
+    ("'shop'", "['x', 'x', 'x', 'x', 'x', 'x', ...]", 'a value of type int')
+    """
+    try:
+        return printable(value.__repr__() if isinstance(value, str) else reprlib.repr(value), longest)
+    except Exception:  # Python refuses to write a number of thousands of digits, and other classes may do anything
+        return f"a value of type {type(value).__name__}"
 
 
 @contextmanager
@@ -88,4 +117,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> EverlearnError:
 
 
 class EverlearnWarning(UserWarning):
-    """A warning that readers of the results must know; runs collect these warnings for the report."""
+    """A warning that readers of the results must know; runs collect these warnings for the report.
+
+    >>> issubclass(EverlearnWarning, UserWarning)
+    True
+    """

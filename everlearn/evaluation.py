@@ -17,7 +17,7 @@ from everlearn.errors import ContractError, printable
 from everlearn.method import Method, Tags
 from everlearn.metrics.retrieval import id_order, score_rankings
 from everlearn.streams.inputs import Input
-from everlearn.streams.stream import Stream, Task
+from everlearn.streams.stream import Examples, Stream, Task
 
 CHUNK = 1024  # inputs handed to `predict` at once; its answers may not depend on it
 METRIC = {"classes": "accuracy", "ranking": "nDCG@10"}
@@ -33,6 +33,8 @@ class Evaluation:
         self.stream, self.method = stream, method
         self.metric = METRIC[stream.goal]
         self._measured: set[str] | None = None  # the names that `measures` gave so far
+        self._answers: dict[int, torch.Tensor] = {}  # the newest predicted labels of the test examples, by task
+        self._together: torch.Tensor | None = None  # the newest scores of all tasks that were asked together
 
     def initial(self) -> list[float | None]:
         """The untouched model's score on each task, where one is defined: rankings before any
@@ -54,7 +56,7 @@ class Evaluation:
         """One row: the score on every task up to `task`, and over all their test examples together."""
         seen = self.stream.tasks[: task.index + 1]
         with torch.no_grad():
-            scores = [{**self.score(old), **self.others(old)} for old in seen]
+            scores = [{**score, **self.others(old)} for score, old in zip(self._scores(seen), seen, strict=True)]
         counts = [len(old.test) for old in seen]
         total = sum(score[self.metric] * count for score, count in zip(scores, counts, strict=True))
         others = {name: [score[name] for score in scores] for name in scores[0] if name != self.metric}
@@ -62,10 +64,41 @@ class Evaluation:
 
     def score(self, task: Task) -> dict[str, float]:
         """The scores on one task's test examples."""
+        return self._scores([task])[0]
+
+    def _scores(self, tasks: Sequence[Task]) -> list[dict[str, float]]:
+        """The scores on the test examples of each task. Where the stream does not tell the task at test, those of all
+        tasks are asked together, which takes fewer calls of the method."""
         if self.stream.goal == "ranking":
-            return self._ranking(task)
-        told = task.index if self.stream.tells_task and self.method.tags.task_at_test != "ignored" else None
-        return {"accuracy": self._accuracy(task, told, list(task.classes) if self.stream.tells_task else None)}
+            return [self._ranking(task) for task in tasks]
+        if self.stream.tells_task:
+            is_told = self.method.tags.task_at_test != "ignored"
+            answers = [
+                self._predicted(task.test, task.index if is_told else None, list(task.classes)) for task in tasks
+            ]
+        else:
+            together = Examples.concatenate([task.test for task in tasks])
+            self._together = self._asked(together, None)
+            answers = list(self._together.argmax(1).split([len(task.test) for task in tasks]))
+        self._answers |= {task.index: answer for task, answer in zip(tasks, answers, strict=True)}
+        return [{"accuracy": _share_right(answer, task)} for task, answer in zip(tasks, answers, strict=True)]
+
+    def scores(self) -> torch.Tensor:
+        """The scores (n, classes) of all test examples at the end, where the task is not told."""
+        together, self._together = self._together, None
+        if together is None or len(together) < sum(len(task.test) for task in self.stream):
+            together = self._asked(Examples.concatenate([task.test for task in self.stream]), None)
+        return together
+
+    def answers(self) -> tuple[list[int], list[int]]:
+        """The labels of all test examples, and those that were predicted for them when they were asked last."""
+        if self.stream.goal == "ranking":
+            return [], []
+        for task in self.stream:
+            if task.index not in self._answers:  # a resumed run that had learned everything already
+                self.score(task)
+        labels = torch.cat([task.test.labels for task in self.stream])
+        return labels.tolist(), torch.cat([self._answers[task.index] for task in self.stream]).tolist()
 
     def others(self, task: Task) -> dict[str, float]:
         """What the method measures besides, and how right it would be if it were told the task.
@@ -86,21 +119,26 @@ class Evaluation:
             raise ContractError(f"measures gave {told[0]}, and now {told[1]}: give the same names every time")
         self._measured = set(found)
         if self.stream.goal == "classes" and self.method.tags.task_at_test == "used" and not self.stream.tells_task:
-            found = {**found, TOLD: self._accuracy(task, task.index)}
+            found = {**found, TOLD: _share_right(self._predicted(task.test, task.index), task)}
         return found
 
-    def _accuracy(self, task: Task, told: int | None, within: list[int] | None = None) -> float:
-        """The share of right labels; among the classes `within` only, where the stream tells the task at test."""
-        right = 0
-        for start in range(0, len(task.test), CHUNK):
-            chunk = task.test[range(start, min(start + CHUNK, len(task.test)))]
+    def _predicted(self, test: Examples, told: int | None, within: list[int] | None = None) -> torch.Tensor:
+        """(n,): the label with the highest score for each test example; among the classes `within` only, where the
+        stream tells the task at test."""
+        scores = self._asked(test, told)
+        return scores.argmax(1) if within is None else torch.tensor(within)[scores[:, within].argmax(1)]
+
+    def _asked(self, test: Examples, told: int | None) -> torch.Tensor:
+        """(n, classes): the scores of the test examples."""
+        parts = []
+        for start in range(0, len(test), CHUNK):
+            chunk = test[range(start, min(start + CHUNK, len(test)))]
             scores = _ask(self.method, chunk.bare(), told)
             if scores.isnan().any():
                 row = int(scores.isnan().any(dim=1).nonzero()[0])
                 raise ContractError(f"predict gave NaN scores, first for record {chunk.ids[row]}")
-            predicted = scores.argmax(1) if within is None else torch.tensor(within)[scores[:, within].argmax(1)]
-            right += int((predicted == chunk.labels).sum())
-        return right / len(task.test)
+            parts.append(scores)
+        return torch.cat(parts)
 
     def _ranking(self, task: Task) -> dict[str, float]:
         assert task.corpus is not None
@@ -154,9 +192,15 @@ def supports(tags: Tags, stream: Stream, backbone: Backbone | None = None) -> st
         return None
     if "class names" in tags.needs and stream.goal == "classes" and "text" not in backbone.reads:
         return f"reads the names of the classes, and backbone '{backbone.name}' reads no text"
+    if "last layer" in tags.needs and backbone.layers > 1:
+        return f"pools the last layer itself, and backbone '{backbone.name}' gives several: leave @layers= out"
     if "two towers" in tags.needs and len(backbone.encoders()) < 2:
         return f"needs a backbone with two encoders, and '{backbone.name}' has one"
     return None
+
+
+def _share_right(predicted: torch.Tensor, task: Task) -> float:
+    return int((predicted == task.test.labels).sum()) / len(task.test)
 
 
 def _new_classes(stream: Stream, task: Task) -> bool:

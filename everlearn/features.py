@@ -6,7 +6,8 @@ and processes share the store.
 
 On disk there is one folder per identity, with segments of up to 2,048 features (`segments.py`). They appear completely
 or not at all, so reading and adding need no lock. A segment is checked when it is opened: one that is damaged is
-deleted, a line on standard error says so, and its examples are encoded again.
+deleted, a line on standard error says so, and its examples are encoded again. Where segments are many, an index says
+which of them holds an example (`key_index.py`), so that the others need not be opened.
 """
 
 from __future__ import annotations
@@ -91,6 +92,17 @@ class FeatureStore:
         encoded: number of examples that this process has encoded through the store.
         served: number of examples whose features were already in the store.
         on_progress: called with (done, total) while examples are encoded.
+
+    Raises:
+        EverlearnError: EVERLEARN_CACHE_BYTES is not a number of bytes, or there is no home folder.
+
+    >>> import tempfile
+    >>> from everlearn import backbones
+    >>> store, tiny = FeatureStore(tempfile.mkdtemp()), backbones.load("tiny")
+    >>> features = store.encode(tiny, ["a cup of tea", "a sofa"])
+    >>> again = store.encode(tiny, ["a sofa"])
+    >>> tuple(features.shape), store.encoded, store.served
+    ((2, 32), 2, 1)
     """
 
     def __init__(self, root: str | Path | None = None, *, limit: int | None = None) -> None:
@@ -100,6 +112,7 @@ class FeatureStore:
         self.seconds = 0.0
         self.on_progress: Callable[[int, int], None] | None = None
         self._shelves: dict[str, Shelf] = {}
+        self._bytes: int | None = None  # of the whole store, as this process knows it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureStore:
         return self  # copies of a method share the one store of the process
@@ -154,7 +167,7 @@ class FeatureStore:
                 self.on_progress(done, missing_total)
         if done:
             self.seconds += time.perf_counter() - started
-            self._evict()
+            self._evict(4 * done * backbone.width)
         return done
 
     def _shelf(self, backbone: Encoder) -> Shelf:
@@ -165,17 +178,24 @@ class FeatureStore:
             self._shelves[identity] = Shelf(self.root / identity, backbone.width, about)
         return self._shelves[identity]
 
-    def _evict(self) -> None:
-        """Remove the least recently used segments until the store is within its limit."""
+    def _evict(self, added: int) -> None:
+        """Remove the least recently used segments until the store is within its limit.
+
+        All segments are listed by the first call, and then only where this process may have gone beyond the limit.
+        What others add meanwhile, they account for.
+        """
+        self._bytes = None if self._bytes is None else self._bytes + added
+        if self._bytes is not None and self._bytes <= self.limit:
+            return
         with usable(self.root, "read"):
             segments = [segment for shelf in _shelves(self.root) for segment in _files(shelf, ".f32")]
-        total = sum(found.st_size for found, _ in segments)
+        self._bytes = sum(found.st_size for found, _ in segments)
         for found, file in sorted(segments, key=lambda pair: pair[0].st_mtime):
-            if total <= self.limit:
+            if self._bytes <= self.limit:
                 break
             with contextlib.suppress(OSError):  # that of another user, say
                 delete_segment(file.with_suffix(".keys"))
-                total -= found.st_size
+                self._bytes -= found.st_size
 
 
 _default: FeatureStore | None = None
@@ -194,7 +214,15 @@ def default_store() -> FeatureStore:
 
 @contextlib.contextmanager
 def using_store(store: FeatureStore) -> Iterator[FeatureStore]:
-    """Inside the `with` statement, `store` is the store of this process, whatever EVERLEARN_CACHE says."""
+    """Inside the `with` statement, `store` is the store of this process, whatever EVERLEARN_CACHE says.
+
+    >>> import tempfile
+    >>> from everlearn import backbones
+    >>> with using_store(FeatureStore(tempfile.mkdtemp())) as store:
+    ...     _ = backbones.load("tiny").encode(["a cup of tea"])
+    >>> store.encoded
+    1
+    """
     global _override
     before, _override = _override, store
     try:
@@ -208,6 +236,11 @@ def cache_info() -> list[dict[str, Any]]:
 
     Raises:
         EverlearnError: the folder of the store may not be read.
+
+    >>> from everlearn import backbones
+    >>> _ = backbones.load("tiny").encode(["a cup of tea"])
+    >>> sorted(cache_info()[0])
+    ['bytes', 'description', 'examples', 'identity', 'last_used']
     """
     entries = []
     root = cache_root()
@@ -228,6 +261,12 @@ def clear_cache(identity: str | None = None) -> int:
 
     Raises:
         EverlearnError: something may not be removed.
+
+    >>> import os, tempfile
+    >>> from unittest.mock import patch
+    >>> with patch.dict(os.environ, EVERLEARN_CACHE=tempfile.mkdtemp()):
+    ...     clear_cache()
+    0
     """
     global _default
     _default = None

@@ -25,7 +25,7 @@ class Bar(Listener):
     def show(self, done: int, total: int, text: str = "") -> None:
         """Show how many steps are done."""
         if self.bar is None:
-            self.bar = Progress(total, self.label, self.enabled)
+            self.bar = Progress(total, self.label, self.enabled, done)
             self.bar.__enter__()
         self.bar.text = text
         self.bar.show(done)

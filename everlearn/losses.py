@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from everlearn.memory.per_parameter import PerParameter
+from everlearn.metrics.retrieval import comparable
 
 
 def cross_entropy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> Tensor:
@@ -51,22 +52,26 @@ def distillation(scores: Tensor, teacher: Tensor, temperature: float = 2.0) -> T
 
 
 def multiple_negatives_ranking(
-    queries: Tensor, documents: Tensor, texts: Sequence[str] | None = None, scale: float = 20.0
+    queries: Tensor, documents: Tensor, texts: Sequence[str] | None = None, similarity: str = "cosine"
 ) -> Tensor:
-    """(n,) cross-entropies of finding each query's document among all documents of the batch, by cosine.
+    """(n,) cross-entropies of finding each query's document among all documents of the batch.
 
     Args:
         queries: (n, width).
         documents: (m, width), m ≥ n: document i answers query i; documents from n on answer no query.
         texts: the m documents' texts. Where given, a copy of the positive elsewhere in the batch is
             not counted as a negative.
-        scale: the inverse temperature.
+        similarity: `cosine`, at an inverse temperature of 20, or `dot`, at 1.
+
+    Raises:
+        EverlearnError: another similarity.
 
     >>> documents = torch.eye(2)[[0, 1, 0]]
-    >>> multiple_negatives_ranking(documents[:2], documents, ["a", "b", "a"]).round(decimals=4)
+    >>> multiple_negatives_ranking(documents[:2], documents, ["a", "b", "a"]).abs().round(decimals=4)
     tensor([0., 0.])
     """
-    scores = scale * functional.normalize(queries, dim=1) @ functional.normalize(documents, dim=1).T
+    scale = 20.0 if similarity == "cosine" else 1.0
+    scores = scale * comparable(queries, similarity) @ comparable(documents, similarity).T
     if texts is not None:
         number = {text: i for i, text in enumerate(texts)}
         same = torch.tensor([number[text] for text in texts], device=scores.device)
@@ -116,8 +121,12 @@ def sparsemax(scores: Tensor, dim: int = -1) -> Tensor:
 
     Martins & Astudillo (2016, https://arxiv.org/abs/1602.02068): max(z - tau, 0), tau such that the sum is 1.
 
-    >>> sparsemax(torch.tensor([1.0, 0.8, -1.0])).tolist()
-    [0.6000000238418579, 0.4000000059604645, 0.0]
+    Args:
+        scores: (…, n) with the weighed entries along `dim`; the result has the same shape.
+        dim: the dimension whose weights sum to 1.
+
+    >>> sparsemax(torch.tensor([1.0, 0.75, -1.0])).tolist()
+    [0.625, 0.375, 0.0]
     """
     z = scores.transpose(dim, -1)
     ordered = z.sort(dim=-1, descending=True).values

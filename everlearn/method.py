@@ -22,18 +22,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from everlearn.backbones.backbone import Backbone
+from everlearn.backbones.backbone import Backbone, Role
 from everlearn.batches import Batches
+from everlearn.cached_gradients import in_parts
 from everlearn.errors import EverlearnError
 from everlearn.heads.linear import Linear
 from everlearn.losses import cross_entropy, multiple_negatives_ranking
-from everlearn.metrics.retrieval import nearest
+from everlearn.metrics.retrieval import comparable, nearest
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.schedules import Schedule, constant
 from everlearn.seeds import derived_seed
@@ -42,8 +44,6 @@ from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
 
 KINDS = ("class-incremental", "domain-incremental", "task-incremental", "online", "old-then-new")
-
-Role = Literal["query", "document"]
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,15 @@ class Tags:
         goals: what it can learn: classes, or ranking documents for a query.
         kinds: the stream kinds it can learn.
         needs: "class names" where it reads the names of the classes, "two towers" where it needs a backbone
-            with a second encoder.
+            with a second encoder, "last layer" where it pools the states of the last layer itself.
         task_at_test: what `predict` does with the task where the stream tells it: it is "ignored" (and not
             told), "used", or "needed".
         retrains: whether the cost of a task grows with the number of tasks before it.
         exact: whether `forget` and `merge` give what learning without, or with, the examples would have given.
+
+    >>> from everlearn.methods import LDA
+    >>> LDA.tags.trains, LDA.tags.exact, LDA.tags.trained_by({})
+    ('nothing', True, 'nothing')
     """
 
     family: str
@@ -69,7 +73,7 @@ class Tags:
     inputs: tuple[str, ...] = ("text", "image")
     goals: tuple[str, ...] = ("classes",)
     kinds: tuple[str, ...] = KINDS
-    needs: tuple[Literal["class names", "two towers"], ...] = ()
+    needs: tuple[Literal["class names", "two towers", "last layer"], ...] = ()
     task_at_test: Literal["ignored", "used", "needed"] = "ignored"
     retrains: bool = False
     exact: bool = False
@@ -92,6 +96,25 @@ class Method(nn.Module):
 
     Raises:
         EverlearnError: an unknown setting, or one whose value is not in the range that its annotation gives.
+
+    >>> from everlearn import backbones, streams
+    >>> from everlearn.engine import learn
+    >>> class NearestMean(Method):
+    ...     tags = Tags(family="representation", trains="nothing")
+    ...     def param_groups(self):
+    ...         return []
+    ...     def begin_task(self, task):
+    ...         super().begin_task(task)
+    ...         self.head.weight.requires_grad_(False)
+    ...     def end_task(self, task):
+    ...         features = self.embed(task.train.inputs)
+    ...         for label in task.classes:
+    ...             self.head.weight[label] = features[task.train.labels == label].mean(0)
+    >>> method = NearestMean(backbones.load("tiny"))
+    >>> task = streams.task_from([streams.Record("tea please", "drink"), streams.Record("a sofa", "furniture")])
+    >>> _ = learn(method, task)
+    >>> tuple(method.predict(["a tea"]).shape)
+    (1, 2)
     """
 
     tags: ClassVar[Tags]
@@ -152,7 +175,7 @@ class Method(nn.Module):
         return self.losses(batch).mean()
 
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
-        """Learn from one batch; returns the loss."""
+        """Learn from one batch; returns the loss, a scalar without gradient."""
         loss = self.loss(batch)
         optimizer_step(loss)
         return loss.detach()
@@ -171,13 +194,14 @@ class Method(nn.Module):
         return self.head(self.embed(inputs))
 
     # -- the ladder ----------------------------------------------------------------------------
-    def features(self, inputs: Sequence[Input], role: Role = "query") -> Tensor:
+    def features(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:
         """(n, width), with gradient where something is trained.
 
         Args:
             role: where the goal is ranking, whether these are queries or documents.
         """
-        return self.backbone(inputs)
+        with self.backbone.reading(role) if role else nullcontext():
+            return self.backbone(inputs)
 
     def scores(self, inputs: Sequence[Input]) -> Tensor:
         """(n, classes seen so far), with gradient."""
@@ -187,24 +211,32 @@ class Method(nn.Module):
         """(n,): the loss of each example. Cross-entropy; where the goal is ranking, of each query's
         document among all documents of the batch."""
         if batch.positives is not None:
-            documents = self.features(batch.positives, "document")
-            return multiple_negatives_ranking(self.features(batch.inputs), documents, batch.positives)
+            queries, documents = self._by_parts(batch.inputs, "query"), self._by_parts(batch.positives, "document")
+            return multiple_negatives_ranking(queries, documents, batch.positives, self.backbone.similarity)
         return self.classification_losses(self.scores(batch.inputs), batch)
+
+    def _by_parts(self, texts: Sequence[Input], role: Role) -> Tensor:
+        """`features` of all that are compared with each other, in memory that does not grow with their number."""
+        most_tokens = 2 * self.backbone.tokens_at_once
+        return in_parts(lambda part: self.features(part, role), texts, self.backbone.lengths(texts), most_tokens)
 
     def classification_losses(self, scores: Tensor, batch: Examples) -> Tensor:
         """(n,): the cross-entropy of (n, classes) scores, over the task's own classes where `masked`."""
         return cross_entropy(scores, self.labels(batch), self.task.classes if self.masked else None)
 
-    def embed(self, inputs: Sequence[Input], role: Role = "query") -> Tensor:
-        """`features` without gradient; from the feature store where they are those of the frozen backbone."""
+    def embed(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:
+        """`features` (n, width) without gradient; of a frozen backbone they come from the feature store."""
         if type(self).features is Method.features and self.backbone.is_frozen:
-            return self.backbone.encode(inputs)
+            with self.backbone.reading(role) if role else nullcontext():
+                return self.backbone.encode(inputs)
         return self.backbone.infer(inputs, lambda batch, rows: self.features(batch, role))
 
     def search(self, queries: Sequence[Input], documents: Sequence[Input], k: int = 10) -> list[list[int]]:
-        """For each query the positions of up to k documents, best first: those of the largest dot product of
-        their embeddings. A method that keeps an index answers from that."""
-        return nearest(self.embed(queries), self.embed(documents, "document"), k)
+        """For each query the positions of up to k documents, best first: those whose embeddings are most similar, by
+        the similarity that the encoder was trained for. A method that keeps an index answers from that."""
+        similarity = self.backbone.similarity
+        asked, given = self.embed(queries, "query"), self.embed(documents, "document")
+        return nearest(comparable(asked, similarity), comparable(given, similarity), k)
 
     # -- two knobs -----------------------------------------------------------------------------
     def param_groups(self) -> list[dict[str, Any]]:
@@ -279,7 +311,7 @@ class Method(nn.Module):
         return {}
 
     def labels(self, batch: Examples) -> Tensor:
-        """The batch's labels, on the backbone's device."""
+        """The batch's labels (n,), on the backbone's device."""
         return batch.labels.to(self.backbone.device)
 
     def trained(self) -> dict[str, nn.Parameter]:

@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from everlearn import backbones, checkpoint, methods
+from everlearn import backbones, checkpoint, methods, versions
+from everlearn.calibration import probabilities
 from everlearn.config import check_arguments
 from everlearn.errors import EverlearnError
 from everlearn.method import Method, Role
 from everlearn.protocol import read_run
-from everlearn.session import load_saved, restore_method
-from everlearn.streams.inputs import Input
+from everlearn.session import restore_method
+from everlearn.settings import Natural, checked
+from everlearn.streams.inputs import Input, listed
+from everlearn.streams.records import Record
+from everlearn.streams.stream import Stream
+from everlearn.versions import Version
+
+COLUMNS = ("text_column", "image_column", "label_column", "split_column", "id_column")
+"""The settings of a stream that say where an update finds its data."""
 
 
 class Model:
-    """A trained method with the names of its classes. `everlearn.engine.learn(model.method, task)` teaches it
-    one more task.
+    """A trained method with the names of its classes. It can be asked, and `update` teaches it new data.
 
     Args:
         method: the method, restored.
         columns: the columns of its training data that the user named, by role (text, image, id).
+        temperature: what scores are divided by to become probabilities (`everlearn.calibration`); None where it was
+            not fitted.
+        directory: the run's folder.
+        version: which of the folder's versions it is.
+
+    >>> from everlearn import backbones, engine, methods, streams
+    >>> method = methods.get("simplecil")(backbones.load("tiny"))
+    >>> task = streams.task_from([streams.Record("tea please", "drink"), streams.Record("a sofa", "furniture")])
+    >>> _ = engine.learn(method, task)
+    >>> model = Model(method)
+    >>> model.predict(["a sofa"]), model.predict_proba(["a sofa"]).shape
+    (['furniture'], (1, 2))
     """
 
-    def __init__(self, method: Method, columns: Mapping[str, str | None] | None = None) -> None:
+    def __init__(
+        self, method: Method, columns: Mapping[str, str | None] | None = None, *, temperature: float | None = None,
+        directory: Path | None = None, version: int = 1,
+    ) -> None:  # fmt: skip
         self.method, self.columns = method.eval(), dict(columns or {})
+        self.temperature, self.directory, self.version = temperature, directory, version
+        self._learned = method.task.index
 
     @property
     def class_names(self) -> list[str]:
@@ -37,29 +63,101 @@ class Model:
     def predict(self, inputs: Sequence[Input]) -> list[str]:
         """The class name of each input.
 
+        Args:
+            inputs: n texts or images, as a list, an array or a column of a table.
+
         Raises:
-            EverlearnError: the inputs are a single text or image and not a list.
+            EverlearnError: the inputs are a single text or image and not a list, or one of them is neither.
         """
         return [self.class_names[k] for k in self._scores(inputs).argmax(1).tolist()]
 
     def predict_proba(self, inputs: Sequence[Input]) -> np.ndarray:
-        """The softmax of the scores (n, classes). For heads that score by cosine or least squares it
-        orders the classes, but is not calibrated."""
-        return self._scores(inputs).double().softmax(1).numpy()
+        """The probabilities of the classes (n, classes), which sum to 1: softmax(scores / temperature).
 
-    def embed(self, inputs: Sequence[Input], role: Role = "query") -> np.ndarray:
-        """Features (n, width), float32; where the goal is ranking, of queries or of documents."""
+        Of the answers given with a probability of 0.8, about 80 in 100 are right on data like that of the training,
+        because the temperature was fitted on examples that were not learned. The report shows how closely."""
+        return probabilities(self._scores(inputs), self.temperature).numpy()
+
+    def update(
+        self, data: str | Path | Stream | Sequence[Record], *, test: str | Path | None = None, keep: int | None = None,
+        progress: bool = False, skip_bad_rows: bool = False, **columns: str | None,
+    ) -> Version:  # fmt: skip
+        """Learn new data: new classes, new domains, or more of the old. The run's folder gets a new version, which
+        this model is then; `everlearn.versions.rollback` goes back to the version before.
+
+        Args:
+            data: a file or folder as a run reads it, a Stream (`everlearn.streams.from_rows(texts, labels)` makes one),
+                or records.
+            test: the file with test examples. Without it, a fifth of the new examples of each class is held out.
+            keep: how many held-out examples the folder keeps, 0 for none; by default as the run does.
+            progress: whether to show progress bars.
+            skip_bad_rows: leave out rows that cannot be used, and count them in the notes.
+            columns: text_column, image_column, label_column, split_column, id_column, where the data's differ from
+                those of the run.
+
+        Returns:
+            What the version is: `old` and `new` hold the accuracy on held-out examples before and after.
+
+        Raises:
+            DataError: the data cannot be used; the message names the row.
+            EverlearnError: the model is of no folder or not of the folder's current version, or cannot learn the data.
+
+        >>> import everlearn, tempfile
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> small = {"name": "clinc150", "tasks": 2, "max_train_per_class": 2, "max_test_per_class": 1}
+        >>> _ = everlearn.run("simplecil", small, backbone="tiny", out=folder)
+        >>> model = load(folder)
+        >>> texts = ["water the roses", "trim the hedge", "is the lawn dry"]
+        >>> model.update([Record(text, "garden") for text in texts]).new_classes
+        ['garden']
+        >>> len(model.class_names)
+        151
+        """
+        if self.directory is None:
+            raise EverlearnError("the model was not loaded from a folder: teach it with everlearn.engine.learn")
+        if (now := versions.current(self.directory)) != self.version:
+            raise EverlearnError(f"{self.directory} is at version {now} now, and this model is version {self.version}: "
+                                 "load it again")  # fmt: skip
+        if self.method.task.index != self._learned:
+            raise EverlearnError("the model was taught by hand since it was loaded, and an update starts from its "
+                                 "folder: load it again")  # fmt: skip
+        new, version = update(self.directory, data, test=test, keep=keep, method=type(self.method), progress=progress,
+                              skip_bad_rows=skip_bad_rows, **columns)  # fmt: skip
+        self.__dict__ |= new.__dict__
+        return version
+
+    def export(self, to: str, out: str | Path) -> Path:
+        """Write the model for another library, which gives equal answers there (`everlearn.export.export`).
+
+        Args:
+            to: "sentence-transformers" (the encoder as a folder) or "onnx" (the classifier as a file).
+            out: a folder that does not exist yet, or is empty.
+
+        Returns:
+            The folder.
+
+        Raises:
+            EverlearnError: the other library could not give equal answers, or is not installed; the message says why.
+        """
+        from everlearn.export import export
+
+        return export(self.method, to, out, temperature=self.temperature)
+
+    def embed(self, inputs: Sequence[Input], role: Role | None = None) -> np.ndarray:
+        """Features (n, width), float32; where the goal is ranking, of queries (unless said otherwise) or documents."""
+        if role is None and self.method.task.goal == "ranking":
+            role = "query"
         with torch.no_grad():
-            return self.method.embed(inputs, role).float().cpu().numpy()
+            return self.method.embed(listed(inputs), role).float().cpu().numpy()
 
     def _scores(self, inputs: Sequence[Input]) -> torch.Tensor:
-        if isinstance(inputs, str | bytes | Path):
-            raise EverlearnError("a list of inputs is needed, and this is a single one: give [input]")
+        inputs = listed(inputs)
         if not self.class_names:
             raise EverlearnError("a retrieval model has no classes to predict: use embed")
         with torch.no_grad():
             scores = self.method.predict(inputs).float().cpu()
-        if scores.shape != (len(inputs), len(self.class_names)) or not scores.isfinite().all():
+        is_whole = not scores.isnan().any() and bool((scores.isfinite().any(1) & (scores < math.inf).all(1)).all())
+        if scores.shape != (len(inputs), len(self.class_names)) or not is_whole:  # -inf is a class that is ruled out
             raise EverlearnError(f"the model gives scores {tuple(scores.shape)} for {len(inputs)} inputs and "
                                  f"{len(self.class_names)} classes, or scores that are not finite: its checkpoint is "
                                  "damaged; learn the run again")  # fmt: skip
@@ -77,21 +175,88 @@ def load(directory: str | Path, *, method: str | type[Method] | None = None) -> 
     Raises:
         EverlearnError: not a run's folder, nothing saved yet, a damaged checkpoint, other weights, or a method that
             is not the expected one.
+
+    >>> import everlearn, tempfile
+    >>> folder = tempfile.mkdtemp() + "/run"
+    >>> small = {"name": "clinc150", "tasks": 2, "max_train_per_class": 2, "max_test_per_class": 1}
+    >>> _ = everlearn.run("simplecil", small, backbone="tiny", out=folder)
+    >>> model = load(folder)
+    >>> len(model.class_names)
+    150
     """
+    return _restored(Path(directory), method)[0]
+
+
+def update(
+    directory: str | Path, data: str | Path | Stream | Sequence[Record], *, test: str | Path | None = None,
+    keep: int | None = None, method: str | type[Method] | None = None, progress: bool = False,
+    skip_bad_rows: bool = False, **columns: str | None,
+) -> tuple[Model, Version]:  # fmt: skip
+    """Have a finished run learn new data, as `Model.update` does, without loading it first.
+
+    The version before stays as it is, and answers until the new one is completely written.
+
+    Args:
+        directory: the run's folder.
+        method: the method that the folder holds; needed where it is not a method of everlearn.
+        data, test, keep, progress, skip_bad_rows, columns: as for `Model.update`.
+
+    Returns:
+        The new model, and the record of its version.
+
+    Raises:
+        DataError: the data cannot be used; the message names the row.
+        EverlearnError: the folder holds no finished run of classes, the method cannot learn the data, or another
+            process is learning there.
+        Interrupted: Ctrl-C; the folder is as before.
+
+    >>> import everlearn, tempfile
+    >>> folder = tempfile.mkdtemp() + "/run"
+    >>> few = {"name": "clinc150", "tasks": 2, "max_train_per_class": 2, "max_test_per_class": 1}
+    >>> _ = everlearn.run("simplecil", few, backbone="tiny", out=folder)
+    >>> texts = ["water the roses", "trim the hedge", "is the lawn dry", "plant the beans", "feed the fish"]
+    >>> model, version = update(folder, [Record(text, "garden") for text in texts])
+    >>> model.version, version.new_classes, version.learned, version.new["examples"]
+    (2, ['garden'], 4, 1)
+    """
+    from everlearn.update import learn_version
+
     folder = Path(directory)
+    checked("keep", keep, Natural | None)
+    if unfit := sorted(columns.keys() - {*COLUMNS}):
+        raise EverlearnError(f"{unfit[0]} is not a setting of an update: give one of {', '.join(COLUMNS)}")
+    config, saving = read_run(folder)
+    if not (folder / "results.json").exists():
+        raise EverlearnError(f"{folder} has not learned all its tasks yet: run `everlearn resume {folder}` first")
+    named = {role: config["stream"].get(f"{role}_column") for role in ("text", "image", "label")}
+    given = {name.removesuffix("_column"): column for name, column in columns.items()}
+
+    def restore() -> tuple[Method, checkpoint.Checkpoint]:
+        model, saved = _restored(folder, method)
+        return model.method, saved
+
+    learned, version = learn_version(
+        folder, restore, data, test=test, columns={**named, **given}, skip_bad_rows=skip_bad_rows,
+        keep=saving["keep"] if keep is None else keep, progress=progress,
+    )  # fmt: skip
+    return _model(learned, config, folder, version.version, version.temperature), version
+
+
+def _restored(folder: Path, method: str | type[Method] | None = None) -> tuple[Model, checkpoint.Checkpoint]:
+    """The model of the folder's current version, and all that the version holds."""
     config, _ = read_run(folder)
-    name = checkpoint.newest(folder / "checkpoints")
-    if name is None:
-        raise EverlearnError(f"{folder} holds no checkpoint yet: run `everlearn resume {folder}`")
     cls = methods.named_by(folder, config["method"]["name"], method)
-    saved = load_saved(folder / "checkpoints", name)
-    if saved.state["step"]:
-        raise EverlearnError(f"{folder} stopped inside task {saved.state['task'] + 1}: run `everlearn resume {folder}`")
+    number, saved = versions.load(folder)
     given = {key: value for key, value in config["method"].items() if key != "name"}
     settings = check_arguments("method", cls, given)
     if config["backbone"] is None:
         raise EverlearnError(f"{folder / 'config.yaml'} names no backbone: learn the run again")
-    learned = cls(backbones.load(config["backbone"]), **settings, seed=config["seed"])
+    backbone = backbones.load_when_needed if methods.is_own(cls) else backbones.load
+    learned = cls(backbone(config["backbone"]), **settings, seed=config["seed"])
     restore_method(learned.to("cuda" if torch.cuda.is_available() else "cpu"), saved)
+    return _model(learned, config, folder, number, saved.state.get("temperature")), saved
+
+
+def _model(method: Method, config: dict[str, Any], folder: Path, version: int, temperature: float | None) -> Model:
     columns = {role: config["stream"].get(f"{role}_column") for role in ("text", "image", "id")}
-    return Model(learned, columns)
+    return Model(method, columns, temperature=temperature, directory=folder, version=version)

@@ -22,6 +22,12 @@ class OptimizerStep:
 
     Raises:
         EverlearnError: the loss is NaN or infinite. Nothing is updated then.
+
+    >>> weight = nn.Parameter(torch.ones(1))
+    >>> step = OptimizerStep(torch.optim.SGD, [{"params": [weight]}], lr=0.5, clip=None)
+    >>> step((3 * weight).sum())
+    >>> weight.tolist()
+    [-0.5]
     """
 
     def __init__(
@@ -39,7 +45,7 @@ class OptimizerStep:
         self.apply()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Set the gradients."""
+        """Set the gradients from the loss, a scalar."""
         if not torch.isfinite(loss):
             ids = list(self.batch.ids[:5]) if self.batch is not None else []
             raise EverlearnError(

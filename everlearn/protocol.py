@@ -10,23 +10,24 @@ import torch
 import yaml
 
 from everlearn import backbones, methods, streams
-from everlearn.config import check_arguments
+from everlearn.config import DEFAULT_METHODS, check_arguments, not_named
 from everlearn.errors import CONTROL, EverlearnError
 from everlearn.evaluation import supports
 from everlearn.files import rewrite_lines, write_whole
+from everlearn.held_out import KEEP
 from everlearn.locks import alone
 from everlearn.method import Method
 from everlearn.results import Result, write_results
 from everlearn.schemas import read_config, read_results
 from everlearn.session import Session
-from everlearn.settings import Count, Minutes, Seed, checked
+from everlearn.settings import Count, Minutes, Natural, Seed, checked
 from everlearn.streams.stream import Stream
 
 FILES = ("name", "test", "validation", "new")  # what may name a file in the settings of a stream
 
 
 def run(
-    method: str | dict[str, Any] | Method = "ranpac",
+    method: str | dict[str, Any] | Method | None = None,
     stream: str | dict[str, Any] | Stream = "clinc150",
     *,
     backbone: str | None = None,
@@ -34,18 +35,23 @@ def run(
     seed: int = 0,
     save_minutes: float = 5.0,
     save_steps: int | None = None,
+    keep: int = KEEP,
     progress: bool = False,
 ) -> Result:
     """Learn a stream with a method and evaluate it on every task so far, after every task.
 
     Args:
-        method: a name, ``{"name": "ranpac", "width": 5000}``, or a Method of your own.
-        stream: a name or file, ``{"name": "clinc150", "tasks": 10}``, or a Stream.
+        method: a name, ``{"name": "ranpac", "width": 5000}``, or a Method of your own. By default the one that
+            `everlearn.config.DEFAULT_METHODS` names for the goal of the stream.
+        stream: a name or file, ``{"name": "clinc150", "tasks": 10}``, or a Stream, such as
+            `everlearn.streams.from_rows` and `from_table` give it.
         backbone: a name for `everlearn.backbones.load`; by default minilm for texts, vit-tiny for images.
         out: the run's folder: configuration, checkpoints, results, report. None keeps nothing on disk.
         seed: of everything random in the method. The class order has its own (`class_seed`).
         save_minutes: a checkpoint at least this often while a task is trained.
         save_steps: a checkpoint every so many steps as well.
+        keep: how many test examples, and how many of those for calibration, stay in the folder, so that an update can
+            be compared with what was before; 0 keeps none.
         progress: whether to show progress bars.
 
     Returns:
@@ -55,38 +61,52 @@ def run(
         EverlearnError: a name, a setting or the data is wrong, or the folder holds a run already.
         Interrupted: Ctrl-C, after saving.
 
-    >>> result = run("simplecil", {"name": "digits", "tasks": 5}, backbone="tiny")
+    >>> result = run("simplecil", {"name": "digits", "tasks": 5, "max_train_per_class": 9}, backbone="tiny")
     >>> len(result.accuracy_matrix)
     5
     """
     checked("seed", seed, Seed)
     checked("save_minutes", save_minutes, Minutes)
     checked("save_steps", save_steps, Count | None)
+    checked("keep", keep, Natural)
     built = stream if isinstance(stream, Stream) else _load_stream(_absolute(_named("stream", stream)))
     if unfit := [name for name in (built.name, *built.class_names) if not name or CONTROL.search(name)]:
         raise EverlearnError(f"the name '{unfit[0]}' is empty or holds a control character, and what is saved under it "
                              "could not be read again: rename it")  # fmt: skip
+    method = DEFAULT_METHODS[built.goal] if method is None else method
     learner, name = _build_method(method, built, backbone, seed)
     section, encoder = _method_config(method, name), learner.backbone.name
-    config = {"stream": built.config, "method": section, "backbone": encoder, "seed": learner.seed}
-    saving = {"save_minutes": save_minutes, "save_steps": save_steps}
+    config = {"stream": _about(built), "method": section, "backbone": encoder, "seed": learner.seed}
+    saving = {"save_minutes": save_minutes, "save_steps": save_steps, "keep": keep}
     folder = _new_folder(out, {**config, "saving": saving}) if out is not None else None
-    session = Session(learner, built, config, folder, save_minutes, save_steps, progress)
+    session = Session(learner, built, config, folder, save_minutes, save_steps, progress, keep)
     with alone(folder) if folder else nullcontext():
         return session.learn()
 
 
-def resume(directory: str | Path, *, method: str | type[Method] | None = None, progress: bool = False) -> Result:
+def resume(
+    directory: str | Path, *, method: str | type[Method] | None = None, stream: Stream | None = None,
+    progress: bool = False,
+) -> Result:  # fmt: skip
     """Continue a run that was stopped or killed; the result is the one that it would have had.
 
     Args:
         directory: the run's folder.
         method: the method that the folder holds. It must be given where that is not a method of everlearn, because
             code is never imported at the word of a file.
+        stream: the same data again. It must be given where the run learned rows in memory.
+        progress: whether to show progress bars.
 
     Raises:
         EverlearnError: not a run's folder, a damaged checkpoint, data that has changed since, a method that is not
             the expected one, or a process that is still learning there.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp() + "/run"
+    >>> small = {"name": "clinc150", "tasks": 2, "max_train_per_class": 2, "max_test_per_class": 1}
+    >>> result = run("simplecil", small, backbone="tiny", out=folder)
+    >>> resume(folder).final_accuracy == result.final_accuracy  # it was finished: the same result again
+    True
     """
     folder = Path(directory)
     config, saving = read_run(folder)
@@ -99,9 +119,15 @@ def resume(directory: str | Path, *, method: str | type[Method] | None = None, p
         raise EverlearnError(f"{folder / 'checkpoints'} is a link, and a run writes only into its own folder: replace "
                              "it by the folder that it points to")  # fmt: skip
     cls = methods.named_by(folder, config["method"]["name"], method)
-    built = _load_stream(config["stream"])
+    if stream is None and config["stream"].get("in_memory"):
+        remedy = "give the same again in Python: everlearn.resume(DIR, stream=everlearn.streams.from_rows(…))"
+        raise EverlearnError(f"the run in {folder} learned rows in memory, which it does not keep: {remedy}")
+    if stream is not None and _about(stream) != config["stream"]:
+        raise EverlearnError(f"the run in {folder} began with other rows or options than those of the stream: give the "
+                             "same again")  # fmt: skip
+    built = stream or _load_stream(config["stream"])
     learner, _ = _build_method(config["method"], built, config["backbone"], config["seed"], cls)
-    session = Session(learner, built, config, folder, saving["save_minutes"], saving["save_steps"], progress)
+    session = Session(learner, built, config, folder, **saving, progress=progress)
     with alone(folder):
         session.restore()
         return session.learn()
@@ -114,7 +140,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         EverlearnError: it is not a run's folder.
     """
     config = read_config(folder)
-    return config, config.pop("saving", {"save_minutes": 5.0, "save_steps": None})
+    return config, {"save_minutes": 5.0, "save_steps": None, "keep": KEEP} | config.pop("saving", {})
 
 
 def _build_method(
@@ -135,7 +161,8 @@ def _build_method(
     if reason := supports(cls.tags, stream):
         raise EverlearnError(f"method '{name}' {reason}")
     usual = backbones.default_for(stream.input)
-    encoder = method.backbone if isinstance(method, Method) else backbones.load(backbone or usual)
+    load = backbones.load_when_needed if methods.is_own(cls) else backbones.load
+    encoder = method.backbone if isinstance(method, Method) else load(backbone or usual)
     if stream.input not in encoder.reads:
         raise EverlearnError(f"backbone '{encoder.name}' reads {' and '.join(encoder.reads)}, but stream "
                              f"'{stream.name}' has {stream.input}: try --backbone {usual}")  # fmt: skip
@@ -150,10 +177,15 @@ def _load_stream(section: dict[str, Any]) -> Stream:
     return streams.load(section["name"], **check_arguments("stream", streams.load, settings))
 
 
+def _about(stream: Stream) -> dict[str, Any]:
+    """What config.yaml says of a stream: how it is loaded again, or the fingerprint of rows that were in memory."""
+    return stream.config or {"name": stream.name, "in_memory": stream.fingerprint()}
+
+
 def _named(kind: str, section: str | dict[str, Any]) -> dict[str, Any]:
     named = {"name": section} if isinstance(section, str) else section
     if not isinstance(named, dict) or not isinstance(named.get("name"), str):
-        raise EverlearnError(f"{kind}: {section!r} is neither a name nor a mapping with a name and settings")
+        raise not_named(kind, section)
     return dict(named)
 
 

@@ -21,9 +21,11 @@ from everlearn.evaluation import METRIC
 from everlearn.files import write_whole
 from everlearn.method import Method
 from everlearn.metrics import summary
+from everlearn.metrics.per_class import confusion, per_class
 from everlearn.streams.stream import Stream
 
-TIMINGS = ("seconds", "seconds_per_task", "peak_rss_bytes", "examples_encoded", "examples_served", "environment")
+TIMINGS = ("seconds", "seconds_per_task", "peak_rss_bytes", "examples_encoded", "examples_served",
+           "encoder_passes", "environment")  # fmt: skip
 """The fields that measure this execution; all others are equal to the bit in a repeated or resumed run."""
 
 
@@ -37,6 +39,7 @@ class Measured:
         initial: the score of the untouched model on each task.
         before: the score on the present task before it is learned.
         trainable: the most parameters that received gradient in a task.
+        passes: examples that went through an encoder; an example counts once for each pass.
         warned: the warnings that a reader of the results must see.
     """
 
@@ -45,6 +48,7 @@ class Measured:
     initial: list[float | None] = field(default_factory=list)
     before: float | None = None
     trainable: int = 0
+    passes: int = 0
     warned: list[str] = field(default_factory=list)
 
 
@@ -55,6 +59,12 @@ class Result:
     Args:
         results: the content of results.json.
         directory: the run's folder, None where nothing was kept.
+
+    Raises:
+        AttributeError: results.json has no such key.
+
+    >>> Result({"final_accuracy": 0.9, "retention": 0.97}, None).final_accuracy
+    0.9
     """
 
     results: dict[str, Any]
@@ -68,9 +78,16 @@ class Result:
 
 
 def assemble(
-    method: Method, stream: Stream, config: dict[str, Any], measured: Measured, costs: dict[str, Any]
-) -> dict[str, Any]:
-    """The fields of results.json, after the last task."""
+    method: Method, stream: Stream, config: dict[str, Any], measured: Measured, costs: dict[str, Any],
+    calibration: dict[str, Any] | None = None, kept: int = 0, answers: tuple[list[int], list[int]] = ([], []),
+) -> dict[str, Any]:  # fmt: skip
+    """The fields of results.json, after the last task.
+
+    Args:
+        calibration: as `everlearn.calibration.measured` gives it.
+        kept: bytes of the held-out examples in the run's folder.
+        answers: the labels of all test examples, and those that were predicted for them at the end.
+    """
     rows, size = measured.rows, len(stream)
 
     def padded(scores: list[float]) -> list[float | None]:
@@ -84,6 +101,8 @@ def assemble(
     stored: Counter[str] = Counter()
     for name, tensor in method_state(method).items():
         stored[name.split(".")[0]] += tensor.nbytes
+    if kept:
+        stored["held-out examples"] = kept
     return {
         "everlearn": version("everlearn"),
         "method": config["method"]["name"], "stream": stream.name, "kind": stream.kind,
@@ -95,13 +114,16 @@ def assemble(
             for task in stream
         ],
         "accuracy_matrix": matrix, "other_matrices": others,
-        "before": before, "initial": measured.initial,
+        "before": before, "initial": measured.initial, "calibration": calibration,
         **summary(matrix, counts, before, measured.initial or [None] * size),
+        "per_class": per_class(stream.class_names, *answers) if answers[0] else [],
+        "confusion": confusion(stream.class_names, *answers) if answers[0] else None,
         "trainable_parameters": measured.trainable, "stored_bytes": sum(stored.values()), "stored": dict(stored),
         "seconds": {"total": sum(seconds.values()), **seconds, "encode": costs["encode_seconds"]},
         "seconds_per_task": measured.seconds,
         "peak_rss_bytes": peak_memory(),
         "examples_encoded": costs["examples_encoded"], "examples_served": costs["examples_served"],
+        "encoder_passes": measured.passes,
         "environment": environment(method.backbone),
         "warnings": measured.warned, "notes": list(stream.notes), "paper_compat": method.paper_compat,
         "diagnostics": method.diagnostics(), "fingerprint": stream.fingerprint(), "config": config,

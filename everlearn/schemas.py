@@ -33,6 +33,7 @@ Number = Annotated[float, Field(ge=-1e15, le=1e15)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 Score = Annotated[float, Field(ge=0, le=1 + 1e-6)]
 Scores = list[Score | None]
+Positive = Annotated[float, Field(gt=0, le=1e30)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Plain = dict[str, Any]
 """Any JSON; whoever reads it checks it."""
@@ -48,6 +49,7 @@ class Section(TypedDict):
 class Saving(TypedDict):
     save_minutes: Annotated[float, Field(gt=0, le=1e9)]
     save_steps: Annotated[int, Field(gt=0)] | None
+    keep: NotRequired[Count]
 
 
 class RunConfig(TypedDict):
@@ -69,6 +71,49 @@ class TaskResult(TypedDict):
     test: Count
 
 
+class ReliabilityBin(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    examples: Count
+    confidence: Score | None
+    accuracy: Score | None
+
+
+class Calibration(TypedDict):
+    """How well the probabilities of the test examples tell how often they are right."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    temperature: Positive | None
+    fitted_on: Count
+    expected_calibration_error: Score
+    without_temperature: Score
+    bins: list[ReliabilityBin]
+
+
+class ClassResult(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    name: str
+    examples: Count
+    precision: Score | None
+    recall: Score | None
+    f1: Score | None
+    confused_with: str | None
+
+
+class ConfusedPair(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    true: str
+    predicted: str
+    examples: Count
+
+
+class Confusion(TypedDict):
+    """Which classes are taken for which at the end; the matrix only where there are few classes."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    pairs: list[ConfusedPair]
+    matrix: list[list[Count]] | None
+
+
 def _square(results: Any) -> Any:
     """Matrices, curves and tasks have the same size, and the seconds have a sum."""
     if not results["seconds"].keys() >= {"total", "encode"}:
@@ -87,6 +132,12 @@ def _square(results: Any) -> Any:
             raise ValueError(f"{name} does not have {size} entries")
     if len(results["initial"]) not in (0, size):
         raise ValueError(f"initial does not have {size} entries")
+    classes, confusion = results.get("per_class", []), results.get("confusion")
+    if any(score["examples"] and score["recall"] is None for score in classes):
+        raise ValueError("per_class lacks the recall of a class that was tested")
+    confused = (confusion or {}).get("matrix") or []
+    if confused and (len(confused) != len(classes) or any(len(row) != len(classes) for row in confused)):
+        raise ValueError(f"confusion.matrix is not of {len(classes)} x {len(classes)} classes")
     return results
 
 
@@ -106,6 +157,9 @@ class _Results(TypedDict):
     other_matrices: dict[str, list[list[Number | None]]]
     before: Scores
     initial: Scores
+    calibration: NotRequired[Calibration | None]
+    per_class: NotRequired[list[ClassResult]]
+    confusion: NotRequired[Confusion | None]
     curve: list[Score]
     final_accuracy: Score
     average_accuracy: Score
@@ -122,6 +176,7 @@ class _Results(TypedDict):
     peak_rss_bytes: Count
     examples_encoded: Count
     examples_served: Count
+    encoder_passes: NotRequired[Count]
     environment: dict[str, str | int | float | bool | None]
     warnings: list[str]
     notes: list[str]
@@ -184,6 +239,7 @@ class MeasuredSoFar(TypedDict):
     initial: Scores
     before: Score | None
     trainable: Count
+    passes: NotRequired[Count]
     warned: list[str]
 
 
@@ -231,6 +287,14 @@ def _consistent(state: Any) -> Any:
             raise ValueError(f"the scores after task {i + 1} are not those of {i + 1} tasks")
     if len(state["measured"]["seconds"]) != len(tasks):
         raise ValueError(f"there are seconds of {len(state['measured']['seconds'])} tasks, not of {len(tasks)}")
+    _check_classes(tasks)
+    if bool(state["training"]) != bool(state["step"]):
+        raise ValueError("there is a state of the training exactly where a task has begun")
+    return state
+
+
+def _check_classes(tasks: Any) -> None:
+    """Each task continues the classes of those before it."""
     known: list[str] = []
     for task in tasks:
         names = task["class_names"]
@@ -239,9 +303,6 @@ def _consistent(state: Any) -> Any:
         ):
             raise ValueError(f"the classes of task {task['index'] + 1} do not continue those before it")
         known = names
-    if bool(state["training"]) != bool(state["step"]):
-        raise ValueError("there is a state of the training exactly where a task has begun")
-    return state
 
 
 class Container(TypedDict):
@@ -265,10 +326,73 @@ class _State(TypedDict):
     rounding: str
     origin: str
     tasks: list[TaskMetadata]
+    temperature: NotRequired[Positive | None]
 
 
 State = Annotated[_State, AfterValidator(_consistent)]
 """state.json of a run's checkpoint, without its own digest."""
+
+
+class Change(TypedDict):
+    """Accuracy on held-out examples before and after an update; none where there are no examples."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    examples: Count
+    before: Score | None
+    after: Score | None
+
+
+class VersionRecord(TypedDict):
+    """What an update did."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    version: Annotated[int, Field(ge=2, lt=10**9)]
+    previous: Annotated[int, Field(ge=1, lt=10**9)]
+    everlearn: str
+    date: str
+    data: Name
+    sha256: Digest
+    learned: Count
+    held_out: Count
+    calibration: Count
+    new_classes: list[Name]
+    old: Change
+    new: Change
+    temperature: Positive | None
+    seconds: Seconds
+    notes: list[str]
+
+
+def _continued(state: Any) -> Any:
+    _check_classes(state["tasks"])
+    if [task["index"] for task in state["tasks"]] != list(range(len(state["tasks"]))):
+        raise ValueError("the tasks are not numbered in order")
+    if state["record"]["previous"] >= state["record"]["version"]:
+        raise ValueError("the version was made from a later one")
+    return state
+
+
+class _VersionState(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+    format: int
+    files: dict[str, FileCheck]
+    backbone: Plain
+    rounding: str
+    origin: str
+    tasks: list[TaskMetadata]
+    temperature: Positive | None
+    record: VersionRecord
+
+
+VersionState = Annotated[_VersionState, AfterValidator(_continued)]
+"""state.json of a version that an update has made, without its own digest."""
+
+
+class Current(TypedDict):
+    """current.json: the version that answers."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    version: Annotated[int, Field(ge=1, lt=10**9)]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -38,14 +38,22 @@ class Segment:
     """One segment, whose keys have been checked. Its features are checked when `load` maps them into memory.
 
     Attributes:
-        file: `NAME.keys`. keys: one per example, in the order of the rows.
+        file: `NAME.keys`. packed: the keys, 16 bytes each, in the order of the rows.
         rows: the features (n, width); None before `load`.
     """
 
-    def __init__(self, file: Path, keys: Sequence[bytes], width: int, sha256: bytes) -> None:
-        self.file, self.keys, self.width = file, keys, width
+    def __init__(self, file: Path, packed: bytes, width: int, sha256: bytes) -> None:
+        self.file, self.packed, self.width = file, packed, width
         self.rows: np.ndarray | None = None
         self._sha256 = sha256
+
+    def __len__(self) -> int:
+        return len(self.packed) // KEY_BYTES
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The keys one by one."""
+        return [key for (key,) in struct.iter_unpack(f"{KEY_BYTES}s", self.packed)]
 
     @property
     def features(self) -> Path:
@@ -60,9 +68,9 @@ class Segment:
             FileNotFoundError: another process has deleted the segment.
             OSError: the file may not be read.
         """
-        size = 4 * len(self.keys) * self.width
+        size = 4 * len(self) * self.width
         try:
-            _check_file(self.features, size, size)
+            check_file(self.features, size, size)
             rows = np.memmap(self.features, "<f4", "r")
         except FileNotFoundError:
             if self.file.exists():
@@ -86,7 +94,7 @@ def open_segment(file: Path, width: int) -> Segment:
         OSError, DataError: the file may not be read.
     """
     shortest = _HEADER.size + KEY_BYTES + _SEAL_BYTES
-    _check_file(file, shortest, _MOST_KEYS)
+    check_file(file, shortest, _MOST_KEYS)
     try:
         packed = read_bytes(file, _MOST_KEYS)
     except DataError:
@@ -101,8 +109,7 @@ def open_segment(file: Path, width: int) -> Segment:
     _, own_width, count, sha256 = _HEADER.unpack_from(body)
     if own_width != width or len(body) != _HEADER.size + KEY_BYTES * count:
         raise Damaged(f"{file.name} is of another width or length")
-    keys = [key for (key,) in struct.iter_unpack(f"{KEY_BYTES}s", body[_HEADER.size :])]
-    return Segment(file, keys, width, sha256)
+    return Segment(file, body[_HEADER.size :], width, sha256)
 
 
 def write_segment(folder: Path, keys: Sequence[bytes], features: np.ndarray) -> Segment:
@@ -117,8 +124,8 @@ def write_segment(folder: Path, keys: Sequence[bytes], features: np.ndarray) -> 
     """
     file = folder / f"{uuid.uuid4().hex}.keys"
     rows = np.ascontiguousarray(features, "<f4").tobytes()
-    segment = Segment(file, keys, features.shape[1], hashlib.sha256(rows).digest())
-    body = _HEADER.pack(_FORMAT, segment.width, len(keys), segment._sha256) + b"".join(keys)
+    segment = Segment(file, b"".join(keys), features.shape[1], hashlib.sha256(rows).digest())
+    body = _HEADER.pack(_FORMAT, segment.width, len(segment), segment._sha256) + segment.packed
     try:
         write_whole(segment.features, rows)
         write_whole(file, body + _seal(folder.name, body))
@@ -148,7 +155,7 @@ def _seal(identity: str, body: bytes) -> bytes:
     return hashlib.sha256(identity.encode() + b"\n" + body).digest()
 
 
-def _check_file(file: Path, least: int, most: int) -> None:
+def check_file(file: Path, least: int, most: int) -> None:
     """Raise Damaged unless it is a regular file of `least` to `most` bytes; a pipe is never opened, as it may block."""
     found = os.stat(file)
     if not stat.S_ISREG(found.st_mode):

@@ -10,13 +10,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from everlearn import checkpoint
+import torch
+
+from everlearn import calibration, checkpoint
+from everlearn.backbones.backbone import Backbone
 from everlearn.console import Progress
 from everlearn.engine import Learning, Listener, Training, learn, replay
 from everlearn.errors import EverlearnError, EverlearnWarning, one_line
 from everlearn.evaluation import Evaluation
 from everlearn.features import default_store
 from everlearn.files import append_lines, rewrite_lines
+from everlearn.held_out import KEEP, HeldOut
 from everlearn.interrupts import Interrupted, Stop
 from everlearn.listeners import Bar, Clock, Log
 from everlearn.method import Method
@@ -35,6 +39,7 @@ class Session(Listener):
         folder: the run's folder; None keeps nothing on disk.
         save_minutes: a checkpoint at least this often while a task is trained. save_steps: and every so many steps.
         progress: whether to show progress bars.
+        keep: how many held-out examples the folder keeps.
         task_index, step: where in the stream the run is.
         measured: what it has found out so far.
     """
@@ -46,34 +51,42 @@ class Session(Listener):
     save_minutes: float
     save_steps: int | None
     progress: bool
+    keep: int = KEEP
     task_index: int = 0
     step: int = 0
     measured: Measured = field(default_factory=Measured)
     stop: Stop = field(default_factory=Stop)
     log: Log | None = None
+    temperature: float | None = None
     _training: Training | None = None
     _last_save: float = field(default_factory=time.monotonic)
+    _passed: int = 0
 
     def learn(self) -> Result:
         """Every task that is left, then the results."""
         reset_peak_memory()
+        self._passed = Backbone.passed
         store = default_store()
         counted = store.encoded, store.served, store.seconds
         evaluation = Evaluation(self.stream, self.method)
         with self._interruptible(), self._warnings(), Progress(
-            len(self.stream), f"{self.config['method']['name']} on {self.stream.name}", self.progress
+            len(self.stream), f"{self.config['method']['name']} on {self.stream.name}", self.progress, self.task_index
         ) as bar:  # fmt: skip
-            bar.advance(self.task_index)
             for task in self.stream.tasks[self.task_index :]:
                 self._learn_task(task, evaluation)
                 bar.advance(1, f"score {self.measured.rows[-1]['all']:.3f}")
+            held_out = self._hold_out()
+            calibrated = self._calibrate(held_out, evaluation)
             if self.folder:
-                self._save(keep=1)
+                self._save(keep=1, held_out=held_out)
+        self._count_passes()
         costs = {
             "examples_encoded": store.encoded - counted[0], "examples_served": store.served - counted[1],
             "encode_seconds": store.seconds - counted[2],
         }  # fmt: skip
-        results = assemble(self.method, self.stream, self.config, self.measured, costs)
+        kept = held_out.stored_bytes() if self.keep else 0
+        results = assemble(self.method, self.stream, self.config, self.measured, costs, calibrated, kept,
+                           evaluation.answers())  # fmt: skip
         if self.folder:
             write_results(self.folder, results)
         return Result(results, self.folder)
@@ -120,9 +133,38 @@ class Session(Listener):
             self._save(learning.training())
         self._stop_if_asked()
 
+    # -- held out ------------------------------------------------------------------------------
+    def _hold_out(self) -> HeldOut:
+        """What the temperature is fitted on, and a sample of the test examples for updates, of every task."""
+        held_out = HeldOut(self.keep or KEEP)
+        for task in self.stream if self.stream.goal == "classes" else ():
+            held_out.calibration.add(calibration.held_out_of(self.method, task))
+            held_out.add_test(task.test)
+        return held_out
+
+    def _calibrate(self, held_out: HeldOut, evaluation: Evaluation) -> dict[str, Any] | None:
+        """Fit the temperature, and say how well the probabilities of the test examples then tell how often they are
+        right; None where the goal is ranking, or the method must be told the task."""
+        if self.stream.goal != "classes" or self.method.tags.task_at_test == "needed":
+            return None
+        clock, examples = Clock(self.measured.seconds[-1]), held_out.calibration.examples()
+        self.temperature = calibration.fitted_temperature(self.method, examples)
+        labels = torch.cat([task.test.labels for task in self.stream])
+        scores = evaluation.scores()
+        clock.stop("calibrate")
+        return calibration.measured(scores, labels, self.temperature, len(examples))
+
+    def _count_passes(self) -> None:
+        """Add the passes of encoders since this was called last."""
+        self.measured.passes += Backbone.passed - self._passed
+        self._passed = Backbone.passed
+
     # -- saving and resuming -------------------------------------------------------------------
-    def _save(self, training: Training | None = None, keep: int = checkpoint.KEEP) -> None:
+    def _save(
+        self, training: Training | None = None, keep: int = checkpoint.KEEP, held_out: HeldOut | None = None
+    ) -> None:
         assert self.folder is not None
+        self._count_passes()
         if self.log:
             self.log.flush()  # first: resume drops lines beyond the checkpoint, but cannot write one again
         tensors, plain = training or ({}, {})
@@ -131,9 +173,11 @@ class Session(Listener):
             "task": self.task_index, "step": self.step, "measured": asdict(self.measured), "training": plain,
             "fingerprint": self.stream.fingerprint(), "backbone": self.method.backbone.settings, "rounding": rounding(),
             "origin": checkpoint.origin_hash(self.method), "tasks": [task.metadata() for task in seen],
+            "temperature": self.temperature,
         }  # fmt: skip
         name = f"task-{self.task_index:03d}-step-{self.step:06d}"
-        saved = checkpoint.Checkpoint(state, checkpoint.method_state(self.method), tensors)
+        kept = held_out.state_dict() if held_out and self.keep else {}
+        saved = checkpoint.Checkpoint(state, checkpoint.method_state(self.method), tensors, kept)
         checkpoint.save(self.folder / "checkpoints", name, saved, keep)
         self._last_save = time.monotonic()
 

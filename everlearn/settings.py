@@ -33,6 +33,8 @@ EvenSize = Annotated[int, Interval(ge=2, le=10_000), MultipleOf(2)]
 LargeSize = Annotated[int, Interval(ge=1, le=100_000)]
 """Rows or columns of a single table. A head that keeps the square of it needs 40 GB or more at the upper end."""
 LargeSizeOrZero = Annotated[int, Interval(ge=0, le=100_000)]
+LargeCount = Annotated[int, Interval(ge=1, le=10_000_000)]
+"""Rows of a table that grows only as far as there are data."""
 Index = Annotated[int, Interval(ge=0, le=999)]
 """Number of a block, from 0."""
 Rate = Annotated[float, Interval(gt=0, le=1000)]

@@ -12,6 +12,7 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import save as safetensors_bytes
 
 from everlearn import checkpoint, methods
 from everlearn.backbones.tiny import TinyBackbone
@@ -38,9 +39,23 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path):
     found = load(tmp_path, "task-001-step-000005")
     assert equal(found.method, saved.method) and equal(found.training, saved.training)
     files = found.state.pop("files")
-    assert found.state == {"format": 3, **saved.state} and set(files) == {"method.safetensors", "training.safetensors"}
+    assert found.state == {"format": 4, **saved.state}
+    assert set(files) == {"held_out.safetensors", "method.safetensors", "training.safetensors"}
     names = sorted(path.name for path in (tmp_path / "task-001-step-000005").iterdir())
-    assert names == ["method.safetensors", "state.json", "training.safetensors"]
+    assert names == ["held_out.safetensors", "method.safetensors", "state.json", "training.safetensors"]
+
+
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path, length):
+    """Safetensors begin with the length of their header: one of 640 bytes begins with the bytes 80 02."""
+    saved = example()
+    tensors = next(
+        tensors for padding in range(length)
+        if (tensors := {"w" + "x" * padding: torch.ones(2)})
+        and int.from_bytes(safetensors_bytes(tensors)[:8], "little") == length
+    )  # fmt: skip
+    save(tmp_path, "task-001-step-000005", Checkpoint(saved.state, tensors, {}))
+    assert equal(load(tmp_path, "task-001-step-000005").method, tensors)
 
 
 def test_tensors_that_share_memory_or_are_views_are_saved(tmp_path):
@@ -333,13 +348,13 @@ def test_another_format_is_one_clear_line(tmp_path, written, told):
     save(tmp_path, "task-000-step-000005", example())
     file = tmp_path / "task-000-step-000005" / "state.json"
     state = json.loads(file.read_text())
-    assert state["format"] == checkpoint.FORMAT == 3
+    assert state["format"] == checkpoint.FORMAT == 4
     other = {key: value for key, value in state.items() if key not in ("sha256", "format")}
     other = other if written is None else {"format": written, **other}
     digest = hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()
     file.write_text(json.dumps({"sha256": digest, **other}))
     with pytest.raises(EverlearnError, match=rf"task-000-step-000005 was written by another version .*format {told}, "
-                                             "this one reads 3.: learn the run again") as error:  # fmt: skip
+                                             "this one reads 3 and 4.: learn the run again") as error:  # fmt: skip
         load(tmp_path, "task-000-step-000005")
     assert "\n" not in str(error.value)
 
@@ -348,3 +363,47 @@ def test_a_copied_checkpoint_still_loads(tmp_path):
     save(tmp_path, "task-000-step-000005", example())
     shutil.copytree(tmp_path / "task-000-step-000005", tmp_path / "elsewhere" / "task-000-step-000005")
     assert load(tmp_path / "elsewhere", "task-000-step-000005").state["task"] == 1
+
+
+def tasks_of(count):
+    """Metadata of tasks that bring ten classes each."""
+    names = [f"a class of the number {number}" for number in range(10 * count)]
+    return [
+        {"index": t, "name": f"task {t}", "classes": list(range(10 * t, 10 * t + 10)), "input": "text",
+         "class_names": names[: 10 * t + 10], "goal": "classes", "batch_size": None, "augment": False}
+        for t in range(count)
+    ]  # fmt: skip
+
+
+def test_every_name_of_a_class_is_stored_once(tmp_path):
+    sizes = []
+    for count in (10, 100):
+        saved = example()
+        saved.state["tasks"] = tasks_of(count)
+        save(tmp_path / str(count), "task-000-step-000005", saved)
+        file = tmp_path / str(count) / "task-000-step-000005" / "state.json"
+        assert file.read_text().count('"a class of the number 3"') == 1
+        sizes.append(file.stat().st_size)
+        assert load(tmp_path / str(count), "task-000-step-000005").state["tasks"] == tasks_of(count)
+    assert sizes[1] < 10 * sizes[0]  # and not a hundred times
+
+
+def test_names_that_are_repeated_in_every_task_are_read_too(tmp_path):
+    """As the format before wrote them."""
+    save(tmp_path, "task-000-step-000005", example())
+    file = tmp_path / "task-000-step-000005" / "state.json"
+    state = {**json.loads(file.read_text()), "format": 3, "tasks": tasks_of(3)}
+    del state["sha256"]
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps({"sha256": digest, **state}))
+    assert load(tmp_path, "task-000-step-000005").state["tasks"] == tasks_of(3)
+
+
+def test_a_small_file_does_not_become_a_large_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MOST_NAMES", 1000)
+    saved = example()
+    saved.state["tasks"] = tasks_of(20)
+    save(tmp_path, "task-000-step-000005", saved)
+    with pytest.raises(EverlearnError, match="more than 1,000 names of classes together") as error:
+        load(tmp_path, "task-000-step-000005")
+    assert "\n" not in str(error.value)

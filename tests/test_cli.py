@@ -103,11 +103,11 @@ def test_help_of_a_method_lists_its_settings(capsys):
         ("run --method ranpak", "did you mean 'ranpac'?"),
         ("run --stream clinc15", "did you mean 'clinc150'?"),
         ("run --backbone minlm", "did you mean 'minilm'?"),
-        ("run --method.widht 3", "did you mean 'width'?"),
+        ("run --method ranpac --method.widht 3", "did you mean 'width'?"),
         ("run --method.width", "--method.width needs a value"),
         ("run --method.width --json", "--method.width needs a value"),
         ("predict none --input=--", "--input needs a value"),
-        ("run --method.width many", "method.width: 'many' is not of type int"),
+        ("run --method ranpac --method.width many", "method.width: 'many' is not of type int"),
         ("run --save-minutes 0", "--save-minutes: 0.0 is out of range: give a number above 0"),
         ("run extra", "unexpected argument 'extra'"),
         ("run --config none.yaml", "none.yaml: no such file"),
@@ -229,7 +229,7 @@ def test_the_recipe_is_announced(monkeypatch, tmp_path, capsys):
     recipe.parent.mkdir(parents=True)
     recipe.write_text("method: {name: ranpac, width: 32}")
     monkeypatch.setattr("everlearn.config.__file__", str(tmp_path / "everlearn" / "config.py"))
-    assert main(["run", *SMALL, "--json"]) == 0
+    assert main(["run", *SMALL, "--method", "ranpac", "--json"]) == 0
     captured = capsys.readouterr()
     assert "settings: recipe digits/ranpac (--recipe none for the paper's defaults)" in captured.err
     assert json.loads(captured.out)["config"]["method"]["width"] == 32

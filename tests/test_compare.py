@@ -146,7 +146,7 @@ def test_progress_on_a_terminal_may_be_nested(monkeypatch, capsys):
         bar.show(2)
         bar.advance(text="loss [1]")
         raise ValueError
-    assert console.Progress.depth == 0 and console.Progress.display is None
+    assert console.Progress.active == [] and console.Progress.display is None
 
 
 def test_selections():

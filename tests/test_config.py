@@ -46,7 +46,7 @@ def recipes(tmp_path, monkeypatch):
 
 def test_defaults_are_the_main_job():
     built, recipe = build_config({}, recipe="none")
-    assert built == {"stream": {"name": "clinc150"}, "method": {"name": "ranpac"}, "backbone": None, "seed": 0}
+    assert built == {"stream": {"name": "clinc150"}, "method": {"name": "logistic"}, "backbone": None, "seed": 0}
     assert recipe is None
 
 
@@ -57,9 +57,9 @@ def test_defaults_are_the_main_job():
         ({"stream": {"name": "clinc15"}}, "unknown stream 'clinc15': did you mean 'clinc150'?"),
         ({"backbone": "minlm"}, "unknown backbone 'minlm': did you mean 'minilm'?"),
         ({"backbon": "minilm"}, "did you mean 'backbone'?"),
-        ({"method": {"widht": "20"}}, "unknown key of the method 'widht': did you mean 'width'?"),
+        ({"method": {"name": "ranpac", "widht": "20"}}, "unknown key of the method 'widht': did you mean 'width'?"),
         ({"stream": {"txt_column": "a"}}, "did you mean 'text_column'?"),
-        ({"method": {"width": "many"}}, "method.width: 'many' is not of type int"),
+        ({"method": {"name": "ranpac", "width": "many"}}, "method.width: 'many' is not of type int"),
         ({"method": {"seed": "1"}}, "give --seed"),
         ({"stream": {"tasks": "few"}}, "stream.tasks: 'few' is not of type int | None"),
         ({"stream": {"name": "no/such/file.csv"}}, "no such file or folder: no/such/file.csv"),
@@ -76,7 +76,8 @@ def test_what_is_wrong_is_named_with_the_nearest_right_one(options, message):
 
 
 def test_command_line_text_becomes_the_type_of_the_signature():
-    built, _ = build_config({"method": {"width": "20"}, "stream": {"name": "digits", "tasks": "5"}}, recipe="none")
+    options = {"method": {"name": "ranpac", "width": "20"}, "stream": {"name": "digits", "tasks": "5"}}
+    built, _ = build_config(options, recipe="none")
     assert built["method"]["width"] == 20 and built["stream"]["tasks"] == 5
 
 
@@ -116,10 +117,10 @@ def test_a_new_name_brings_none_of_the_old_settings():
 
 
 def test_recipe_lies_under_explicit_options(recipes):
-    built, path = build_config({})
+    built, path = build_config({"method": "ranpac"})
     assert path == recipes / "ranpac.yaml"
     assert built["method"]["width"] == 77 and built["stream"]["tasks"] == 3
-    built, _ = build_config({"method": {"width": "5"}, "stream": {"tasks": 6}})
+    built, _ = build_config({"method": {"name": "ranpac", "width": "5"}, "stream": {"tasks": 6}})
     assert built["method"]["width"] == 5 and built["stream"]["tasks"] == 6
 
 
@@ -140,8 +141,9 @@ def test_a_recipes_rate_is_for_what_the_recipe_trains(recipes, recipe, options, 
     assert build_config({"method": {"name": "er", **options}})[0]["method"] == {"name": "er", **left}
 
 
-def test_recipe_is_only_for_its_stream_and_method(recipes):
-    assert build_config({"stream": {"name": "digits"}})[1] is None
+def test_a_recipe_is_for_its_method_and_for_other_data_of_its_kind(recipes):
+    assert build_config({"stream": {"name": "digits"}, "method": "ranpac"})[1] is None  # images have their own
+    assert build_config({"stream": {"name": "banking77"}, "method": "ranpac"})[1] == recipes / "ranpac.yaml"
     assert build_config({"method": {"name": "simplecil"}})[1] is None
     assert build_config({}, recipe="none") == (check_config({}), None)
 

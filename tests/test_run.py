@@ -100,8 +100,9 @@ def test_a_run_leaves_its_folder_and_gives_the_fields_of_results_json(tmp_path):
     assert result.curve[2] == pytest.approx(weighted)
     assert 0.2 < result.final_accuracy < 1 and matrix[0][0] > 0.4
     assert (result.examples_encoded, result.trainable_parameters) == (300, 0)
-    assert set(result.stored) == {"head"} and result.stored_bytes == 10 * 32 * 8 + 10 * 8
-    assert set(result.seconds) == {"total", "begin", "train", "end", "evaluate", "encode"}
+    assert set(result.stored) == {"head", "held-out examples"} and result.stored["head"] == 10 * 32 * 8 + 10 * 8
+    assert result.stored_bytes == sum(result.stored.values())
+    assert set(result.seconds) == {"total", "begin", "train", "end", "evaluate", "calibrate", "encode"}
     assert [line["score"] for line in lines(tmp_path / "run")] == result.curve
     assert (result.input, result.goal) == ("image", "classes")
     with pytest.raises(AttributeError, match="a result has no field 'acuracy'"):
@@ -209,7 +210,7 @@ def test_a_method_is_asked_with_inputs_alone(monkeypatch, name, kind, told):
     def noted(self, inputs, task=None):
         assert type(inputs) is list and {type(text) for text in inputs} == {str}
         assert set(inputs) <= set(whose)
-        asked.append((task, whose[inputs[0]]))
+        asked.append((task, {whose[text] for text in inputs}))
         return predict(self, inputs, task)
 
     def measured(self, inputs, task):
@@ -219,10 +220,13 @@ def test_a_method_is_asked_with_inputs_alone(monkeypatch, name, kind, told):
     monkeypatch.setattr(cls, "predict", noted)
     monkeypatch.setattr(cls, "measures", measured)
     run(cls(backbones.load("tiny"), epochs=1), stream)
-    tasks = [task for after in range(3) for task in range(after + 1)]
-    expected = {None: [(None, task) for task in tasks], "its own": [(task, task) for task in tasks],
-                "both": [pair for task in tasks for pair in ((None, task), (task, task))]}[told]  # fmt: skip
-    assert asked == expected
+    expected: list[tuple[int | None, set[int | None]]] = []
+    for seen in ({0}, {0, 1}, {0, 1, 2}):  # all old tasks together, except where the stream tells the task
+        expected += [(None, {task}) for task in seen] if told is None and kind == "task-incremental" else []
+        expected += [(None, seen)] if kind == "class-incremental" else []
+        expected += [(task, {task}) for task in seen] if told else []
+    once_more = [(None, {0, 1, 2})] if kind == "task-incremental" else []  # for calibration, without the task
+    assert asked == [*expected, *once_more]
 
 
 @pytest.mark.parametrize("verb", ["begin_task", "batches", "end_task"])
@@ -370,7 +374,7 @@ def test_a_checkpoint_of_another_format_is_refused_by_load_and_resume(monkeypatc
     held = content(folder)
     for ask in (load, resume):
         with pytest.raises(EverlearnError, match=rf"written by another version of everlearn \(format {told}, this one "
-                                                 r"reads 3\): learn the run again") as error:  # fmt: skip
+                                                 r"reads 3 and 4\): learn the run again") as error:  # fmt: skip
             ask(folder)
         assert "\n" not in str(error.value) and str(place) in str(error.value)
         assert content(folder) == held
@@ -496,7 +500,7 @@ def test_how_often_to_save_is_kept_for_the_resumed_run(monkeypatch, tmp_path):
     run_killed(monkeypatch, "step", 4, method=ER, stream=DIGITS, backbone="tiny", out=tmp_path / "run",
                save_steps=3, save_minutes=7.0)  # fmt: skip
     saving = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["saving"]
-    assert saving == {"save_minutes": 7.0, "save_steps": 3}
+    assert saving == {"save_minutes": 7.0, "save_steps": 3, "keep": 2000}
 
 
 # -- nothing is lost or overwritten ------------------------------------------------------------

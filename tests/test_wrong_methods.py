@@ -35,6 +35,15 @@ class Right(SimpleCIL):
     """
 
 
+class OwnIdea(SimpleCIL):
+    """A method of one's own, of which there is no paper.
+
+    Args:
+        backbone: frozen.
+        seed: unused.
+    """
+
+
 class ReadsDataInBeginTask(SimpleCIL):
     """Learns where it may only build, 2026, https://example.org/wrong
 
@@ -327,3 +336,19 @@ def test_a_broken_promise_is_named(cls):
 @pytest.mark.parametrize("cls", [Right, DrawsFromItsSeed], ids=lambda cls: cls.__name__)
 def test_a_right_method_passes(cls):
     check_method(cls)
+
+
+DOCSTRING = "docstring_explains_the_settings_and_its_example_runs"
+
+
+def test_a_method_of_ones_own_needs_no_paper_but_one_of_everlearn_does(monkeypatch):
+    check_method(OwnIdea, only=DOCSTRING)
+    monkeypatch.setattr(OwnIdea, "__module__", "everlearn.methods.own_idea")
+    with pytest.raises(ContractError, match="the docstring has no year"):
+        check_method(OwnIdea, only=DOCSTRING)
+
+
+def test_an_example_that_fails_is_noticed_in_a_method_of_ones_own_too(monkeypatch):
+    monkeypatch.setattr(OwnIdea, "__doc__", f"{Right.__doc__}\n    >>> 1 + 1\n    3\n")
+    with pytest.raises(ContractError, match="the example in the docstring fails"):
+        check_method(OwnIdea, only=DOCSTRING)

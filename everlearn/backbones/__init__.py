@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +26,20 @@ HINT = (
 
 def names() -> dict[str, str]:
     """The short names and what they stand for. `load` also accepts any transformers encoder or plain timm ViT by
-    its hub name or timm name, a local folder, or a safetensors file named after its timm model."""
+    its hub name or timm name, a local folder, or a safetensors file named after its timm model.
+
+    >>> list(names())
+    ['minilm', 'vit-tiny', 'tiny']
+    """
     return dict(_NAMES)
 
 
 def default_for(input: str) -> str:
-    """The short name of the default backbone for inputs of this kind."""
+    """The short name of the default backbone for inputs of this kind.
+
+    >>> default_for("image"), default_for("text")
+    ('vit-tiny', 'minilm')
+    """
     return "vit-tiny" if input == "image" else "minilm"
 
 
@@ -39,7 +49,8 @@ def load(name: str) -> Backbone:
     Args:
         name: a short name, a hub name (``owner/model``), a timm name (``vit_small_patch16_224``),
             a folder in transformers' format, or a ``.safetensors`` file whose name begins with the name of
-            its timm model. ``@SIZE`` after a timm ViT sets the image size in pixels.
+            its timm model. ``@SIZE`` after a timm ViT sets the image size in pixels. ``@layers=K`` after any
+            of these gives features of the last K layers (see `Backbone.take_layers`).
 
     Raises:
         EverlearnError: it does not exist or cannot be read; the message says what to give instead.
@@ -50,7 +61,62 @@ def load(name: str) -> Backbone:
     if not name.isprintable() or len(name) > 4096:  # the longest path
         raise EverlearnError(f"unknown backbone '{printable(name)}': {HINT}")
     with one_line(f"backbone '{name}'", "give the path of a folder that transformers has saved", EverlearnError):
-        return _load(name)
+        bare, layers = split_layers(name)
+        backbone = _load(bare)
+        backbone.take_layers(layers)
+        return backbone
+
+
+def split_layers(name: str) -> tuple[str, int]:
+    """The name of a backbone without `@layers=K`, and K.
+
+    Raises:
+        EverlearnError: K is not a number.
+
+    >>> split_layers("vit-tiny@112@layers=3"), split_layers("minilm")
+    (('vit-tiny@112', 3), ('minilm', 1))
+    """
+    bare, at, layers = name.rpartition("@layers=")
+    if not at:
+        return name, 1
+    if not (layers.isascii() and layers.isdecimal() and len(layers) < 4):
+        raise EverlearnError(
+            f"backbone '{printable(name)}': give a number of layers after @layers=, such as {bare}@layers=3"
+        )
+    return bare, int(layers)
+
+
+def load_when_needed(name: str) -> Backbone:
+    """As `load`, but an encoder on this computer that was loaded before, and has not changed since, is loaded only
+    where more is asked of it than what is known of it already: its features, say, that are not in the feature store.
+
+    Raises:
+        EverlearnError: as `load`.
+    """
+    from everlearn.backbones.remembered import files_in, remembered
+
+    if not name.isprintable() or len(name) > 4096 or not (files := _files_of(split_layers(name)[0], files_in)):
+        return load(name)
+    return remembered(name, files, lambda: load(name))
+
+
+def _files_of(name: str, files_in: Callable[[Path], list[Path]]) -> list[Path]:
+    """The files that a backbone is loaded from; none where they are not on this computer, or there are none."""
+    from everlearn.backbones import text, vision
+
+    bare = name.split("@")[0]
+    if name == "tiny":
+        return []
+    if name == "minilm":
+        spec = importlib.util.find_spec(text.MINILM_PACKAGE)
+        folders = spec.submodule_search_locations if spec else None
+        return files_in(Path(folders[0]) / "model") if folders else []
+    if Path(name).is_dir():
+        return files_in(Path(name))
+    if "/" in name and not bare.endswith(".safetensors"):
+        return []  # on the hub
+    file = Path(bare) if bare.endswith(".safetensors") else vision.weights_file(bare)
+    return [file] if file is not None and file.is_file() else []
 
 
 def _load(name: str) -> Backbone:

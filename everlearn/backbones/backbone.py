@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from everlearn.backbones.attention import PlainAttention
 from everlearn.backbones.digests import Digests, digest
+from everlearn.batches import of_similar_length
+from everlearn.errors import EverlearnError
 from everlearn.features import default_store
 from everlearn.peft.delta import Delta, Site, only
 from everlearn.streams.inputs import Input
+
+Role = Literal["query", "document"]
+"""What an input is where documents are ranked for a query."""
 
 
 class Hidden(NamedTuple):
@@ -36,6 +43,11 @@ class Block:
 
     `attention` goes from the input of the attention layer to the output of its output projection. `heads` is the
     place where queries attend to keys and values. `operations` are all linear and normalisation layers.
+
+    >>> from everlearn import backbones
+    >>> block = backbones.load("tiny").block(0)
+    >>> block.query.name, block.query.width, len(block.operations)
+    ('block 0 query', 32, 8)
     """
 
     query: Site
@@ -56,18 +68,40 @@ class Backbone(nn.Module):
     * `name`, as the user wrote it;
     * `reads`: the kinds of input that it reads, e.g. ``("text",)``;
     * `width`: the size of a feature;
+    * `layers`: how many of the last layers give a feature, one after another; 1 unless `take_layers` was called;
+    * `similarity`: how the features of queries and documents are compared, ``cosine`` or ``dot``;
     * `precision`: the precision of matrix products without gradients, ``float32`` or ``bfloat16``;
     * `training_precision`: the same with gradients. Weights, gradients and updates are always float32;
     * `settings`: everything else that determines the features (preprocessing, pooling), as plain JSON.
+
+    Raises:
+        EverlearnError: an input is of a kind that it does not read, or cannot be read.
+
+    >>> from everlearn import backbones
+    >>> tiny = backbones.load("tiny")
+    >>> features = tiny.encode(["a cup of tea", "a sofa"])
+    >>> tuple(features.shape), tiny.is_frozen
+    ((2, 32), True)
     """
 
     name: str
     reads: tuple[str, ...]
     width: int
     depth: int
+    layers = 1
+    similarity = "cosine"
     precision = "float32"
     training_precision = "float32"
     settings: dict[str, Any]
+    passed: ClassVar[int] = 0
+    """How many examples have gone through an encoder in this process; an example counts once for each pass."""
+    is_loaded = True
+    """Whether its weights are in memory (see `remembered.py`)."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "hidden" in vars(cls):
+            cls.hidden = _counted(cls.hidden)  # type: ignore[assignment, method-assign]
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,18 +136,71 @@ class Backbone(nn.Module):
         """The sites of block `index`, counted from 0."""
         raise NotImplementedError
 
+    def blocks_of(self) -> Sequence[nn.Module]:
+        """The transformer blocks, first to last."""
+        raise NotImplementedError
+
+    def last_norm(self) -> nn.Module | None:
+        """The normalisation between the last block and `hidden`, if there is one."""
+        raise NotImplementedError
+
     def lengths(self, inputs: Sequence[Input]) -> list[int]:
-        """The length of each input, by which batches are sorted; all equal if all inputs have the same size."""
+        """The number of tokens of each input, by which batches are formed; 0 if it is not known."""
         return [0] * len(inputs)
 
     # -- used by methods -----------------------------------------------------------------------
     @property
+    def hidden_width(self) -> int:
+        """The size of a token's state, and so of prompts; a layer after the pooling can give features another size."""
+        return self.width // self.layers
+
+    def reading(self, role: Role | None) -> AbstractContextManager[None]:
+        """Inside the `with` statement the inputs are queries or documents, which some encoders read after a prompt of
+        their own; None for neither, as in classification."""
+        return nullcontext()
+
+    @property
     def device(self) -> torch.device:
+        """Where its weights are, and where its features are computed."""
         return next(self.parameters()).device
+
+    @property
+    def tokens_at_once(self) -> int:
+        """How many tokens, padding included, are best computed together: on a CPU they should stay in its cache."""
+        return 2048 if self.device.type == "cpu" else 32768
 
     def forward(self, inputs: Sequence[Input]) -> torch.Tensor:
         """Features (n, width) of the model in its current state, with gradients if anything is trained."""
-        return self.pool(self.hidden(self.prepare(inputs)))
+        if self.layers == 1:
+            return self.pool(self.hidden(self.prepare(inputs)))
+        with outputs(self.blocks_of()[-self.layers : -1]) as states:
+            hidden = self.hidden(self.prepare(inputs))
+        norm = self.last_norm() or nn.Identity()
+        pooled = [self.pool(hidden._replace(states=norm(layer).float())) for layer in states]
+        return torch.cat([F.normalize(feature, dim=1) for feature in (*pooled, self.pool(hidden))], dim=1)
+
+    def take_layers(self, layers: int) -> None:
+        """Give the features of the last `layers` layers from now on, from one pass: each is pooled as the last one,
+        normalised to length 1, and they follow one another, the last layer's last. `width` becomes as many times as
+        large. Lower layers know more of the form of a text, which helps where classes are not topics.
+
+        Raises:
+            EverlearnError: there are fewer layers, or something after the pooling was trained for the last one.
+
+        >>> from everlearn import backbones
+        >>> backbones.load("tiny@layers=2")(["a cup of tea"]).shape
+        torch.Size([1, 64])
+        """
+        if not 1 <= layers <= self.depth:
+            raise EverlearnError(f"backbone '{self.name}' has {self.depth} layers: give a number from 1 to "
+                                 f"{self.depth} after @layers=, not {layers}")  # fmt: skip
+        after = getattr(self, "after", nn.Identity())
+        if layers > 1 and (self.hidden_width != self.width or any(True for _ in after.parameters())):
+            raise EverlearnError(f"backbone '{self.name}' goes on after its pooling with what was trained for the last "
+                                 "layer alone: leave @layers= out")  # fmt: skip
+        if layers > 1:
+            self.settings["layers"] = layers
+            self.layers, self.width, self.name = layers, layers * self.width, f"{self.name}@layers={layers}"
 
     def infer(
         self, inputs: Sequence[Input],
@@ -123,13 +210,11 @@ class Backbone(nn.Module):
 
         Args:
             compute: a function from some inputs and their row numbers to features; `forward` by default.
+            batch_size: the most inputs of a batch; of long texts there are fewer.
         """
         features = torch.empty(len(inputs), self.width, device=self.device)
-        lengths = self.lengths(inputs)
-        order = sorted(range(len(inputs)), key=lengths.__getitem__)
         with self.inference():
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
+            for rows in of_similar_length(self.lengths(inputs), self.tokens_at_once, batch_size):
                 batch = [inputs[row] for row in rows]
                 features[rows] = (compute(batch, rows) if compute else self(batch)).float()
         return features
@@ -160,8 +245,8 @@ class Backbone(nn.Module):
         if (self.training_precision if training else self.precision) == "float32":
             yield
             return
-        # On a CPU, the bfloat16 backward pass of fused attention takes three times as long as that of plain attention.
-        plain = sdpa_kernel(SDPBackend.MATH) if training and self.device.type == "cpu" else nullcontext()
+        # On a CPU, the bfloat16 backward pass of torch's attention takes two to nine times as long as the plain one.
+        plain = PlainAttention() if training and self.device.type == "cpu" else nullcontext()
         with torch.autocast(self.device.type, torch.bfloat16), plain:
             yield
 
@@ -176,6 +261,7 @@ class Backbone(nn.Module):
         return delta
 
     def detach(self, delta: Delta) -> None:
+        """Take `delta` off its site."""
         delta.detach()
         self.attached = [other for other in self.attached if other is not delta]
 
@@ -185,6 +271,7 @@ class Backbone(nn.Module):
 
     @property
     def active(self) -> list[Delta]:
+        """The attached deltas that are switched on."""
         return [delta for delta in self.attached if delta.is_active]
 
     @property
@@ -218,6 +305,33 @@ class Backbone(nn.Module):
         ]
         what = json.dumps([self.digests(), deltas, self.settings, self.precision], sort_keys=True)
         return hashlib.sha256(what.encode()).hexdigest()[:32]
+
+
+def _counted(hidden: Callable[[Any, Any], Hidden]) -> Callable[[Any, Any], Hidden]:
+    """`hidden`, which also counts the examples. Every pass goes through it, whatever a method does before and after."""
+
+    @functools.wraps(hidden)
+    def counted(self: Backbone, prepared: Any) -> Hidden:
+        Backbone.passed += len(self.mask(prepared))
+        return hidden(self, prepared)
+
+    return counted
+
+
+@contextmanager
+def outputs(blocks: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
+    """Inside the `with` statement, the states (n, tokens, width) that the blocks give are added to the list."""
+    states: list[torch.Tensor] = []
+
+    def keep(block: nn.Module, inputs: Any, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [block.register_forward_hook(keep) for block in blocks]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _plain_state(delta: Delta) -> dict[str, Any]:

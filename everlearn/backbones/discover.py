@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ ATTENTION_OUT = ("o_proj", "out_lin", "proj", "Wo", "o", "dense")
 MLP = ("mlp", "ffn")
 MLP_IN = ("intermediate",)
 MLP_OUT = ("output.dense",)
+LAST_NORM = ("norm", "layernorm", "final_norm", "final_layer_norm")
 
 
 class Discovered(Backbone):
@@ -40,7 +42,14 @@ class Discovered(Backbone):
         self.requires_grad_(False).eval()
 
     def block(self, index: int) -> Block:
-        return find_block(self._blocks[index], index, self.width)
+        return find_block(self._blocks[index], index, self.hidden_width)
+
+    def blocks_of(self) -> Sequence[nn.Module]:
+        return self._blocks
+
+    def last_norm(self) -> nn.Module | None:
+        found = (getattr(self.model, name, None) for name in LAST_NORM)
+        return next((norm for norm in found if isinstance(norm, nn.Module)), None)
 
     def check_forward(self, prepared: Any, where: object) -> None:
         """Try the model on one input, so that files that do not fit together are noticed when they are loaded.

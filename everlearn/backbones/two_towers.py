@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from everlearn.backbones.backbone import Backbone
+from everlearn.backbones.backbone import Backbone, Role
 from everlearn.errors import EverlearnError
 from everlearn.peft.delta import only
 from everlearn.streams.inputs import Input, kind
@@ -23,7 +24,7 @@ class TwoTowers(Backbone):
         towers: the encoders by name, the one that the examples go to first; `towers["image"].block(0)` is a site.
 
     Raises:
-        EverlearnError: their features differ in size.
+        EverlearnError: their features differ in size, or in how they are compared.
 
     >>> from everlearn import backbones
     >>> both = TwoTowers(image=backbones.load("tiny"), text=backbones.load("tiny"))
@@ -39,7 +40,11 @@ class TwoTowers(Backbone):
         widths = {tower.width for tower in towers.values()}
         if len(widths) > 1:
             raise EverlearnError(f"two towers need features of one size, but {self.name} have {sorted(widths)}")
-        self.width = widths.pop()
+        similarities = {tower.similarity for tower in towers.values()}
+        if len(similarities) > 1:
+            raise EverlearnError(f"two towers need features that are compared in one way, but those of {self.name} are "
+                                 f"compared by {' and '.join(sorted(similarities))}")  # fmt: skip
+        self.width, self.similarity = widths.pop(), similarities.pop()
         self.settings = {name: tower.settings for name, tower in towers.items()}
 
     def tower(self, inputs: Sequence[Input]) -> Backbone:
@@ -68,6 +73,13 @@ class TwoTowers(Backbone):
     @property
     def is_frozen(self) -> bool:
         return all(encoder.is_frozen for encoder in self.encoders())
+
+    @contextmanager
+    def reading(self, role: Role | None) -> Iterator[None]:
+        with ExitStack() as stack:
+            for encoder in self.encoders():
+                stack.enter_context(encoder.reading(role))
+            yield
 
     def pretrained(self) -> Any:
         return only([delta for encoder in self.encoders() for delta in encoder.attached], active=False)

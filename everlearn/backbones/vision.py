@@ -75,6 +75,9 @@ class VisionBackbone(Discovered):
             tokens = prefixed + self.model.embeddings.patch_embeddings.num_patches
         return torch.ones(len(prepared), tokens, dtype=torch.long, device=prepared.device)
 
+    def lengths(self, inputs: Sequence[Input]) -> list[int]:
+        return [self.mask(torch.empty(1)).shape[1]] * len(inputs)
+
     def hidden(self, prepared: torch.Tensor) -> Hidden:
         with self.mixed_precision():
             states = self.model.forward_features(prepared) if self.is_timm else self.model(prepared).last_hidden_state
@@ -88,7 +91,7 @@ class VisionBackbone(Discovered):
     def tokens(self) -> Site:
         # timm adds positions and the CLS token in a method; norm_pre is the first module that sees the result.
         embedded = self.model.norm_pre if self.is_timm else self.model.embeddings
-        return Site("tokens", embedded, embedded, self.width, self.width)
+        return Site("tokens", embedded, embedded, self.hidden_width, self.hidden_width)
 
 
 def load_timm(name: str) -> VisionBackbone:
@@ -104,7 +107,7 @@ def load_timm(name: str) -> VisionBackbone:
     if at and not (size.isascii() and size.isdecimal() and len(size) <= 4 and 1 <= int(size) <= LARGEST):
         raise EverlearnError(f"backbone '{name}': give the image size in pixels after @, from 1 to {LARGEST}, e.g. "
                              f"{bare}@112")  # fmt: skip
-    file = Path(bare) if bare.endswith(".safetensors") else _weights_file(bare)
+    file = Path(bare) if bare.endswith(".safetensors") else weights_file(bare)
     if file and not file.exists():
         raise EverlearnError(f"backbone '{name}': no such file")
     model_name = file.name.split(".")[0] if file else VIT_TINY if bare == "vit-tiny" else bare
@@ -173,7 +176,8 @@ def _timm() -> Any:
     return timm
 
 
-def _weights_file(name: str) -> Path | None:
+def weights_file(name: str) -> Path | None:
+    """The safetensors file of a timm model in the folder EVERLEARN_WEIGHTS; None where there is none."""
     folder = os.environ.get("EVERLEARN_WEIGHTS")
     if not folder:
         return None

@@ -22,6 +22,7 @@ class ContentSample(Stateful):
         width: length of a feature vector.
         capacity: most rows kept.
         seed: of the keys.
+        dtype: of the rows as they are kept: float32, or float16 for half the size.
 
     >>> rows, labels = torch.randn(9, 4), torch.arange(9)
     >>> one, other = ContentSample(4, capacity=3), ContentSample(4, capacity=3)
@@ -37,12 +38,12 @@ class ContentSample(Stateful):
     limit: Tensor
     directions: Tensor
 
-    def __init__(self, width: int, capacity: int, seed: int = 0):
+    def __init__(self, width: int, capacity: int, seed: int = 0, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.capacity = capacity
         draw = torch.Generator().manual_seed(seed)
         self.register_buffer("directions", torch.randn(width, 2, generator=draw, dtype=torch.float64), persistent=False)
-        self.register_buffer("features", torch.zeros(0, width))
+        self.register_buffer("features", torch.zeros(0, width, dtype=dtype))
         self.register_buffer("labels", torch.zeros(0, dtype=torch.long))
         self.register_buffer("keys", torch.zeros(0, dtype=torch.float64))  # ascending
         # A row offered is kept exactly if its key is below the limit, which only falls. Rows that leave by
@@ -95,12 +96,15 @@ class ContentSample(Stateful):
         margin = 1e-3 if self.limit < 1 else 0  # near the limit, rounding decides whether a row is in the sample
         keys = self.keys_of(features)
         near = keys < self.limit + margin
+        same = 1e-4 if self.features.dtype == torch.float32 else 2e-3  # of the largest value: rounding of what is kept
         must = (keys < self.limit - margin)[near].tolist()
-        for row, label, is_kept in zip(features[near].to(self.features), labels[near].tolist(), must, strict=True):
-            distance = (self.features - row).abs().amax(1) / row.abs().amax()
-            distance[~stay | (self.labels != label)] = torch.inf
-            if len(distance) and distance.min() < 1e-4:
-                stay[distance.argmin()] = False
+        offered = zip(features[near].to(self.features), labels[near].tolist(), keys[near], must, strict=True)
+        for row, label, key, is_kept in offered:
+            own = (stay & (self.labels == label)).nonzero()[:, 0]  # to compare the row with all others would take long
+            distance = (self.features[own] - row).float().abs().amax(1) / row.abs().amax()
+            found = own[distance < same]
+            if len(found):  # rows that are kept as equal may have had different features, and so different keys
+                stay[found[(self.keys[found] - key).abs().argmin()]] = False
             elif is_kept:
                 raise EverlearnError("remove: an example was never added with this label; nothing was removed")
         self._keep(stay)

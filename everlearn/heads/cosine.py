@@ -36,6 +36,7 @@ class Cosine(nn.Module):
 
     @property
     def classes(self) -> int:
+        """How many classes it scores."""
         return len(self.weight)
 
     def grow(self, classes: int | Sequence[str]) -> None:

@@ -41,6 +41,7 @@ class Linear(nn.Module):
 
     @property
     def classes(self) -> int:
+        """How many classes it scores."""
         return len(self.weight)
 
     def grow(self, classes: int | Sequence[str]) -> None:

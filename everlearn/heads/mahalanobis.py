@@ -29,6 +29,13 @@ class Mahalanobis(Gaussians):
 
     Raises:
         EverlearnError: power or gamma1 is not above 0, or gamma2 is not between 0 and gamma1.
+
+    >>> head = Mahalanobis(2)
+    >>> head.grow(["cat", "dog"])
+    >>> head.add(torch.tensor([[1.0, 0.1], [1.0, -0.1], [0.1, 1.0], [-0.1, 1.0]]), torch.tensor([0, 0, 1, 1]))
+    >>> _ = head.solve()
+    >>> head(torch.tensor([[3.0, 0.0], [0.0, 3.0]])).argmax(1).tolist()
+    [0, 1]
     """
 
     factors: Tensor
@@ -49,7 +56,7 @@ class Mahalanobis(Gaussians):
             check_saved("factors", factors, factors, (self.classes if len(factors) else 0, *self.factors.shape[1:]))
 
     def expand(self, features: Tensor) -> Tensor:
-        """Tukey's ladder of powers, odd in the features' direction."""
+        """Tukey's ladder of powers, odd in the features' direction: (n, width) to (n, width)."""
         unit = normalize(features, dim=1)
         return unit.sign() * unit.abs() ** self.power
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
 import zlib
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +13,14 @@ from torch.nn.functional import one_hot, relu
 
 from everlearn.errors import EverlearnError, unknown
 from everlearn.heads.content_sample import ContentSample
+from everlearn.heads.least_squares import held_out_errors, rows_of, solve_shifted
 from everlearn.heads.statistics import Statistics
+from everlearn.state import Stateful, check_saved, grown
 
 LAMBDAS = tuple(10.0**exponent for exponent in range(-8, 9))
 ROWS = 1024  # examples expanded at once: bounds the n × M temporary
 PANEL = 512  # rows of HᵀH stored together
+SUMS = frozenset(("gram", "targets"))
 
 
 class Ridge(Statistics):
@@ -26,12 +29,18 @@ class Ridge(Statistics):
     h = relu(f P), P a fixed random matrix of `projection` columns, or h = f where `projection` is 0
     (M is the length of h).
 
-    Precision: statistics and the solve are float64, the solved weight is cast to float32 once and
+    Precision: sums and the solve are float64, the solved weight is cast to float32 once and
     `forward` computes in float32. The projection is not saved but drawn again from `seed`; its
     checksum is saved, and loading fails where it differs.
 
-    Size: about 4 M² bytes (half of HᵀH: 105 MB at M = 5000, 410 MB at M = 10000) + 12 M per class
-    + 4 `width` per row of the sample. Solving needs 16 M² bytes for a moment.
+    What it keeps: the features of all examples as long as they are smaller than half of HᵀH (`width` × examples < M²),
+    then that half and HᵀY, and the features no longer. Both give the same weight. From up to M / 2 examples it is
+    solved in their kernel HHᵀ: W = Hᵀ(HHᵀ + λI)⁻¹Y. Features are a memory of the data, as those of the sample
+    are too: treat them like it.
+
+    Size: 4 `width` + 8 bytes an example, at most 4 M² (410 MB at M = 10000), where also 8 M per class are added;
+    4 M per class for the weight; 4 `width` per row of the sample. Solving needs 8 M² bytes for a moment, and up to
+    4 M² more between two tasks.
 
     Choosing λ: by squared error on a held-out fifth, for all candidates from one factorisation.
     `select="sample"` (default) uses up to `sample` feature rows of all seen so far, chosen by their
@@ -59,12 +68,13 @@ class Ridge(Statistics):
     [0, 1]
     """
 
-    by_class = {"targets": 1}  # noqa: RUF012
-    over_all = ("gram",)
     solved = {"weight": (1, 0.0)}  # noqa: RUF012
     projection: Tensor
     gram: Tensor
     targets: Tensor
+    kept: Tensor
+    kept_labels: Tensor
+    kernel: Tensor
     weight: Tensor
     lambda_: Tensor
 
@@ -84,15 +94,30 @@ class Ridge(Statistics):
         self.sample = ContentSample(width, sample + sample // 10 if select == "sample" else 0, seed + 1)
         drawn = matrix.numpy().tobytes() + self.sample.directions.numpy().tobytes()
         self.register_buffer("checksum", torch.tensor([width, projection, zlib.crc32(drawn)]))
-        panels = sum(rows * columns for _, rows, columns in self._layout(features))
-        self.register_buffer("gram", torch.zeros(panels, dtype=torch.float64))  # HᵀH, lower half, by row panels
-        self.register_buffer("targets", torch.zeros(features, 0, dtype=torch.float64))  # HᵀY
+        self.register_buffer("kept", torch.zeros(0, width))  # the features of all examples, until they are summed
+        self.register_buffer("kept_labels", torch.zeros(0, dtype=torch.long))
+        # Saved only where they take the place of the features; before, they spare work between one task and the next.
+        empty = torch.zeros(0, 0, dtype=torch.float64)
+        self.register_buffer("gram", empty.flatten(), persistent=False)  # HᵀH, lower half, in panels of rows
+        self.register_buffer("targets", empty, persistent=False)  # HᵀY
+        self.register_buffer("kernel", empty.clone(), persistent=False)  # HHᵀ, lower half
+        self.summed = 0  # so many of the features kept are in `gram` and `targets`
         self.register_buffer("weight", torch.zeros(features, 0))
         self.register_buffer("lambda_", torch.tensor(1.0, dtype=torch.float64))
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, width) features -> (n, classes) float32 scores, with the weight of the last `solve`."""
         return torch.cat([self._expand(rows.float()) @ self.weight for rows in features.split(ROWS)])
+
+    @property
+    def size(self) -> int:
+        """M, the length of h."""
+        return len(self.weight)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether it keeps the features of all examples, and not their sums."""
+        return "gram" in self._non_persistent_buffers_set
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor) -> None:
@@ -103,13 +128,17 @@ class Ridge(Statistics):
 
     @torch.no_grad()
     def remove(self, features: Tensor, labels: Tensor) -> None:
-        """Undo `add` for these examples; `solve` makes it felt. The sample loses those of its rows.
+        """Undo `add` for these (n, width) features and (n,) labels; `solve` makes it felt. The sample loses those of
+        its rows.
 
         Raises:
             ContractError: where more examples of a class leave than were added.
-            EverlearnError: where an example that must be in the sample is not: it was never added.
+            EverlearnError: where an example was never added with its label. It is noticed as long as the features are
+                kept, and later where the example must be in the sample.
         """
         self._counted(labels, -1)  # refuses before anything changes
+        if self.keeps_features:
+            rows_of(features, labels, self.kept, self.kept_labels)
         self.sample.remove(features, labels)
         super().remove(features, labels)
 
@@ -117,7 +146,18 @@ class Ridge(Statistics):
     def merge(self, other: Statistics) -> None:
         super().merge(other)
         assert isinstance(other, Ridge)
-        self.sample.merge(other.sample, torch.tensor([self.class_names.index(name) for name in other.class_names]))
+        places = torch.tensor([self.class_names.index(name) for name in other.class_names], dtype=torch.long)
+        self.sample.merge(other.sample, places)
+        if other.keeps_features:
+            self._accumulate(other.kept.to(self.kept), places[other.kept_labels.cpu()].to(self.kept_labels), 1)
+        else:
+            self._sum_up()
+            self.gram.add_(other.gram.to(self.gram))
+            self.targets.index_add_(1, places.to(self.targets.device), other.targets.to(self.targets).clone())
+
+    def grow(self, classes: int | Sequence[str]) -> None:
+        super().grow(classes)
+        self.targets = grown(self.targets, self.classes, 1)
 
     @torch.no_grad()
     def choose_lambda(self, features: Tensor, labels: Tensor) -> float:
@@ -146,20 +186,88 @@ class Ridge(Statistics):
         (M, classes). Where λ is too small for one, it is raised tenfold until there is, with a warning."""
         if self.select == "sample":
             self.choose_lambda(*self.sample.smallest(self.rows))
-        gram, strength = self._dense_gram(), float(self.lambda_)
-        gram.diagonal().add_(strength)
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        while failed:
-            raised = max(10 * strength, 1e-16 * float(gram.diagonal().mean()))
-            warnings.warn(f"ridge: HᵀH + λI is singular at λ = {strength:.3g}; {raised:.3g} is used", stacklevel=2)
-            gram.diagonal().add_(raised - strength)
-            strength = raised
-            factor, failed = torch.linalg.cholesky_ex(gram)
-        weight = torch.cholesky_solve(self.targets, factor)
+        if self.keeps_features and 2 * len(self.kept) <= self.size:
+            chunks = self.kept.double().split(ROWS)
+            h = torch.cat([self._expand(rows) for rows in chunks])
+            y = h.new_zeros(len(h), self.classes)
+            y[range(len(h)), self.kept_labels] = 1
+            weight = h.T @ solve_shifted(lambda: (self._dense_kernel(h), y), float(self.lambda_))
+        else:
+            weight = solve_shifted(self._dense_sums, float(self.lambda_))
         self.weight = weight.to(self.weight.dtype).contiguous()  # safetensors asks for it
         return weight
 
+    # -- the features that are kept, and their kernel
+
+    def _accumulate(self, features: Tensor, labels: Tensor, sign: int) -> None:
+        if not len(labels):  # one_hot refuses
+            return
+        if not self.keeps_features:
+            self._add_to(self._panels(), self.targets, features, labels, sign)
+        elif sign > 0:
+            self.kept = torch.cat([self.kept, features.to(self.kept)])
+            self.kept_labels = torch.cat([self.kept_labels, labels.to(self.kept_labels)])
+            if self.kept.numel() >= self.size**2:
+                self._sum_up()
+        else:
+            places = rows_of(features, labels, self.kept, self.kept_labels)
+            if len(early := places[places < self.summed]):
+                self._add_to(self._panels(), self.targets, self.kept[early], self.kept_labels[early], -1)
+                self.summed -= len(early)
+            stay = torch.ones_like(self.kept_labels, dtype=torch.bool)
+            stay[places] = False
+            left = stay[: len(self.kernel)].nonzero()[:, 0]
+            self.kernel = self.kernel[left][:, left]
+            self.kept, self.kept_labels = self.kept[stay], self.kept_labels[stay]
+
+    def _dense_kernel(self, h: Tensor) -> Tensor:
+        """HHᵀ, (n, n), of which the lower half is filled. Whole blocks of rows are remembered for the next time: then,
+        and in a resumed run, the same products are formed of the same blocks."""
+        have = len(self.kernel)
+        dense = h.new_zeros(len(h), len(h))
+        dense[:have, :have] = self.kernel
+        for start in range(have, len(h), ROWS):
+            rows = h[start : start + ROWS]
+            dense[start : start + len(rows), : start + len(rows)] = rows @ h[: start + len(rows)].T
+        whole = have + (len(h) - have) // ROWS * ROWS
+        if whole > have:
+            self.kernel = dense[:whole, :whole].clone()
+        return dense
+
     # -- sums over examples
+
+    def _sum_up(self) -> None:
+        """Keep sums from now on, and the features no longer."""
+        if self.keeps_features:
+            self._begin_sums()
+            rows, labels = self.kept[self.summed :], self.kept_labels[self.summed :]
+            self._add_to(self._panels(), self.targets, rows, labels, 1)
+            self._non_persistent_buffers_set -= {"gram", "targets"}
+            self.kept, self.kept_labels, self.kernel = self.kept[:0], self.kept_labels[:0], self.kernel[:0, :0]
+
+    def _begin_sums(self) -> None:
+        if not len(self.gram):
+            panels = sum(rows * columns for _, rows, columns in self._layout(self.size))
+            self.gram, self.summed = self.gram.new_zeros(panels), 0
+            self.targets = self.targets.new_zeros(self.size, self.classes)
+
+    def _dense_sums(self) -> tuple[Tensor, Tensor]:
+        """HᵀH, (M, M), of which the lower half is filled: all that Cholesky reads; and HᵀY. Whole blocks of the
+        features kept are remembered in the sums, as those of the kernel are."""
+        self._begin_sums()
+        whole = self.summed + max(0, len(self.kept) - self.summed) // ROWS * ROWS
+        if whole > self.summed:
+            part = slice(self.summed, whole)
+            self._add_to(self._panels(), self.targets, self.kept[part], self.kept_labels[part], 1)
+            self.summed = whole
+        dense, targets = self.gram.new_zeros(self.size, self.size), self.targets
+        for start, panel in self._panels():
+            dense[start : start + len(panel), : panel.shape[1]] = panel
+        if self.keeps_features and whole < len(self.kept):
+            views = [(start, dense[start : start + rows, :columns]) for start, rows, columns in self._layout(self.size)]
+            targets = targets.clone()
+            self._add_to(views, targets, self.kept[whole:], self.kept_labels[whole:], 1)
+        return dense, targets
 
     @staticmethod
     def _layout(features: int) -> list[tuple[int, int, int]]:
@@ -169,49 +277,51 @@ class Ridge(Statistics):
 
     def _panels(self) -> list[tuple[int, Tensor]]:
         """First row of each panel, and the panel as a view of the statistics."""
-        layout = self._layout(len(self.targets))
+        layout = self._layout(self.size)
         flat = self.gram.split([rows * columns for _, rows, columns in layout])
         return [(start, part.view(rows, columns)) for part, (start, rows, columns) in zip(flat, layout, strict=True)]
 
-    def _dense_gram(self) -> Tensor:
-        """HᵀH, (M, M), of which the lower half is filled: all that Cholesky reads."""
-        dense = self.gram.new_zeros(len(self.targets), len(self.targets))
-        for start, panel in self._panels():
-            dense[start : start + len(panel), : panel.shape[1]] = panel
-        return dense
+    def _add_to(
+        self, panels: list[tuple[int, Tensor]], targets: Tensor, features: Tensor, labels: Tensor, sign: int
+    ) -> None:
+        """Add the features, times `sign`, to HᵀH in panels and to HᵀY."""
+        for rows, classes in zip(features.to(targets).split(ROWS), labels.to(targets.device).split(ROWS), strict=True):
+            h = self._expand(rows)
+            for start, panel in panels:
+                panel.addmm_(h[:, start : start + len(panel)].T, h[:, : panel.shape[1]], alpha=sign)
+            targets.addmm_(h.T, one_hot(classes, self.classes).to(h), alpha=sign)
 
     def _expand(self, features: Tensor) -> Tensor:
         """h in the precision of the features, (n, M)."""
         return relu(features @ self.projection.to(features.dtype)) if self.projection.shape[1] else features
 
-    def _accumulate(self, features: Tensor, labels: Tensor, sign: int) -> None:
-        if not len(labels):  # one_hot refuses
-            return
-        for rows, classes in zip(features.to(self.gram).split(ROWS), labels.split(ROWS), strict=True):
-            h = self._expand(rows)
-            for start, panel in self._panels():
-                panel.addmm_(h[:, start : start + len(panel)].T, h[:, : panel.shape[1]], alpha=sign)
-            self.targets.addmm_(h.T, one_hot(classes, self.classes).to(h), alpha=sign)
+    # -- a checkpoint holds the features or the sums
 
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """As every head, and there are the features of all examples that were counted, or sums of them.
 
-def held_out_errors(h: Tensor, y: Tensor, held_h: Tensor, held_y: Tensor, lambdas: tuple[float, ...]) -> Tensor:
-    """Mean squared error of ridge regression on held-out rows, for every λ from one factorisation.
+        Raises:
+            EverlearnError: a tensor does not fit.
+        """
+        Stateful.check_saved(self, {name: saved[name] for name in saved if name not in SUMS})
+        for name in {"counts", "weight"} & saved.keys():
+            check_saved(name, saved[name], self._buffers[name])
+        kept, labels = saved.get("kept", self.kept), saved.get("kept_labels", self.kept_labels)
+        check_saved("kept", kept, self.kept, (len(labels), self.kept.shape[1]))
+        if saved.keys() >= SUMS:
+            panels = sum(rows * columns for _, rows, columns in self._layout(self.size))
+            check_saved("gram", saved["gram"], self.gram, (panels,))
+            check_saved("targets", saved["targets"], self.targets, (self.size, self.classes))
+        elif SUMS & saved.keys():
+            raise EverlearnError("the checkpoint does not fit the method: it has HᵀH or HᵀY alone")
+        in_kept = len(labels) > 0 or not saved.keys() >= SUMS
+        outside = len(labels) > 0 and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes
+        if in_kept and (outside or not torch.equal(labels.bincount(minlength=self.classes), saved["counts"])):
+            raise EverlearnError("the checkpoint is damaged: the features in it are not of the examples that it counts")
 
-    With HᵀH = V diag(s) Vᵀ the prediction is (h V) (VᵀHᵀY / (s + λ)); with fewer rows than features
-    the smaller kernel HHᵀ is factorised instead and the prediction is (h Hᵀ V) (VᵀY / (s + λ)).
-
-    Args:
-        h: (n, M) float64 features to fit. y: (n, classes) their targets.
-        held_h, held_y: the held-out rows.
-
-    Returns:
-        (len(lambdas),) float64 errors.
-    """
-    if len(h) < h.shape[1]:
-        values, vectors = torch.linalg.eigh(h @ h.T)
-        left, right = held_h @ h.T @ vectors, vectors.T @ y
-    else:
-        values, vectors = torch.linalg.eigh(h.T @ h)
-        left, right = held_h @ vectors, vectors.T @ (h.T @ y)
-    values = values.clamp_min(0)[:, None]  # rounding makes the zero ones slightly negative
-    return torch.stack([(left @ (right / (values + strength)) - held_y).square().mean() for strength in lambdas])
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        self.gram, self.kernel, self.summed = self.gram[:0], self.kernel[:0, :0], 0
+        self.targets = self.targets[:0]
+        saved = {name for name in SUMS if prefix + name in state_dict}
+        self._non_persistent_buffers_set = (self._non_persistent_buffers_set | SUMS) - saved
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -30,6 +30,14 @@ class Statistics(Stateful):
     Attributes:
         class_names: the names of the classes, in the order of the scores.
         counts: (classes,) how many examples of each class were added.
+
+    >>> from everlearn.heads.prototype import Prototype
+    >>> head = Prototype(2)
+    >>> head.grow(["cat", "dog"])
+    >>> head.add(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 1, 1]))
+    >>> head.remove(torch.tensor([[0.0, 3.0]]), torch.tensor([1]))
+    >>> head.counts.tolist()
+    [1, 1]
     """
 
     by_class: ClassVar[Mapping[str, int]] = {}
@@ -47,6 +55,7 @@ class Statistics(Stateful):
 
     @property
     def classes(self) -> int:
+        """How many classes it scores."""
         return len(self.counts)
 
     def grow(self, classes: int | Sequence[str]) -> None:
@@ -80,7 +89,7 @@ class Statistics(Stateful):
 
     @torch.no_grad()
     def remove(self, features: Tensor, labels: Tensor) -> None:
-        """Undo `add` for these examples; `solve` makes it felt.
+        """Undo `add` for these (n, width) features and (n,) labels; `solve` makes it felt.
 
         Raises:
             ContractError: where more examples of a class leave than were added.
@@ -105,7 +114,8 @@ class Statistics(Stateful):
             getattr(self, name).add_(getattr(other, name).to(self.counts.device))
 
     def solve(self) -> Tensor | None:
-        """Have the scores follow from the statistics; nothing to do where they are read off the sums."""
+        """Have the scores follow from the statistics, and return the weight, (features, classes); None where the scores
+        are read off the sums."""
         return None
 
     def check_saved(self, saved: dict[str, Tensor]) -> None:

@@ -32,6 +32,7 @@ class ZeroShot(Stateful):
 
     @property
     def classes(self) -> int:
+        """How many classes it scores."""
         return len(self.embeddings)
 
     def set(self, embeddings: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from everlearn.batches import WINDOW
 from everlearn.errors import EverlearnError, one_line
 from everlearn.memory.policies import Policy, Reservoir
 from everlearn.state import Stateful, check_saved
@@ -87,11 +88,23 @@ class Memory(Stateful):
         candidates = Examples.concatenate(_widened(self._held, new))
         self._held = candidates if self.limits == (None, None) else candidates[self._chosen(candidates)]
 
-    def sample(self, n: int) -> Examples:
-        """n examples, or all where there are fewer, drawn without replacement."""
+    def sample(self, n: int, alike: bool = False) -> Examples:
+        """n examples, or all where there are fewer, drawn without replacement.
+
+        Args:
+            alike: draw texts of similar length, so that little of a batch is padding. Several times n are drawn and
+                sorted by length, and one run of n of them is taken at random: each example is still equally likely.
+        """
         draw = np.random.default_rng([self.seed, 1, int(self.draws)])
         self.draws += 1
-        return self._held[draw.permutation(len(self))[:n]]
+        rows = draw.permutation(len(self))
+        if alike and len(rows) >= 2 * n:
+            texts = self._held.positives or self._held.inputs
+            drawn = rows[: n * min(WINDOW, len(rows) // n)]
+            lengths = [len(text) if isinstance(text, str) else 0 for text in (texts[row] for row in drawn.tolist())]
+            runs = drawn[np.argsort(lengths, kind="stable")].reshape(-1, n)
+            rows = runs[draw.integers(len(runs))]
+        return self._held[rows[:n]]
 
     def examples(self) -> Examples:
         """Everything that is kept."""

@@ -52,6 +52,7 @@ class PerParameter(Stateful):
         return (key[1:].replace("/", ".") for key in self._buffers)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
+        """The names and tensors, as of a dictionary; each of the shape of its parameter."""
         return ((name, self[name]) for name in self)
 
     def __len__(self) -> int:

@@ -84,7 +84,7 @@ class Selection(Stateful):
 
     @staticmethod
     def effective(counts: Tensor) -> float:
-        """The effective number of prompts in use: the exponential of the entropy of `counts`."""
+        """The effective number of prompts in use: the exponential of the entropy of `counts`, (prompts,)."""
         share = counts[counts > 0] / counts.sum()
         return float((-(share * share.log()).sum()).exp())
 

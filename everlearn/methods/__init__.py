@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from everlearn.methods.klda import KLDA as KLDA
     from everlearn.methods.l2p import L2P as L2P
     from everlearn.methods.lda import LDA as LDA
+    from everlearn.methods.logistic import Logistic as Logistic
     from everlearn.methods.lora import SequentialLoRA as SequentialLoRA
     from everlearn.methods.lwf import LwF as LwF
     from everlearn.methods.ranpac import RanPAC as RanPAC
@@ -47,7 +48,11 @@ def _registry() -> dict[str, str]:
 
 
 def names() -> dict[str, str]:
-    """Every method and the first line of its docstring, without importing torch."""
+    """Every method and the first line of its docstring, without importing torch.
+
+    >>> names()["simplecil"]
+    'SimpleCIL: class means of frozen features, and nothing else (Zhou et al., 2024).'
+    """
     folder = Path(__file__).parent
     summaries = {}
     for name in sorted(_registry()):
@@ -61,6 +66,9 @@ def get(name: str) -> type[Method]:
 
     Raises:
         EverlearnError: there is no such method.
+
+    >>> get("simplecil").__name__
+    'SimpleCIL'
     """
     from everlearn.method import Method
 
@@ -107,6 +115,11 @@ def name_of(method: type[Method]) -> str:
     """What `get` finds the class by."""
     module, _, file = method.__module__.rpartition(".")
     return file if f"{module}." == _PREFIX else f"{method.__module__}:{method.__qualname__}"
+
+
+def is_own(method: type[Method]) -> bool:
+    """Whether it is a method of this package, whose code is tested to leave frozen weights alone."""
+    return method.__module__.startswith(_PREFIX)
 
 
 def __getattr__(name: str) -> Any:

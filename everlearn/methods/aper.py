@@ -85,7 +85,7 @@ class APER(Method):
         self.adapted.requires_grad_(False)
         self.head.add(self.embed(task.train.inputs), self.labels(task.train))
 
-    def embed(self, inputs: Sequence[Input], role: Role = "query") -> Tensor:
+    def embed(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:
         """Pre-trained and adapted features side by side, (n, 2 width)."""
         with self.backbone.pretrained():
             before = self.backbone.encode(inputs)

@@ -54,7 +54,7 @@ class CODAPrompt(Prompted):
     2
     """
 
-    tags = Tags(family="prompt", trains="peft")
+    tags = Tags(family="prompt", trains="peft", needs=("last layer",))
     Optimizer = torch.optim.Adam
     reported = "components of the largest weights"
 
@@ -66,7 +66,7 @@ class CODAPrompt(Prompted):
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         self.components, self.attention, self.kept, self.orthogonality = components, attention, kept, orthogonality
         self.blocks = min(blocks, backbone.depth)
-        self.prompts = nn.Parameter(torch.empty(0, self.blocks, length, backbone.width))
+        self.prompts = nn.Parameter(torch.empty(0, self.blocks, length, backbone.hidden_width))
         self.keys = nn.Parameter(torch.empty(0, self.blocks, backbone.width))
         self.focus = nn.Parameter(torch.empty(0, self.blocks, backbone.width))
         self.schedule = partial(quarter_cosine, epochs=epochs)

@@ -54,7 +54,7 @@ class DAP(Prompted):
     2
     """
 
-    tags = Tags(family="prompt", trains="peft")
+    tags = Tags(family="prompt", trains="peft", needs=("last layer",))
     Optimizer = torch.optim.Adam
     clip = 1.0
     reported = "task embedding selection"
@@ -71,7 +71,7 @@ class DAP(Prompted):
         with seeded(seed):
             for index in range(backbone.depth):
                 site = backbone.block(index - 1).output if index else backbone.tokens
-                generator = Generator(backbone.width, length, positions, EMBEDDING, replaces=index > 0)
+                generator = Generator(backbone.hidden_width, length, positions, EMBEDDING, replaces=index > 0)
                 self.generators.append(backbone.attach(generator, site))
 
     def begin_task(self, task: Task) -> None:

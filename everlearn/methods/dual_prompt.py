@@ -60,7 +60,7 @@ class DualPrompt(Prompted):
     (1,)
     """
 
-    tags = Tags(family="prompt", trains="peft")
+    tags = Tags(family="prompt", trains="peft", needs=("last layer",))
     Optimizer = torch.optim.Adam
     clip = 1.0
 
@@ -85,9 +85,9 @@ class DualPrompt(Prompted):
         self.general_blocks = tuple(b for b in within if b not in self.expert_blocks)
         self.form, self.strength = form, pull
         with seeded(seed):
-            general = torch.empty(len(self.general_blocks), general_length, backbone.width).uniform_(0, 0.01)
+            general = torch.empty(len(self.general_blocks), general_length, backbone.hidden_width).uniform_(0, 0.01)
         self.general = nn.Parameter(general)
-        self.experts = nn.Parameter(torch.empty(0, len(self.expert_blocks), expert_length, backbone.width))
+        self.experts = nn.Parameter(torch.empty(0, len(self.expert_blocks), expert_length, backbone.hidden_width))
         self.keys = nn.Parameter(torch.empty(0, backbone.width))
         self.inserted = nn.ModuleList()
         for index in (*self.general_blocks, *self.expert_blocks):

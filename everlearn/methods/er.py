@@ -20,8 +20,9 @@ class ER(Finetune):
     Dokania, Torr & Ranzato, 2019, https://arxiv.org/abs/1902.10486
 
     Every step minimises the loss on the new batch plus the loss on as many examples drawn from a
-    memory, in which every example seen so far is equally likely to be. A task's examples enter the memory
-    when the task ends, each once, so several epochs do not fill it with repetitions.
+    memory, in which every example seen so far is equally likely to be. The texts of one draw are of similar length, so
+    that little of it is padding. A task's examples enter the memory when the task ends, each once, so several epochs
+    do not fill it with repetitions.
 
     Args:
         backbone: a pre-trained encoder.
@@ -54,7 +55,7 @@ class ER(Finetune):
 
     def replayed(self, batch: Examples) -> Examples:
         """What is trained on together with the new batch."""
-        return self.memory.sample(self.replay_batch_size)
+        return self.memory.sample(self.replay_batch_size, alike=True)
 
     def end_task(self, task: Task) -> None:
         self.memory.add(task.train)

@@ -66,7 +66,8 @@ class EWC(Finetune):
             self.anchor[name].copy_(parameter.detach())
 
     def estimate_fisher(self, examples: Examples) -> dict[str, Tensor]:
-        """The mean squared gradient of log p(y|x), y drawn from the model, one example at a time."""
+        """The mean squared gradient of log p(y|x), y drawn from the model, one example at a time: for each trained
+        parameter by its name a tensor of the same shape."""
         trained = self.trained()
         fisher = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
         chosen = torch.randperm(len(examples))[: self.fisher_examples].tolist()

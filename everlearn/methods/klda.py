@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partialmethod
 from typing import Any, Literal
@@ -78,5 +79,6 @@ class Ensemble(torch.nn.ModuleList):
             mine.merge(theirs)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(n, width) features -> (n, classes) probabilities."""
-        return torch.stack([head(features).softmax(1) for head in self]).mean(0)
+        """(n, width) features -> (n, classes) logarithms of the mean probabilities, whose softmax gives these."""
+        each = torch.stack([head(features).double().log_softmax(1) for head in self])
+        return (each.logsumexp(0) - math.log(len(self))).float()

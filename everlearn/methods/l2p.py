@@ -63,7 +63,7 @@ class L2P(Prompted):
     (6, 3, 32)
     """
 
-    tags = Tags(family="prompt", trains="peft")
+    tags = Tags(family="prompt", trains="peft", needs=("last layer",))
     Optimizer = torch.optim.Adam
     clip = 1.0
 
@@ -77,9 +77,12 @@ class L2P(Prompted):
         if selected > pool_size:
             raise EverlearnError(f"method.selected: {selected} prompts cannot be chosen from a pool of {pool_size}: "
                                  "give at most pool_size")  # fmt: skip
+        if readout == "prompts" and backbone.width != backbone.hidden_width:
+            raise EverlearnError(f"method.readout: the outputs of prompts have {backbone.hidden_width} numbers and the "
+                                 f"features of {backbone.name} {backbone.width}: use pooled")  # fmt: skip
         self.length, self.selected, self.strength = length, selected, pull
         self.diversify, self.readout, self.grow, self.paper_compat = diversify, readout, grow, paper_compat
-        self.prompts = nn.Parameter(torch.empty(0, length, backbone.width))
+        self.prompts = nn.Parameter(torch.empty(0, length, backbone.hidden_width))
         self.keys = nn.Parameter(torch.empty(0, backbone.width))
         with seeded(seed):
             self._add_prompts(pool_size)
@@ -87,9 +90,8 @@ class L2P(Prompted):
         backbone.attach(self.inserted, backbone.tokens)
 
     def _add_prompts(self, count: int) -> None:
-        width = self.backbone.width
-        self.prompts = append_rows(self.prompts, torch.empty(count, self.length, width).uniform_(-1, 1))
-        self.keys = append_rows(self.keys, torch.empty(count, width).uniform_(-1, 1))
+        self.prompts = append_rows(self.prompts, torch.empty(count, *self.prompts.shape[1:]).uniform_(-1, 1))
+        self.keys = append_rows(self.keys, torch.empty(count, *self.keys.shape[1:]).uniform_(-1, 1))
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)

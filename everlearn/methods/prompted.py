@@ -44,7 +44,7 @@ class Prompted(Method):
         """(n,): what the loss gains so that the chosen keys move towards the queries."""
         return 0.0
 
-    def features(self, inputs: Sequence[Input], role: Role = "query") -> Tensor:
+    def features(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:
         return self.prompted(inputs, self.choose(self.backbone.encode(inputs), self.training))
 
     def losses(self, batch: Examples) -> Tensor:
@@ -53,7 +53,7 @@ class Prompted(Method):
         scores = self.head(self.prompted(batch.inputs, choice))
         return self.classification_losses(scores, batch) + self.pull(queries, choice)
 
-    def embed(self, inputs: Sequence[Input], role: Role = "query") -> Tensor:
+    def embed(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:
         choice = self.choose(self.backbone.encode(inputs))
         return self.backbone.infer(inputs, lambda batch, rows: self.prompted(batch, choice[rows]))
 

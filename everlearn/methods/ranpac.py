@@ -60,7 +60,8 @@ class RanPAC(SimpleCIL):
         self.head = Ridge(backbone.width, projection=width, seed=seed, select=select)
         self.first_head = Cosine(backbone.width)
         self.deltas = train_part(backbone, train, seed=seed) if first_session else DeltaSet()
-        self.adapted = [p for p in (*backbone.parameters(), *self.deltas.parameters()) if p.requires_grad]
+        trained = (*backbone.parameters(), *self.deltas.parameters()) if first_session else ()
+        self.adapted = [p for p in trained if p.requires_grad]
 
     @property
     def is_exact(self) -> bool:

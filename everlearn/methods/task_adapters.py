@@ -97,7 +97,7 @@ class TaskAdapters(Method):
         tasks = torch.cat([torch.full((len(held),), t) for t, held in enumerate(self.classes)])
         return tasks[self.head(self.frozen(inputs)).argmax(1).cpu()]
 
-    def embed(self, inputs: Sequence[Input], role: Role = "query") -> Tensor:
+    def embed(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:
         """Features (n, width), each example's through the insertion that the router finds."""
         embedded = torch.empty(len(inputs), self.backbone.width, device=self.backbone.device)
         for rows, _, features in self._each(inputs, self.route(inputs)):

@@ -31,7 +31,7 @@ class VPT(Finetune):
     (2, 1)
     """
 
-    tags = Tags(family="prompt", trains="peft", goals=("classes", "ranking"))
+    tags = Tags(family="prompt", trains="peft", needs=("last layer",), goals=("classes", "ranking"))
 
     def __init__(
         self, backbone: Backbone, *, train: str = "deep_prompt", lr: Rate | None = 1e-2, **settings: Any

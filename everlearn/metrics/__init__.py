@@ -28,6 +28,9 @@ FORMULAS: dict[str, str] = {
     "retention": "mean_{j<T} R_{T,j} / mean_{j<T} R_{j,j}",
     "gain": "mean_{j>1} R_{j,j}",
     "gate": "retention ≥ 80 % and gain ≥ 90 % of the gain of joint",
+    "recall": "right answers of a class / its test examples",
+    "precision": "right answers of a class / test examples that it was predicted for",
+    "f1": "2 · precision · recall / (precision + recall)",
     "nDCG@10": "DCG@10 / best possible DCG@10, with DCG@10 = Σ_{r≤10} grade_{r} / log₂(r + 1)",
     "recall@10": "relevant documents among the first 10 / relevant documents",
     "own prompts": "selected prompts that belong to the test example's own task / selected prompts (a prompt in a "

@@ -54,6 +54,13 @@ def curve(matrix: Matrix, counts: Sequence[int]) -> list[float | None]:
 def final_accuracy(matrix: Matrix, counts: Sequence[int]) -> float | None:
     """The score over the tests of all tasks, after the last task.
 
+    Args:
+        matrix: (T, T) scores.
+        counts: (T,) test examples per task.
+
+    Raises:
+        ValueError: if the sizes do not match.
+
     >>> final_accuracy([[1.0, None], [0.5, 0.8]], [100, 200])
     0.7
     """
@@ -62,6 +69,13 @@ def final_accuracy(matrix: Matrix, counts: Sequence[int]) -> float | None:
 
 def average_accuracy(matrix: Matrix, counts: Sequence[int]) -> float | None:
     """The mean of `curve`: one score after each task. It is also called average incremental accuracy.
+
+    Args:
+        matrix: (T, T) scores.
+        counts: (T,) test examples per task.
+
+    Raises:
+        ValueError: if the sizes do not match.
 
     >>> average_accuracy([[1.0, None], [0.5, 0.8]], [100, 200])
     0.85

@@ -30,6 +30,12 @@ def retention(matrix: Matrix) -> float | None:
 
     It is above 1 if later tasks improved old ones, and None for a single task or if nothing was learned.
 
+    Args:
+        matrix: (T, T) scores.
+
+    Raises:
+        ValueError: if the matrix is not square.
+
     >>> retention([[0.8, None], [0.6, 1.0]])
     0.7499999999999999
     """

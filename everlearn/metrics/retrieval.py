@@ -74,6 +74,29 @@ def id_order(ids: Sequence[str]) -> list[int]:
     return sorted(range(len(ids)), key=ids.__getitem__, reverse=True)
 
 
+def comparable(embeddings: torch.Tensor, similarity: str) -> torch.Tensor:
+    """Embeddings whose dot products are the similarities that an encoder was trained for: they are divided by their
+    length where that is the cosine. Search and training both ask here.
+
+    Args:
+        embeddings: (n, d)
+        similarity: `cosine` or `dot`.
+
+    Raises:
+        EverlearnError: another similarity.
+
+    >>> import torch
+    >>> comparable(torch.tensor([[3.0, 4.0]]), "cosine"), comparable(torch.tensor([[3.0, 4.0]]), "dot")
+    (tensor([[0.6000, 0.8000]]), tensor([[3., 4.]]))
+    """
+    import torch
+
+    if similarity not in ("cosine", "dot"):
+        raise EverlearnError(f"the encoder compares queries and documents by {similarity} distance, and everlearn "
+                             "ranks by the cosine or the dot product: take another backbone")  # fmt: skip
+    return torch.nn.functional.normalize(embeddings, dim=-1) if similarity == "cosine" else embeddings
+
+
 def nearest(queries: torch.Tensor, documents: torch.Tensor, k: int = 10) -> list[list[int]]:
     """The positions of the k documents with the largest dot product, best first, for each query.
 

@@ -10,6 +10,12 @@ from everlearn.metrics.accuracy_matrix import Matrix, mean, square
 def backward_transfer(matrix: Matrix) -> float | None:
     """The mean change of the score on old tasks since they were learned; negative values mean forgetting.
 
+    Args:
+        matrix: (T, T) scores.
+
+    Raises:
+        ValueError: if the matrix is not square.
+
     >>> backward_transfer([[0.75, None], [0.5, 1.0]])
     -0.25
     """
@@ -36,6 +42,12 @@ def forward_transfer(before: Sequence[float | None], initial: Sequence[float | N
 
 def gain(matrix: Matrix) -> float | None:
     """The mean score on each task after the first, just after it was learned; for a single task, its score.
+
+    Args:
+        matrix: (T, T) scores.
+
+    Raises:
+        ValueError: if the matrix is not square.
 
     >>> gain([[0.75, None], [0.5, 1.0]])
     1.0

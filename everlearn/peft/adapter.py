@@ -50,5 +50,6 @@ class Adapter(Delta):
             nn.init.zeros_(zero)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The new output (n, tokens, out_width) of the site, from its input x (n, tokens, width) and its output y."""
         read = x if self.form == "parallel" else y
         return y + self.scale * self.up(FUNCTIONS[self.function](self.down(read)))

@@ -27,6 +27,11 @@ class Site:
         out_width: size of the last dimension of the output.
         columns: the slice of the output's last dimension that belongs to the site, if a layer computes
             several projections at once (a fused query-key-value projection).
+
+    >>> layer = nn.Linear(4, 6)
+    >>> site = Site("block 0 query", layer, layer, 4, 2, columns=slice(0, 2))
+    >>> tuple(site.weight.shape)
+    (2, 4)
     """
 
     name: str
@@ -38,7 +43,7 @@ class Site:
 
     @property
     def weight(self) -> torch.Tensor | None:
-        """The (out_width, …) weight of the layer that the output leaves; None where that has none."""
+        """The weight (out_width, width) of the layer that the output leaves; None where that has none."""
         weight = getattr(self.leave, "weight", None)
         return weight if weight is None or self.columns is None else weight[self.columns]
 
@@ -50,6 +55,20 @@ class Delta(nn.Module):
 
     Hooks are bound methods, never closures, so that `copy.deepcopy` of a model with deltas gives
     an independent model.
+
+    Raises:
+        ContractError: it is attached while it is on another site.
+
+    >>> class Twice(Delta):
+    ...     def forward(self, x, y):
+    ...         return 2 * y
+    >>> layer, twice = nn.Linear(3, 3), Twice()
+    >>> _ = twice.attach(Site("layer", layer, layer, 3, 3))
+    >>> x = torch.ones(1, 3)
+    >>> changed = layer(x)
+    >>> twice.detach()
+    >>> torch.equal(changed, 2 * layer(x))
+    True
     """
 
     added_tokens = 0
@@ -67,6 +86,8 @@ class Delta(nn.Module):
         self._handles: list[Any] = []
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The new output (n, tokens, out_width) of the site, from its input x (n, tokens, width) and its output y.
+        A prompt appends tokens."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(x, y)")
 
     def attach(self, site: Site) -> Delta:
@@ -105,7 +126,13 @@ class Delta(nn.Module):
 
 @contextmanager
 def only(deltas: Iterable[Delta], active: bool = True) -> Iterator[None]:
-    """Switch `deltas` on (or off) inside the `with` statement, and restore their previous state afterwards."""
+    """Switch `deltas` on (or off) inside the `with` statement, and restore their previous state afterwards.
+
+    >>> delta = Delta()
+    >>> with only([delta], active=False):
+    ...     print(delta.is_active)
+    False
+    """
     before = [(delta, delta.is_active) for delta in deltas]
     try:
         for delta, _ in before:

@@ -207,13 +207,13 @@ def _prefix_written(deltas: DeltaSet, backbone: Backbone) -> tuple[dict[str, Any
     _tell_positions(length := lengths.pop())
     return {
         "peft_type": "PREFIX_TUNING", "task_type": "FEATURE_EXTRACTION", "num_virtual_tokens": length,
-        "num_layers": backbone.depth, "token_dim": backbone.width, "num_attention_heads": heads,
-        "num_transformer_submodules": 1, "encoder_hidden_size": backbone.width, "prefix_projection": False,
+        "num_layers": backbone.depth, "token_dim": backbone.hidden_width, "num_attention_heads": heads,
+        "num_transformer_submodules": 1, "encoder_hidden_size": backbone.hidden_width, "prefix_projection": False,
     }, {PROMPT: torch.cat([by_site[name] for name in names], dim=1)}  # fmt: skip
 
 
 def _prefix_read(config: dict[str, Any], tensors: Tensors, backbone: Backbone, place: Path) -> list[tuple[Delta, Site]]:
-    length, width = config.get("num_virtual_tokens", 0), backbone.width
+    length, width = config.get("num_virtual_tokens", 0), backbone.hidden_width
     expected = {PROMPT: (length, backbone.depth * 2 * width)}
     same_shapes(tensors, expected, place / WEIGHTS, f"a prefix of {length} tokens for backbone '{backbone.name}'")
     _tell_positions(length)

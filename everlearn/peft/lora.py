@@ -33,6 +33,7 @@ class LoRA(Delta):
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The new output (n, tokens, out_width) of the site, from its input x (n, tokens, width) and its output y."""
         return y + self.scale * (x @ self.a.T) @ self.b.T
 
     def merge(self, site: Site) -> None:

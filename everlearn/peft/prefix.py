@@ -47,6 +47,7 @@ class KeysValues(Delta):
             self._given, self.is_active = None, False
 
     def keys_values(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values of this pass, each (n or 1, p, width)."""
         assert self._given is not None, "KeysValues is used inside `with prefix.given(keys, values):`"
         return self._given
 
@@ -88,6 +89,7 @@ class Prefix(KeysValues):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, 2 * width)) if hidden else None
 
     def keys_values(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The trained keys and values, each (1, length, width)."""
         both = self.mlp(self.vectors) if self.mlp else self.vectors
         keys, values = both[None].chunk(2, dim=-1)
         return keys, values

@@ -73,5 +73,6 @@ class Prompt(Delta):
         nn.init.xavier_uniform_(self.vectors)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """y (n, tokens, width) with the trained tokens appended, or in the place of its last ones; x is not used."""
         kept = y[:, : -len(self.vectors)] if self.replaces else y
         return torch.cat([kept, self.vectors.expand(len(y), -1, -1).to(y.dtype)], dim=1)

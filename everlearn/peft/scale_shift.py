@@ -28,4 +28,5 @@ class ScaleShift(Delta):
         self.beta = nn.Parameter(torch.zeros(out_width))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The output y (n, tokens, out_width) of the site, scaled and shifted; x is not used."""
         return y * self.gamma + self.beta

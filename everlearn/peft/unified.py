@@ -63,6 +63,11 @@ class Point:
 
     Raises:
         EverlearnError: a value is out of its range, or the choices do not fit together.
+
+    >>> from everlearn import backbones
+    >>> point = Point("gelu", sites=("attention",), size=16, scale=2.0)
+    >>> point.composition, len(insert(backbones.load("tiny"), point))
+    ('add', 2)
     """
 
     function: str
@@ -106,6 +111,7 @@ class Point:
                        function=self.function)  # fmt: skip
 
     def placed(self, block: Block) -> list[tuple[Delta, Site]]:
+        """A new delta for each of its sites of `block`, with the site."""
         return [(self.delta(site), site) for site in (getattr(block, name) for name in self.sites)]
 
 
@@ -126,7 +132,15 @@ INSERTIONS = (*POINTS, "ssf", "prompt", "deep_prompt")
 
 
 class DeltaSet(nn.ModuleList):
-    """Deltas that belong together: those of one insertion. They are attached, detached and switched together."""
+    """Deltas that belong together: those of one insertion. They are attached, detached and switched together.
+
+    >>> from everlearn import backbones
+    >>> tiny = backbones.load("tiny")
+    >>> deltas = insert(tiny, "houlsby")
+    >>> with deltas.only(False):
+    ...     print(len(tiny.active))
+    0
+    """
 
     def __iter__(self) -> Iterator[Delta]:  # type: ignore[override]
         return super().__iter__()  # type: ignore[return-value]
@@ -180,7 +194,7 @@ def insert(backbone: Backbone, what: str | Point | Sequence[Point], *, length: i
         raise EverlearnError(f"insertion.blocks: backbone '{backbone.name}' has no block {beyond[0]}: its blocks are 0 "
                              f"to {backbone.depth - 1}")  # fmt: skip
     if name in ("prompt", "deep_prompt"):
-        placed.append((Prompt(backbone.width, length=length), backbone.tokens))
+        placed.append((Prompt(backbone.hidden_width, length=length), backbone.tokens))
     for index in range(backbone.depth):
         block = backbone.block(index)
         for point in points:
@@ -189,7 +203,7 @@ def insert(backbone: Backbone, what: str | Point | Sequence[Point], *, length: i
         if name == "ssf":
             placed += [(ScaleShift(site.out_width), site) for site in block.operations]
         if name == "deep_prompt" and index < backbone.depth - 1:
-            placed.append((Prompt(backbone.width, length=length, replaces=True), block.output))
+            placed.append((Prompt(backbone.hidden_width, length=length, replaces=True), block.output))
     if not placed:
         raise EverlearnError(f"{what!r} puts nothing into backbone '{backbone.name}': name at least one block")
     return DeltaSet([backbone.attach(delta, site) for delta, site in placed])
@@ -201,6 +215,14 @@ def train_part(backbone: Backbone, train: str, *, seed: int) -> DeltaSet:
     Args:
         train: "full" (every weight of the backbone), "head" (none of them), or an insertion as `insert` takes it.
         seed: of the first values of what is inserted.
+
+    Raises:
+        EverlearnError: `train` is none of these.
+
+    >>> from everlearn import backbones
+    >>> tiny = backbones.load("tiny")
+    >>> len(train_part(tiny, "lora", seed=0)), tiny.is_frozen
+    (4, False)
     """
     if train in ("full", "head"):
         backbone.requires_grad_(train == "full")
@@ -236,6 +258,10 @@ def points_of(text: str, length: int = 5) -> tuple[str, tuple[Point, ...], int]:
 
     Raises:
         EverlearnError: an unknown name or setting, or a value out of its range.
+
+    >>> name, points, _ = points_of("lora(size=4)")
+    >>> name, points[0].size, points[0].sites
+    ('lora', 4, ('query', 'value'))
     """
     name, settings = read_insertion(text)
     if name in ("prompt", "deep_prompt"):
@@ -262,7 +288,12 @@ def _points(name: str, settings: dict[str, Any]) -> tuple[Point, ...]:
 
 
 def sites(backbone: Backbone) -> dict[str, Site]:
-    """Every site of a backbone by its name."""
+    """Every site of a backbone by its name.
+
+    >>> from everlearn import backbones
+    >>> "block 1 mlp" in sites(backbones.load("tiny"))
+    True
+    """
     found = []
     for index in range(backbone.depth):
         block = backbone.block(index)

@@ -29,6 +29,14 @@ def write_report(directories: Sequence[Path], out: Path, recommendation: str | N
 
     Raises:
         EverlearnError: if a folder has no results.json, if the file cannot be read, or if `out` is not a report.
+
+    >>> import tempfile
+    >>> from everlearn import run
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> small = {"name": "clinc150", "tasks": 2, "max_train_per_class": 2, "max_test_per_class": 1}
+    >>> _ = run("simplecil", small, backbone="tiny", out=folder / "run")
+    >>> write_report([folder / "run"], folder / "report.html").name
+    'report.html'
     """
     if out.exists() and (not out.is_file() or TITLE_END not in read_bytes(out)[:100_000]):
         raise EverlearnError(f"{out} exists already and is not a report of everlearn: give another file with --out")
@@ -71,7 +79,15 @@ def render(results: Sequence[Mapping[str, Any]], recommendation: str | None = No
 
 
 def write_page(text: str, out: Path) -> Path:
-    """Write a page; `out` never holds half of one."""
+    """Write a page; `out` never holds half of one.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    >>> import tempfile
+    >>> write_page("<p>a report</p>", Path(tempfile.mkdtemp()) / "report.html").read_text()
+    '<p>a report</p>'
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     # A class name may contain half a surrogate pair, which UTF-8 cannot encode; it becomes a character reference.
     write_whole(out, text.encode("utf-8", "xmlcharrefreplace"))

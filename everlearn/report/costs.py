@@ -29,6 +29,8 @@ def costs(run: Mapping[str, Any]) -> Html:
         "Examples encoded": f"{run['examples_encoded']:,}",
         "Examples read from the feature store": f"{run['examples_served']:,}",
     }
+    if "encoder_passes" in run:
+        numbers["Examples through an encoder, every pass counted"] = f"{run['encoder_passes']:,}"
     legend = figures.legend([("box", colour, name) for name, _, colour in phases])
     time_bar = _shares("seconds", "Time by phase", phases, duration)
     stored_bar = _shares("stored", "Stored bytes by part", coloured, human_bytes)

@@ -10,11 +10,13 @@ from everlearn.metrics import FORMULAS, passes
 from everlearn.metrics.accuracy_matrix import mean
 from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
 from everlearn.report import figures
+from everlearn.report.classes import classes
 from everlearn.report.costs import costs
 from everlearn.report.diagnostics import diagnostics
 from everlearn.report.figures import ACCENT, COLOURS, GREY, INK, Line
 from everlearn.report.heatmap import heatmap
 from everlearn.report.markup import Html, facts, figure, formula, join, scroll, section, table, tag
+from everlearn.report.reliability import reliability
 
 Results = Mapping[str, Any]
 """The content of results.json."""
@@ -37,6 +39,8 @@ def body(run: Results) -> Html:
         section("figures", "Metrics", _figures(run), _symbols(run)),
         section("matrix", f"{_title(run)} matrix", matrices(run)),
         section("tasks-over-time", "Scores over the tasks", _curves(run)) if len(run["tasks"]) > 1 else None,
+        section("classes", "Classes", classes(run)) if run.get("per_class") else None,
+        section("calibration", "Probabilities", reliability(run["calibration"])) if run.get("calibration") else None,
         section("costs", "Costs", costs(run)),
         section("tasks", "Tasks", _tasks(run)),
         section("diagnostics", "Diagnostics", diagnostics(run["diagnostics"])) if run.get("diagnostics") else None,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +14,8 @@ from everlearn.settings import Count, HeldOut, Share, SplitSeed, check
 from everlearn.streams.packaged import PACKAGED
 
 if TYPE_CHECKING:
+    from everlearn.streams.build import ReadRows
+    from everlearn.streams.inputs import Input
     from everlearn.streams.readers import read_inputs
     from everlearn.streams.records import Record
     from everlearn.streams.steps import task_from
@@ -18,7 +23,8 @@ if TYPE_CHECKING:
 
 _HOMES = {"read_inputs": "readers", "Record": "records", "task_from": "steps",
           "Corpus": "stream", "Examples": "stream", "Stream": "stream", "Task": "stream"}  # fmt: skip
-__all__ = ["Corpus", "Examples", "Record", "Stream", "Task", "load", "names", "read_inputs", "task_from"]
+__all__ = ["Corpus", "Examples", "Record", "Stream", "Task", "from_rows", "from_table", "load", "names", "read_inputs",
+           "task_from"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -70,13 +76,13 @@ def load(
     An option that does not apply to the kind of stream is refused.
 
     Args:
-        name: one of `names()`; a CSV, TSV, JSON Lines or Parquet file; the stem of `<stem>_train.csv` and
-            `<stem>_test.csv`; a folder `[train|test/]class/image.png`; the stem of `<stem>_corpus.parquet` and
-            `<stem>_queries.parquet` (retrieval); or `owner/name` on the Hugging Face hub (`hub:owner/name`
-            if a folder has the same name).
+        name: one of `names()`; a CSV, TSV, JSON Lines, Parquet or Excel file (its first sheet); the stem of
+            `<stem>_train.csv` and `<stem>_test.csv`; a folder `[train|test/]class/image.png`; the stem of
+            `<stem>_corpus.parquet` and `<stem>_queries.parquet` (retrieval); or `owner/name` on the Hugging Face hub
+            (`hub:owner/name` if a folder has the same name).
         kind: class-incremental, task-incremental, online, domain-incremental or old-then-new. The default
-            depends on the other options: old-then-new with `new`, domain-incremental with `domains` and
-            for retrieval, otherwise class-incremental.
+            depends on the other options: old-then-new with `new`, domain-incremental with `domains` or
+            `domain_column` and for retrieval, otherwise class-incremental.
         tasks: the number of tasks, which all have equally many classes. By default 10; with fewer than twenty
             classes, as many as give two classes per task.
         base: the number of classes of the first task, with `increment` (B-m Inc-n in the literature).
@@ -104,7 +110,7 @@ def load(
             or content.
         label_column: the column of classes, if it is not called label, intent, category, class or target.
         image_column: the column of images (bytes or paths), if it is not called image or img.
-        domain_column: the column of domains, if it is not called domain.
+        domain_column: the column of domains, if it is not called domain. Given without `kind`, each domain is a task.
         split_column: the column of splits, if it is not called split.
         id_column: the column of ids, if it is not called id. Without ids, the file and line of a row are its id.
 
@@ -120,9 +126,79 @@ def load(
     (10, 1500, 450, 150)
     """
     arguments = dict(locals())
+    return _build(arguments.pop("name"), arguments, None)
+
+
+def from_rows(
+    inputs: Sequence[Input],
+    labels: Sequence[str | int],
+    domains: Sequence[str] | None = None,
+    *,
+    splits: Sequence[str | None] | None = None,
+    name: str = "rows",
+    **options: Any,
+) -> Stream:
+    """Build a stream from lists, arrays or series that are in memory.
+
+    Args:
+        inputs: n texts, encoded images (bytes) or paths of images.
+        labels: n classes.
+        domains: n domains. If they are given, each domain is one task.
+        splits: for each row train, validation or test. By default a share of the rows is used for testing.
+        name: what results and messages call the data. Messages count rows from 0.
+        options: as for `load`.
+
+    Returns:
+        The stream. `everlearn.run` learns it; to resume such a run, give the same rows to `everlearn.resume` again.
+
+    Raises:
+        EverlearnError: the lists have different lengths, or as `load`.
+        DataError: as `load`.
+
+    >>> stream = from_rows([f"text {i}" for i in range(40)], ["tea", "sofa", "rose", "gold"] * 10)
+    >>> [task.class_names for task in stream]
+    [('gold', 'sofa'), ('gold', 'sofa', 'tea', 'rose')]
+    """
+    from everlearn.streams.in_memory import columns_of_lists
+    from everlearn.streams.readers import to_table
+
+    kind = "image" if len(inputs) and isinstance(inputs[0], bytes | os.PathLike) else "text"
+    columns = columns_of_lists(name, {kind: inputs, "label": labels, "domain": domains, "split": splits})
+    if domains is not None:
+        options = {"domain_column": "domain", **options}
+    return _build(name, options, partial(to_table, columns))
+
+
+def from_table(table: Any, *, name: str = "table", **options: Any) -> Stream:
+    """Build a stream from a table that is in memory.
+
+    Args:
+        table: a pandas DataFrame, a Dataset or DatasetDict of `datasets`, a table of Arrow or whatever gives one (as
+            polars does), a dict of columns, or a list of dicts.
+        name: what results and messages call the data. Messages count rows from 0 (those of a Dataset from 1).
+        options: as for `load`; text_column and the like, if the columns do not have usual names.
+
+    Returns:
+        The stream, as `from_rows`.
+
+    Raises:
+        EverlearnError: it is no table, or as `load`.
+        DataError: as `load`.
+
+    >>> rows = [{"message": f"text {i}", "intent": ["tea", "sofa"][i % 2]} for i in range(40)]
+    >>> from_table(rows, text_column="message").class_names
+    ('sofa', 'tea')
+    """
+    from everlearn.streams.in_memory import read_table
+
+    return _build(name, options, partial(read_table, name, table))
+
+
+def _build(name: str, options: dict[str, Any], read: ReadRows | None) -> Stream:
+    """The stream of checked options of `load`; the others are their defaults."""
     from everlearn.streams.build import build
 
-    defaults = {key: parameter.default for key, parameter in inspect.signature(load).parameters.items()}
-    given = {key: value for key, value in arguments.items() if key != "name" and value != defaults[key]}
-    check("stream", load, {key: arguments[key] for key in defaults if key != "name"})
-    return build(SimpleNamespace(**arguments), given)
+    defaults = {key: p.default for key, p in inspect.signature(load).parameters.items() if key != "name"}
+    check("stream", load, options)
+    given = {key: value for key, value in options.items() if value != defaults[key]}
+    return build(SimpleNamespace(**{**defaults, **options, "name": name}), given, read)

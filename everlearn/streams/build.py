@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from everlearn.errors import DataError, EverlearnError, unknown
-from everlearn.streams import class_incremental, domain_incremental, old_then_new, splits
+from everlearn.streams import class_incremental, domain_incremental, mistakes, old_then_new, splits
 from everlearn.streams.digits import read_digits
+from everlearn.streams.files import find_retrieval_files
 from everlearn.streams.hub import read_hub
 from everlearn.streams.images import only_decodable
 from everlearn.streams.packaged import PACKAGED
 from everlearn.streams.readers import COMMON_NAMES, ColumnNames, read_table
 from everlearn.streams.records import BadRows, Table, of_split, with_ids
-from everlearn.streams.retrieval import find_retrieval_files, make_retrieval_tasks
+from everlearn.streams.retrieval import make_retrieval_tasks
 from everlearn.streams.splits import Parts, Shares
 from everlearn.streams.steps import Step, classes_of, make_tasks
 from everlearn.streams.stream import Stream, Task
 
 SHUFFLING = frozenset({"class_order", "class_seed"})
-EXAMPLES = frozenset({"max_train_per_class", "max_test_per_class"}) | {f"{role}_column" for role in COMMON_NAMES}
+COLUMNS = frozenset(f"{role}_column" for role in COMMON_NAMES if role != "domain")
+EXAMPLES = COLUMNS | {"max_train_per_class", "max_test_per_class"}
 BY_CLASS = SHUFFLING | EXAMPLES | {"tasks", "base", "increment"}
 KINDS = {
     "class-incremental": BY_CLASS,
     "task-incremental": BY_CLASS,
     "online": BY_CLASS | {"batch_size"},
-    "domain-incremental": SHUFFLING | EXAMPLES | {"domains"},
+    "domain-incremental": SHUFFLING | EXAMPLES | {"domains", "domain_column"},
     "old-then-new": SHUFFLING | EXAMPLES | {"old", "new"},
 }
 """The options that apply to each kind, in addition to those that apply to every kind."""
 RETRIEVAL = frozenset({"domains", "titles"})
+ReadRows = Callable[[ColumnNames, BadRows], Table]
+
 COMMON = frozenset({"kind", "test", "validation", "split_seed", "skip_bad_rows", "augment"})
 
 
-def build(options: SimpleNamespace, given: dict[str, Any]) -> Stream:
-    """Build the stream. `options` are the arguments of `load`, and `given` those that differ from their defaults."""
+def build(options: SimpleNamespace, given: dict[str, Any], read: ReadRows | None = None) -> Stream:
+    """Build the stream.
+
+    Args:
+        options: the arguments of `load`.
+        given: those that differ from their defaults.
+        read: reads the rows, if they are in memory; otherwise the name says where they are.
+    """
     for option in ("name", "new", "test", "validation"):
         if isinstance(value := getattr(options, option), str) and not value.strip():
             raise EverlearnError(f"{option} is an empty text: name a data set, a file or a folder")
@@ -44,7 +55,7 @@ def build(options: SimpleNamespace, given: dict[str, Any]) -> Stream:
         options.domains = [name.strip() for name in options.domains.split(",") if name.strip()]
     if options.domains is not None:
         given = {**given, "domains": list(options.domains)}
-    files = None if options.name in PACKAGED else find_retrieval_files(options.name)
+    files = None if read or options.name in PACKAGED else find_retrieval_files(options.name)
     if files:
         kind = options.kind or "domain-incremental"
         if kind != "domain-incremental":
@@ -54,23 +65,29 @@ def build(options: SimpleNamespace, given: dict[str, Any]) -> Stream:
             files, _shares(options), options.domains, titles=options.titles, seed=options.split_seed, bad=bad
         )
     else:
-        kind = _kind(options)
-        _refuse_other_options(given, KINDS[kind], f"a stream of kind {kind}")
-        tasks, notes = _labelled_tasks(options, kind, bad)
+        kind, why = _kind(options)
+        _refuse_other_options(given, KINDS[kind], f"a stream of kind {kind}{why}")
+        tasks, notes = _labelled_tasks(options, kind, bad, read)
     if options.augment and tasks[0].input != "image":
         raise EverlearnError(f"augment makes views of images, but {options.name} has texts: drop augment")
-    config = {"name": options.name, **given}
-    return Stream(options.name, kind, tuple(tasks), config, (*notes, *bad.notes()))
+    stream = Stream(options.name, kind, tuple(tasks), {"name": options.name, **given}, (*notes, *bad.notes()))
+    if read:  # whoever builds it again must give the same rows
+        stream.config["in_memory"] = stream.fingerprint()
+    return stream
 
 
-def _kind(options: SimpleNamespace) -> str:
-    """The requested kind, or else the kind that follows from the other options."""
-    if options.kind is None:
-        natural = "domain-incremental" if options.domains is not None else "class-incremental"
-        return "old-then-new" if options.new else natural
-    if options.kind not in KINDS:
-        raise unknown("kind", options.kind, KINDS)
-    return options.kind
+def _kind(options: SimpleNamespace) -> tuple[str, str]:
+    """The requested kind, or else the kind that follows from the other options; and why it is that, for messages."""
+    if options.kind is not None:
+        if options.kind not in KINDS:
+            raise unknown("kind", options.kind, KINDS)
+        return options.kind, ""
+    if options.new:
+        return "old-then-new", ""
+    for name in ("domains", "domain_column"):
+        if getattr(options, name) is not None:
+            return "domain-incremental", f" (with {name}, each domain is one task)"
+    return "class-incremental", ""
 
 
 def _refuse_other_options(given: dict[str, Any], allowed: frozenset[str], what: str) -> None:
@@ -90,10 +107,13 @@ def _shares(options: SimpleNamespace, or_file: str = "") -> Shares:
     return shares
 
 
-def _labelled_tasks(options: SimpleNamespace, kind: str, bad: BadRows) -> tuple[list[Task], list[str]]:
+def _labelled_tasks(
+    options: SimpleNamespace, kind: str, bad: BadRows, read: ReadRows | None
+) -> tuple[list[Task], list[str]]:
     by_domain = kind == "domain-incremental"
     shares = _shares(options, ", or a file")
-    table = _with_part_files(_read(options.name, options, by_domain, bad), shares, options, by_domain, bad)
+    table = read(_columns(options), bad) if read else _read(options.name, options, by_domain, bad)
+    table = _with_part_files(table, shares, options, by_domain, bad)
     if options.new:
         table = old_then_new.join(table, _read(options.new, options, by_domain, bad))
         by_domain = True  # the domains are "old" and "new"
@@ -106,7 +126,8 @@ def _labelled_tasks(options: SimpleNamespace, kind: str, bad: BadRows) -> tuple[
         domains = domain_incremental.choose_domains(records, options.domains, table.source, bad)
         parts = splits.having(parts, "domain", domains)
     parts = splits.learnable(parts, bad)
-    notes = [*table.notes, *splits.repeated_inputs(parts)]
+    conflicts = mistakes.conflicting_labels(parts, table.source, by_domain=by_domain)
+    notes = [*table.notes, *conflicts, *splits.repeated_inputs(parts)]
     most = {"train": options.max_train_per_class, "test": options.max_test_per_class}
     parts = splits.limit(parts, most, seed=seed, by_domain=by_domain)
     if table.input == "image":

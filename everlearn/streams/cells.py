@@ -41,7 +41,7 @@ def as_image(value: Any, folder: Path) -> bytes | Path:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and value.strip():
         return folder / value
-    if isinstance(value, bytes) and value:
+    if isinstance(value, Path) or (isinstance(value, bytes) and value):
         return value
     raise BadCell("there is no image", "give the bytes or the path of an image file")
 
@@ -50,7 +50,7 @@ def as_label(value: Any, names: list[str]) -> str:
     if is_missing(value) or (isinstance(value, str) and value.strip().lower() == "nan"):
         raise BadCell("the label is missing", "fill it in")
     if isinstance(value, (list, tuple, dict)):
-        raise BadCell(f"the label is a {type(value).__name__}", "give one class per row")
+        raise BadCell(f"the label is a {type(value).__name__}", "give one class per row, of several the main one")
     return as_name(value, names, "label")
 
 

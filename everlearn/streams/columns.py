@@ -52,6 +52,12 @@ def check_rows(where: str, count: int) -> None:
         raise DataError(f"{where}: more than {limits.MOST_ROWS:,} rows, which do not fit in memory; split the file")
 
 
+def check_size(where: object, unpacked: int, most: int) -> None:
+    """Raise a DataError if data would take more than `most` bytes in memory."""
+    if unpacked > most:
+        raise DataError(f"{where}: takes more than {most:,} bytes in memory; check where it is from, or split it")
+
+
 def declared_names(where: str, names: Any) -> list[str]:
     """The names that the integers of a column stand for.
 

@@ -1,4 +1,4 @@
-"""Reads files as columns: CSV, TSV, JSON Lines, Parquet and plain text, with the line or row number of every row."""
+"""Reads files as columns: CSV, TSV, JSON Lines, Parquet, Excel and plain text, with the number of every line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from everlearn import strict
 from everlearn.errors import DataError, one_line
 from everlearn.files import read_text
 from everlearn.streams.columns import Columns, check_headers, check_rows
+from everlearn.streams.excel import read_excel
 from everlearn.streams.parquet import read_parquet
 from everlearn.streams.records import BadRows, place
 
@@ -112,5 +113,16 @@ READERS: dict[str, Callable[[Path, BadRows], Columns]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".parquet": read_parquet,
+    ".xlsx": read_excel,
     ".txt": _read_lines,
 }
+
+
+def find_retrieval_files(name: str) -> tuple[Path, Path] | None:
+    """`<name>_corpus.parquet` and `<name>_queries.parquet` (or another format), if both exist."""
+    stem, found = Path(name), []
+    for role in ("corpus", "queries"):
+        paths = [stem.with_name(f"{stem.name}_{role}{ending}") for ending in READERS] if stem.name else []
+        found.append(next((path for path in paths if os.path.isfile(path)), None))
+    corpus, queries = found
+    return (corpus, queries) if corpus and queries else None

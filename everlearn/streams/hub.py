@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from everlearn.errors import DataError, EverlearnError, one_line, printable
 from everlearn.streams import limits
-from everlearn.streams.columns import Columns, check_headers, check_rows, declared_names
-from everlearn.streams.parquet import check_size, size_of, to_values
+from everlearn.streams.columns import Columns, check_headers, check_rows, check_size, declared_names
+from everlearn.streams.parquet import size_of, to_values
 from everlearn.streams.readers import ColumnNames, to_table
 from everlearn.streams.records import SPLIT_NAMES, BadRows, Table
 
@@ -37,10 +37,25 @@ def read_hub(name: str, wanted: ColumnNames, bad: BadRows) -> Table:
         problem = f"cannot load this data set from the hub ({type(error).__name__}: {reason})"
         remedy = "check the name and the network, or give a local CSV, JSON Lines or Parquet file"
         raise EverlearnError(f"{name}: {problem}; {remedy}") from None
+    return read_parts(name, parts, wanted, bad)
+
+
+def read_parts(name: str, parts: Mapping[str, Any], wanted: ColumnNames, bad: BadRows, *, whole: bool = False) -> Table:
+    """The records of the parts of a data set, by the names of its splits.
+
+    Args:
+        whole: there is one part, which is the whole data set; its rows may have a column that names their split.
+
+    Raises:
+        DataError: as `read_hub`.
+    """
     known = {split: part for split, part in parts.items() if split in SPLIT_NAMES}
     if not known:
-        splits = printable(", ".join(parts))
+        splits = printable(", ".join(map(str, parts)))
         raise DataError(f"{name}: none of its splits ({splits}) is train, validation or test: give a file instead")
+    if whole:
+        (part,) = known.values()
+        return to_table(_columns(part, name, wanted.get("id")), wanted, bad)
     tables = [
         to_table(_columns(part, f"{name} ({split})", wanted.get("id")), wanted, bad).with_all(split=SPLIT_NAMES[split])
         for split, part in known.items()

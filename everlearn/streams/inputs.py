@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from everlearn.errors import EverlearnError, shown
 from everlearn.files import read_bytes
 from everlearn.streams.limits import IMAGE_BYTES
 
@@ -42,6 +43,31 @@ def kind(item: Input) -> str:
     if isinstance(item, str):
         return "text"
     return item.kind if not isinstance(item, PLAIN) else "image"
+
+
+def listed(inputs: Any) -> list[Any]:
+    """The inputs as a list: of a list, an array, or a column of a table.
+
+    Raises:
+        EverlearnError: it is a single input, a whole table, or something in it is no input.
+
+    >>> listed(("a text", "another"))
+    ['a text', 'another']
+    """
+    if hasattr(inputs, "columns") or isinstance(inputs, dict):
+        raise EverlearnError(f"a {type(inputs).__name__} is a whole table: give one of its columns, table['text']")
+    if isinstance(inputs, PLAIN) or hasattr(inputs, "kind"):
+        raise EverlearnError("a list of inputs is needed, and this is a single one: give [input]")
+    for name in ("tolist", "to_pylist", "to_list"):  # numpy and pandas, Arrow, polars
+        if hasattr(inputs, name):
+            inputs = getattr(inputs, name)()
+            break
+    found = list(inputs)
+    for position, item in enumerate(found):
+        if not isinstance(item, PLAIN) and not hasattr(item, "kind"):
+            raise EverlearnError(f"input {position} is {shown(item, 80)}, of type {type(item).__name__}: give texts, "
+                                 "encoded images or paths of images")  # fmt: skip
+    return found
 
 
 def content(item: Input) -> bytes:

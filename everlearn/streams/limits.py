@@ -6,6 +6,9 @@ All data is held in memory. Data of everyday use stays far below these limits.
 MOST_ROWS = 10_000_000
 """Rows of one file."""
 
+EXCEL_ROWS = 2**20
+"""Rows of one sheet of Excel; a damaged file may claim any number."""
+
 MOST_COLUMNS = 10_000
 """Columns of one file."""
 

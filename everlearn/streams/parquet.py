@@ -9,7 +9,7 @@ from everlearn import strict
 from everlearn.errors import DataError, one_line
 from everlearn.files import map_bytes
 from everlearn.streams import limits
-from everlearn.streams.columns import Columns, check_headers, check_rows, declared_names
+from everlearn.streams.columns import Columns, check_headers, check_rows, check_size, declared_names
 from everlearn.streams.records import BadRows
 
 if TYPE_CHECKING:
@@ -44,13 +44,7 @@ def read_parquet(path: Path, bad: BadRows) -> Columns:
         with one_line(f"{path}, column '{name}'", REMEDY):
             return _read_column(path, data, name)
 
-    return Columns(str(path), range(1, rows + 1), headers, read, _names(path, schema.metadata or {}))
-
-
-def check_size(where: object, unpacked: int, most: int) -> None:
-    """Raise a DataError if data would take more than `most` bytes in memory."""
-    if unpacked > most:
-        raise DataError(f"{where}: takes more than {most:,} bytes in memory; check where it is from, or split it")
+    return Columns(str(path), range(1, rows + 1), headers, read, declared_in(path, schema.metadata or {}))
 
 
 def _read_column(path: Path, data: pa.Buffer, name: str) -> list[Any]:
@@ -63,7 +57,10 @@ def _read_column(path: Path, data: pa.Buffer, name: str) -> list[Any]:
     leaves = [plain.schema.column(leaf) for leaf in range(len(plain.schema))]
     own = [column for column in leaves if column.path == name or column.path.startswith(f"{name}.")]
     if name not in LISTS and any(column.max_repetition_level for column in own):
-        raise DataError(f"{path}: the column '{name}' holds lists; name a column with one value per row")
+        raise DataError(
+            f"{path}: the column '{name}' holds lists; name a column with one value per row, "
+            "for labels the main one of each row"
+        )
     check_size(path, plain.metadata.num_rows * sum(max(column.length, 8) for column in own), most)
     # As a dictionary, a value that a file stores once and repeats a million times is in memory once.
     texts = [column.path for column in own if column.physical_type == "BYTE_ARRAY"]
@@ -138,7 +135,7 @@ def _in_range(text: str | None) -> str | None:
     return text
 
 
-def _names(path: Path, metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+def declared_in(path: object, metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
     """The names that the schema declares: `class_names` and `domain_names`, or what `datasets` writes."""
     found = {}
     for column in ("class", "domain"):

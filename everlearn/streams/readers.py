@@ -12,6 +12,7 @@ from everlearn.streams.cells import BadCell, as_id, as_image, as_label, as_name,
 from everlearn.streams.columns import Columns
 from everlearn.streams.files import READERS, read_columns
 from everlearn.streams.images import IMAGE_ENDINGS, folders_below, images_in, only_decodable, read_image_folder
+from everlearn.streams.mistakes import check_columns, check_labels
 from everlearn.streams.records import SPLIT_NAMES, BadRows, Record, Table, place, with_ids
 
 COMMON_NAMES = {
@@ -66,6 +67,8 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
     folder = Path(columns.file).parent
     inputs = columns.read(input_column)
     cells = {role: columns.read(name) for role, name in found.items() if name}
+    if labelled and input_kind == "text":
+        check_columns(columns.file, input_column, inputs, str(found["label"]), cells["label"])
     records = []
     for i, (row, content) in enumerate(zip(columns.rows, inputs, strict=True)):
         cell = {role: values[i] for role, values in cells.items()}
@@ -79,6 +82,8 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
             bad.add(place(columns.file, row), *problem.args)
         else:
             records.append(Record(item, label, id, columns.file, row, split, domain))
+    if labelled and not label_names:
+        check_labels(records)
     return Table(columns.file, input_kind, records, tuple(label_names))
 
 
@@ -129,7 +134,7 @@ def read_inputs(
     path: str | Path, *, text_column: str | None = None, image_column: str | None = None,
     learned: ColumnNames = MappingProxyType({}), bad: BadRows | None = None,
 ) -> tuple[list[str | bytes | Path], list[str]]:  # fmt: skip
-    """Read inputs and their ids from a CSV, TSV, JSON Lines, Parquet or text file (one text per line), or from images.
+    """Read inputs and their ids from a file (CSV, TSV, JSON Lines, Parquet, Excel, one text per line) or from images.
 
     Labels are not needed and not read. Images may be one file, a folder, or a folder of folders.
 

@@ -33,7 +33,12 @@ def place(file: str, row: int | None) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One row: an input, what is known about it, and its position in a file. An empty id is filled in later."""
+    """One row: an input, what is known about it, and its position in a file. An empty id is filled in later.
+
+    >>> record = Record("tea please", "drink", file="shop.csv", row=3)
+    >>> record.place
+    'shop.csv, line 3'
+    """
 
     input: str | bytes | Path
     label: str
@@ -45,6 +50,7 @@ class Record:
 
     @property
     def place(self) -> str:
+        """Where it stands, in the words of its file format."""
         return place(self.file, self.row)
 
 
@@ -125,10 +131,11 @@ def with_ids(records: list[Record], bad: BadRows) -> list[Record]:
     A record without an id gets the name of its file and its row as id, or the whole path and the row if two files
     have the same name.
     """
-    paths = Counter(Path(file).name for file in {record.file for record in records})
+    names = {file: Path(file).name for file in {record.file for record in records}}
+    paths = Counter(names.values())
 
     def default_id(record: Record) -> str:
-        name = Path(record.file).name
+        name = names[record.file]
         return f"{name if paths[name] == 1 else record.file}:{record.row}"
 
     seen: dict[str, Record] = {}

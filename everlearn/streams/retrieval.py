@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from everlearn.errors import DataError, printable
 from everlearn.streams.cells import BadCell, as_id, as_name, as_split, as_text, is_missing
 from everlearn.streams.domain_incremental import select
-from everlearn.streams.files import READERS, read_columns
+from everlearn.streams.files import read_columns
 from everlearn.streams.records import BadRows, place
 from everlearn.streams.splits import Shares
 from everlearn.streams.steps import check_tasks
@@ -37,16 +36,6 @@ class Entry:
     domain: str
     split: str | None
     relevant: dict[str, int] = field(default_factory=dict)
-
-
-def find_retrieval_files(name: str) -> tuple[Path, Path] | None:
-    """`<name>_corpus.parquet` and `<name>_queries.parquet` (or another format), if both exist."""
-    stem, found = Path(name), []
-    for role in ("corpus", "queries"):
-        paths = [stem.with_name(f"{stem.name}_{role}{ending}") for ending in READERS] if stem.name else []
-        found.append(next((path for path in paths if isfile(path)), None))
-    corpus, queries = found
-    return (corpus, queries) if corpus and queries else None
 
 
 def read_documents(path: Path, titles: bool, bad: BadRows) -> dict[str, Entry]:

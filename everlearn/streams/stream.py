@@ -17,7 +17,11 @@ from everlearn.streams.inputs import Input, content
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents that a ranking task searches: n ids and n texts."""
+    """The documents that a ranking task searches: n ids and n texts.
+
+    >>> len(Corpus(["d1", "d2"], ["water the roses at six", "the lawn is dry"]))
+    2
+    """
 
     ids: list[str]
     texts: list[str]
@@ -56,6 +60,10 @@ class Examples:
         positives: ranking, training: the n texts of a relevant document for each query.
         relevant: ranking, test: for each query the relevant document ids and their grades.
         columns: further tensors by name, whose row i belongs to example i: logits, embeddings, …
+
+    >>> examples = Examples(["tea please", "a sofa"], torch.tensor([0, 1]), ["a", "b"])
+    >>> len(examples), examples[[1]].inputs, examples[[1]].labels.tolist()
+    (2, ['a sofa'], [1])
     """
 
     inputs: Sequence[Input]
@@ -134,6 +142,14 @@ class Task:
         batch_size: set where the stream is online: one pass over the data in batches of this size.
         augment: every training step sees random views of the images, new ones in each epoch.
         hidden: the parts of the data that whoever holds this task may not read.
+
+    Raises:
+        ContractError: hidden data is read.
+
+    >>> from everlearn.streams import Record, task_from
+    >>> task = task_from([Record("tea please", "drink"), Record("a sofa", "furniture")])
+    >>> task.class_names, task.train.labels.tolist(), len(task.sealed().metadata()["classes"])
+    (('drink', 'furniture'), [0, 1], 2)
     """
 
     index: int
@@ -150,14 +166,29 @@ class Task:
 
     @property
     def train(self) -> Examples:
+        """What the method learns from.
+
+        Raises:
+            ContractError: whoever holds this task may not read them.
+        """
         return self._part("train")
 
     @property
     def validation(self) -> Examples:
+        """What settings are chosen on; often empty.
+
+        Raises:
+            ContractError: whoever holds this task may not read them.
+        """
         return self._part("validation")
 
     @property
     def test(self) -> Examples:
+        """What the method is measured on.
+
+        Raises:
+            ContractError: whoever holds this task may not read them.
+        """
         return self._part("test")
 
     def _part(self, name: str) -> Examples:
@@ -181,6 +212,7 @@ class Task:
 
     @staticmethod
     def from_metadata(data: dict[str, Any]) -> Task:
+        """The sealed task that `metadata` wrote."""
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
         return Task(**values).sealed()
 
@@ -193,8 +225,14 @@ class Stream:
         name: as given on the command line.
         kind: class-incremental, domain-incremental, task-incremental, online or old-then-new.
         tasks: all of the same input and goal.
-        config: the arguments of `streams.load` that build this stream again.
+        config: the arguments of `streams.load` that build this stream again; of rows that were in memory, the options
+            and, as `in_memory`, the fingerprint.
         notes: what a reader of the results must know, printed in the report.
+
+    >>> from everlearn import streams
+    >>> stream = streams.load("banking77", tasks=7)
+    >>> stream.kind, len(stream), len(stream.class_names), stream[0].train.labels.dtype
+    ('class-incremental', 7, 77, torch.int64)
     """
 
     name: str
@@ -214,10 +252,12 @@ class Stream:
 
     @property
     def input(self) -> str:
+        """What an example is: text, image or image-text."""
         return self.tasks[0].input
 
     @property
     def goal(self) -> str:
+        """What is asked of an example: classes or ranking."""
         return self.tasks[0].goal
 
     @property
@@ -227,6 +267,7 @@ class Stream:
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """The names of all classes, in label order."""
         return self.tasks[-1].class_names
 
     def fingerprint(self) -> str:

@@ -29,6 +29,7 @@ from everlearn.errors import ContractError, EverlearnError
 from everlearn.evaluation import Evaluation
 from everlearn.features import FeatureStore, using_store
 from everlearn.method import Method
+from everlearn.methods import is_own
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Corpus, Examples, Stream, Task
 from everlearn.testing import fresh
@@ -72,6 +73,8 @@ def check_method(
 
     >>> from everlearn.methods import SimpleCIL
     >>> check_method(SimpleCIL)
+    >>> check_method(SimpleCIL, only="predict_changes_nothing") is None
+    True
     """
     if fresh.is_fresh:
         raise EverlearnError("check_method is called while its file is imported: call it in a test, or under "
@@ -118,15 +121,16 @@ class Promises(Resuming):
             plain = (bool, int, float, str, tuple, type(None))
             expect(isinstance(p.default, plain), f"the default of '{p.name}' is not a plain value")
 
-    def docstring_names_paper_year_and_link_and_its_example_runs(self) -> None:
+    def docstring_explains_the_settings_and_its_example_runs(self) -> None:
         text = inspect.getdoc(self.cls) or ""
-        expect(bool(re.search(r"\b(19|20)\d\d\b", text)), "the docstring has no year")
-        expect("https://" in text, "the docstring has no link")
+        if is_own(self.cls):  # what everlearn offers under the name of a paper says which; a method of yours need not
+            expect(bool(re.search(r"\b(19|20)\d\d\b", text)), "the docstring has no year")
+            expect("https://" in text, "the docstring has no link")
+            expect(">>> " in text, "the docstring has no example")
         for name, argument in arguments(self.cls).items():
             expect(bool(argument.help), f"the docstring does not explain '{name}'")
         module = sys.modules[self.cls.__module__]
         examples = doctest.DocTestFinder(recurse=False).find(self.cls, self.cls.__name__, module=module)
-        expect(any(example.examples for example in examples), "the docstring has no example")
         report = io.StringIO()
         runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
         for example in examples:

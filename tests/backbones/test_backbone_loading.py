@@ -100,7 +100,9 @@ def test_pooling_and_length_are_read_from_sentence_transformers_files(tmp_path, 
     shutil.copytree(model_folder("bert"), folder)
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
-    (folder / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Normalize"}]))
+    parts = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in parts]
+    (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 4}))
     cls, mean = backbones.load(str(folder)), backbones.load(str(model_folder("bert")))
     assert torch.allclose(cls.infer(TEXTS).norm(dim=1), torch.ones(2), atol=1e-2)
@@ -232,7 +234,7 @@ def test_a_timm_name_without_network_or_of_another_kind_is_refused(monkeypatch, 
     assert "EVERLEARN_WEIGHTS" in refused("test_vit.r160_in1k")
     assert "no such file" in refused(str(tmp_path / "test_vit.safetensors"))
     assert "image size in pixels" in refused(f"{timm_file}@big")
-    other = tmp_path / "test_resnet.safetensors"
+    other = tmp_path / "resnet18.safetensors"
     shutil.copy(timm_file, other)
     assert "not a plain ViT" in refused(str(other))
 

@@ -51,7 +51,7 @@ def test_a_new_delta_changes_no_bit_a_trained_one_does_and_it_comes_off(loaded):
             delta = put(backbone, cls, name)
             assert torch.equal(backbone.infer(inputs), before), (name, cls)
             randomise(delta)
-            assert not torch.allclose(backbone.infer(inputs), before, rtol=1e-2), (name, cls)
+            assert not torch.allclose(backbone.infer(inputs), before, rtol=1e-4), (name, cls)
             with backbone.pretrained():
                 assert torch.equal(backbone.infer(inputs), before), (name, cls)
             backbone.detach(delta)

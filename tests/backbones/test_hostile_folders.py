@@ -42,6 +42,14 @@ def edit(file: Path, **changes) -> None:
     file.write_text(json.dumps({**told, **changes}))
 
 
+def with_modules(folder: Path, *kinds: str) -> Path:
+    """The folder with these modules of sentence-transformers, whose own files it lacks."""
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": f"{number}_{kind}" if number else ""}
+               for number, kind in enumerate(kinds)]  # fmt: skip
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return folder
+
+
 def change(file: Path, **tensors) -> None:
     """Replace tensors whose name ends with the given one (a double underscore stands for a dot); None removes them."""
     held = load_file(file)
@@ -192,10 +200,11 @@ def test_a_model_of_the_hub_is_checked_like_a_folder(copy_of, monkeypatch):
 
 # -- files that are no files -------------------------------------------------------------------------
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, INDEX, "tokenizer.json", "tokenizer_config.json", "modules.json",
-                                  "special_tokens_map.json", "vocab.txt", "1_Pooling/config.json"])  # fmt: skip
+                                  "special_tokens_map.json", "vocab.txt", "1_Pooling/config.json",
+                                  "2_Dense/config.json", "sentence_bert_config.json"])  # fmt: skip
 @pytest.mark.parametrize("what", ["pipe", "device"])
 def test_a_pipe_or_device_in_the_folder_is_not_opened(what, name, copy_of):
-    file = copy_of("bert") / name
+    file = with_modules(copy_of("bert"), "Transformer", "Pooling", *["Dense"] * ("Dense" in name)) / name
     file.parent.mkdir(exist_ok=True)
     file.unlink(missing_ok=True)
     if what == "pipe":
@@ -260,41 +269,24 @@ BROKEN = [b"", b"[]", b"{", b"null", b"\xff", b'{"a": NaN}', b'{"a": 1, "a": 2}'
 
 @pytest.mark.parametrize("content", BROKEN)
 @pytest.mark.parametrize("name", [CONFIG, "tokenizer_config.json", "tokenizer.json", "modules.json",
-                                  "1_Pooling/config.json", "sentence_bert_config.json"])  # fmt: skip
+                                  "1_Pooling/config.json", "2_Dense/config.json", "sentence_bert_config.json",
+                                  "config_sentence_transformers.json"])  # fmt: skip
 def test_a_broken_file_is_one_line_that_names_it(name, content, copy_of):
     if (name, content) in (("modules.json", b"[]"), ("tokenizer.json", b"[]")):
         content = b"7"
-    file = copy_of("bert") / name
+    file = with_modules(copy_of("bert"), "Transformer", "Pooling", *["Dense"] * ("Dense" in name)) / name
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(content)
     line = refused(file.parents[name.count("/")])
     assert str(file) in line or (name == "tokenizer.json" and f"the tokenizer in {file.parent}" in line)
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "told"),
-    [
-        ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "'Dense' is not supported"),
-        ("modules.json", ["Normalize"], "'None' is not supported"),
-        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "by the CLS token or by the mean"),
-        ("1_Pooling/config.json", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "by the CLS"),
-        ("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}, "by the CLS token"),
-        ("sentence_bert_config.json", {"max_seq_length": -1}, "max_seq_length is -1"),
-        ("sentence_bert_config.json", {"max_seq_length": "128"}, "max_seq_length is 128, not"),
-    ],
-)  # fmt: skip
-def test_features_that_would_be_other_than_described_are_refused(file, content, told, copy_of):
-    folder = copy_of("bert")
-    (folder / file).parent.mkdir(exist_ok=True)
-    (folder / file).write_text(json.dumps(content))
+@pytest.mark.parametrize("length", [-1, 2, "128", 10**9, True])
+def test_a_length_that_cannot_be_is_refused(length, copy_of):
+    folder = with_modules(copy_of("bert"), "Transformer", "Pooling")
+    edit(folder / "sentence_bert_config.json", max_seq_length=length)
     line = refused(folder)
-    assert told in line and str(folder / file) in line
-
-
-def test_pooling_of_newer_files_is_read_too(copy_of):
-    folder = copy_of("bert")
-    edit(folder / "1_Pooling" / "config.json", pooling_mode="cls", embedding_dimension=32)
-    assert backbones.load(str(folder)).settings["pooling"] == "cls"
+    assert f"max_seq_length is {length!r}" in line and str(folder / "sentence_bert_config.json") in line
 
 
 @pytest.mark.parametrize(
@@ -369,7 +361,8 @@ def test_a_tokenizer_of_another_model_is_refused(number, copy_of):
     told = json.loads((folder / "tokenizer.json").read_text())
     told["model"]["vocab"]["new"] = number
     (folder / "tokenizer.json").write_text(json.dumps(told))
-    assert f"the numbers up to {number}, but the model has 55 embeddings" in refused(folder)
+    line = refused(folder)  # older releases of tokenizers refuse the largest number themselves
+    assert f"the numbers up to {number}, but the model has 55 embeddings" in line or (number > 99 and "[UNK]" in line)
 
 
 def test_a_tokenizer_without_padding_is_refused(copy_of):
@@ -551,7 +544,7 @@ def test_a_pattern_that_hangs_other_libraries_takes_no_time():
         {"target_modules": ["query", "dense"], "exclude_modules": ["output.dense"]},
         {"target_modules": r".*\.(query|key)"}, {"target_modules": r".*layer\.1\..*query", "exclude_modules": "no.*"},
         {"target_modules": ["query", "value"], "layers_to_transform": [1]},
-        {"target_modules": ["query"], "layers_to_transform": 0, "layers_pattern": "layer"},
+        {"target_modules": ["query"], "layers_to_transform": 1, "layers_pattern": "layer"},
         {"target_modules": ["encoder.layer.0.attention.self.key", "intermediate.dense"], "layers_to_transform": [1]},
     ],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from everlearn.errors import ContractError, EverlearnError
 from everlearn.heads.gaussian import Gaussian
 from everlearn.heads.gaussians import Gaussians, SharedGaussians
+from everlearn.heads.logistic import Logistic
 from everlearn.heads.mahalanobis import Mahalanobis
 from everlearn.heads.prototype import Prototype
 from everlearn.heads.ridge import Ridge
@@ -22,6 +23,8 @@ HEADS = {
     "gaussian": lambda: Gaussian(WIDTH),
     "gaussian of random features": lambda: Gaussian(WIDTH, rff=50),
     "mahalanobis": lambda: Mahalanobis(WIDTH, power=0.5, gamma2=0.5),
+    "logistic": lambda: Logistic(WIDTH),
+    "logistic of a sample": lambda: Logistic(WIDTH, rows=150),
     "ridge": lambda: Ridge(WIDTH, sample=80),
     "ridge of random features": lambda: Ridge(WIDTH, projection=60, sample=80),
 }

@@ -289,3 +289,94 @@ def test_copies_are_independent_and_predictions_do_not_depend_on_the_batch():
     assert torch.equal(head(x), scores) and not torch.allclose(twin(x), scores)
     assert torch.allclose(torch.cat([head(row[None]) for row in x]), scores, atol=1e-4)
     assert head(x[:0]).shape == (0, CLASSES)
+
+
+# -- the features, as long as they are smaller than the sums ----------------------------------
+SIZES = pytest.mark.parametrize("n", [30, 45, 46, 400, 674, 675, 1500])  # M = 90: the kernel to 45, features to 674
+
+
+def by_hand(x, y, strength):
+    h = (x.double() @ torch.randn(WIDTH, 90, generator=torch.Generator().manual_seed(0)).double()).clamp(min=0)
+    targets = torch.eye(CLASSES, dtype=torch.float64)[y]
+    return torch.linalg.solve(h.T @ h + strength * torch.eye(90, dtype=torch.float64), h.T @ targets)
+
+
+@SIZES
+def test_the_same_weight_from_the_kernel_the_features_and_the_sums(n):
+    x, y = data(n)
+    for parts in (1, 7):
+        head = learned(x, y, parts, lambdas=(0.1,))
+        assert near(head.solve(), by_hand(x, y, 0.1)) and head.keeps_features == (n < 675)
+        assert len(head.kept) == (n if n < 675 else 0)
+
+
+@SIZES
+def test_a_resumed_head_is_equal_to_the_bit(n):
+    """However often, and with how many examples, the one that goes on has solved meanwhile."""
+    x, y = data(n)
+    head = Ridge(WIDTH, projection=90, sample=100)
+    head.grow(CLASSES)
+    for start in range(0, n, 50):
+        head.add(x[start : start + 50], y[start : start + 50])
+        head.solve()
+        fresh = Ridge(WIDTH, projection=90, sample=100)
+        fresh.grow(CLASSES)
+        fresh.check_saved({name: t for name, t in head.state_dict().items() if not name.startswith("sample.")})
+        fresh.load_state_dict(head.state_dict())
+        assert torch.equal(fresh.solve(), head.solve())
+
+
+@pytest.mark.parametrize("n", [40, 400, 700, 1500])
+def test_remove_and_merge_in_every_state(n):
+    x, y = data(n)
+    half = n // 3
+    one, other = learned(x[:half], y[:half], lambdas=(0.1,)), learned(x[half:], y[half:], lambdas=(0.1,))
+    kept = copy.deepcopy(other.state_dict())
+    one.merge(other)
+    assert near(one.solve(), by_hand(x, y, 0.1)) and one.counts.tolist() == y.bincount(minlength=CLASSES).tolist()
+    assert all(torch.equal(kept[name], value) for name, value in other.state_dict().items())
+    one.remove(x[:25], y[:25])
+    assert near(one.solve(), by_hand(x[25:], y[25:], 0.1))
+    one.add(x[:25], y[:25])
+    assert near(one.solve(), by_hand(x, y, 0.1))
+
+
+def test_few_examples_are_stored_in_few_bytes():
+    x, y = torch.randn(8, 384), torch.arange(8) % 2
+    head = Ridge(384, projection=3000)
+    head.grow(2)
+    head.add(x, y)
+    head.solve()
+    state = head.state_dict()
+    assert head.stored_bytes() == sum(t.nbytes for t in state.values()) < 100_000
+    assert "gram" not in state and "targets" not in state
+
+
+def test_an_example_that_was_never_added_is_noticed_as_long_as_features_are_kept():
+    x, y = data(200)
+    head = learned(x, y, sample=20)  # most rows are not in the sample
+    before = copy.deepcopy(head.state_dict())
+    for features, labels in ((x[:2] + 1, y[:2]), (x[:2], (y[:2] + 1) % CLASSES), (x[[0, 0]], y[[0, 0]])):
+        with pytest.raises(EverlearnError, match="never added with this label"):
+            head.remove(features, labels)
+    assert all(torch.equal(before[name], value) for name, value in head.state_dict().items())
+
+
+@pytest.mark.parametrize("n", [400, 1500])
+@pytest.mark.parametrize("change", [
+    lambda s: s.update(kept=torch.zeros(3, WIDTH)), lambda s: s.update(kept=torch.zeros(400, 5)),
+    lambda s: s.update(kept_labels=torch.full((400,), 99), kept=torch.zeros(400, WIDTH)),
+    lambda s: s.update(kept_labels=torch.full((400,), -1), kept=torch.zeros(400, WIDTH)),
+    lambda s: s.update(gram=torch.zeros(3, dtype=torch.float64), targets=torch.zeros(90, CLASSES, dtype=torch.float64)),
+    lambda s: s.update(gram=torch.zeros(4, dtype=torch.float64)) or s.pop("targets", None),
+    lambda s: s.update(counts=s["counts"][:2]), lambda s: s.update(weight=torch.zeros(1, CLASSES)),
+    lambda s: s.update(kept=torch.full((400, WIDTH), torch.nan)),
+])  # fmt: skip
+def test_a_crafted_checkpoint_is_refused(n, change):
+    head = learned(*data(n))
+    state = dict(head.state_dict())
+    change(state)
+    fresh = Ridge(WIDTH, projection=90, sample=100)
+    fresh.grow(CLASSES)
+    with pytest.raises(EverlearnError, match="checkpoint"):
+        fresh.check_saved({name: tensor for name, tensor in state.items() if not name.startswith("sample.")})

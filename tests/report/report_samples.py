@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 from everlearn import metrics
+from everlearn.metrics import per_class
 
 
 def results(
@@ -58,6 +59,16 @@ def results(
     }  # fmt: skip
 
 
+def with_classes(run: dict[str, Any], right: float = 0.9) -> dict[str, Any]:
+    """The run with the scores of its classes, of which each has 30 test examples."""
+    draw = random.Random(0)
+    names = [name for task in run["tasks"] for name in task["classes"]]
+    truth = [k for k in range(len(names)) for _ in range(30)]
+    answers = [k if draw.random() < right else draw.randrange(len(names)) for k in truth]
+    scores, confused = per_class.per_class(names, truth, answers), per_class.confusion(names, truth, answers)
+    return {**run, "per_class": scores, "confusion": confused}
+
+
 def rich() -> dict[str, Any]:
     """A run that has everything a report can show, and text that tries to break out of it."""
     attack = '<script>document.title = "owned"</script>'
@@ -76,7 +87,7 @@ def rich() -> dict[str, Any]:
     run["tasks"][1]["classes"] = [attack, '"><img src=x onerror="document.title=1">', "𝄞 שלום", "\ud800"]
     run["tasks"][2]["name"] = attack
     run["stream"] = f"my {attack}.csv"
-    return run
+    return with_classes(run)
 
 
 def retrieval() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from report_samples import results, retrieval, rich, several
+from report_samples import results, retrieval, rich, several, with_classes
 
 from everlearn import report
 
@@ -16,11 +16,13 @@ PAGES = {
     "retrieval": lambda: report.render([retrieval()]),
     "twenty": lambda: report.render([results(20)]),
     "several": lambda: report.render(several(), "Take ranpac."),
+    "classes": lambda: report.render([with_classes(results(12, classes=1))]),
 }
 FIGURES = {
     "one": ["matrix", "curve", "old-new", "then-now", "seconds", "stored", "seconds-per-task"],
     "retrieval": ["matrix", "matrix-recall", "matrix-mrr", "curve", "old-new", "then-now", "seconds"],
     "several": ["pareto", "pareto-close", "curves"],
+    "classes": ["matrix", "confusion"],
 }
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
@@ -104,7 +106,28 @@ def test_no_sideways_scroll_and_no_label_cut(browser, pages, name, width):
     assert cut == []
 
 
-@pytest.mark.parametrize("name", ["one", "twenty", "several"])
+def test_a_phone_shows_the_whole_matrix(browser, pages):
+    for name in ("one", "rich", "retrieval", "classes"):
+        show(browser, pages[name], 390)
+        sizes = "const s = document.querySelector('#fig-matrix .scroll'); return [s.scrollWidth, s.clientWidth]"
+        wide, box = browser.execute_script(sizes)
+        assert wide <= box, name
+
+
+def test_a_matrix_too_wide_for_a_phone_keeps_its_last_column_in_sight(browser, pages):
+    show(browser, pages["twenty"], 390)
+    for scrolled in (0, 1000):
+        edges = browser.execute_script(
+            "const s = document.querySelector('#fig-matrix .scroll'); s.scrollLeft = arguments[0];"
+            "const box = s.getBoundingClientRect();"
+            "return [...s.querySelectorAll('.all')].map(cell => cell.getBoundingClientRect())"
+            ".map(cell => [cell.left - box.left, box.right - cell.right])",
+            scrolled,
+        )
+        assert edges and all(left > 0 and right >= -1 for left, right in edges), edges[:3]
+
+
+@pytest.mark.parametrize("name", ["one", "twenty", "several", "classes"])
 def test_print_cuts_nothing(browser, pages, name):
     show(browser, pages[name], 688, media="print")  # A4 without its margins
     cut = browser.execute_script(

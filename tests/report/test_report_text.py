@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from report_samples import results, retrieval, rich, several
+from report_samples import results, retrieval, rich, several, with_classes
 
 from everlearn import report
 from everlearn.errors import EverlearnError
@@ -47,6 +47,29 @@ def test_a_single_task_has_no_old_and_no_curves():
     page = report.render([results(1)])
     assert "A single task leaves no old task to retain" in page
     assert 'id="fig-matrix"' in page and 'id="fig-curve"' not in page
+
+
+def test_classes_stand_with_the_lowest_recall_first():
+    run = with_classes(results(2, classes=15))
+    page = report.render([run])
+    lowest = min(run["per_class"], key=lambda score: score["recall"])
+    first = text_of(page.partition("most often taken for")[2])
+    assert first.startswith(f"{lowest['name']}{100 * lowest['recall']:.1f}")
+    assert all(text_of(page).count(score["name"]) >= 2 for score in run["per_class"])
+    assert "the other 10 classes" in page and markup.formula("precision") in page
+    pair = run["confusion"]["pairs"][0]
+    shown = f"<bdi>{pair['true']}</bdi></td><td><bdi>{pair['predicted']}</bdi></td>"
+    assert shown in page
+    assert 'id="fig-confusion"' not in page  # thirty classes: too many to read
+
+
+def test_a_confusion_matrix_of_few_classes_is_drawn():
+    run = with_classes(results(2, classes=3))
+    page = report.render([run])
+    drawn = page.partition('id="fig-confusion"')[2].partition("</table>")[0]
+    for row in run["confusion"]["matrix"]:
+        for count in row:
+            assert not count or f">{count}</td>" in drawn
 
 
 def test_retrieval_speaks_of_ndcg():
@@ -180,9 +203,18 @@ def test_results_of_an_earlier_version_are_refused_in_one_line(tmp_path):
         report.write_report([tmp_path], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
     skipped = {"method": "l2p", "skipped": "it reads images"}
-    (tmp_path / "compare.json").write_text(json.dumps({
-        "stream": "clinc150", "fingerprint": "f", "backbone": None, "seed": 0, "methods": {}, "results": [skipped, old]
-    }))
+    (tmp_path / "compare.json").write_text(
+        json.dumps(
+            {
+                "stream": "clinc150",
+                "fingerprint": "f",
+                "backbone": None,
+                "seed": 0,
+                "methods": {},
+                "results": [skipped, old],
+            }
+        )
+    )
     with pytest.raises(EverlearnError, match=said.replace("results", "compare")):
         report.write_report([tmp_path], tmp_path / "report.html")
 

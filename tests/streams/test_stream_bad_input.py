@@ -174,8 +174,8 @@ def test_files_that_are_not_there(name):
 
 
 def test_unknown_ending(tmp_path):
-    (tmp_path / "a.xlsx").write_bytes(b"x")
-    assert "unknown file format '.xlsx'; known: .csv" in refusal(tmp_path / "a.xlsx")
+    (tmp_path / "a.xls").write_bytes(b"x")
+    assert "unknown file format '.xls'; known: .csv" in refusal(tmp_path / "a.xls")
 
 
 def test_two_files_for_one_split(tmp_path):

@@ -1,0 +1,214 @@
+"""Update: a finished run learns new data as one more task, and becomes a new version that says what changed."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any, cast
+
+from everlearn import calibration, checkpoint, versions
+from everlearn.engine import learn
+from everlearn.errors import DataError, EverlearnError, printable
+from everlearn.evaluation import supports
+from everlearn.files import regular
+from everlearn.held_out import HeldOut
+from everlearn.interrupts import Interrupted
+from everlearn.listeners import Bar
+from everlearn.locks import alone
+from everlearn.method import Method
+from everlearn.results import rounding
+from everlearn.streams.images import only_decodable
+from everlearn.streams.inputs import content
+from everlearn.streams.readers import read_table
+from everlearn.streams.records import BadRows, Record, Table, with_ids
+from everlearn.streams.splits import make_splits
+from everlearn.streams.steps import task_from
+from everlearn.streams.stream import Examples, Stream, Task
+from everlearn.versions import Version
+
+SHARE = 0.2
+"""Of the new examples of a class, so many are not learned, so that the new version can be tested on them."""
+
+
+def learn_version(
+    folder: Path, restore: Callable[[], tuple[Method, checkpoint.Checkpoint]],
+    data: str | Path | Stream | Sequence[Record], *, test: str | Path | None, columns: Mapping[str, str | None],
+    skip_bad_rows: bool, keep: int, progress: bool,
+) -> tuple[Method, Version]:  # fmt: skip
+    """Have what a run's folder holds learn one more task, and write it as the new version of the folder.
+
+    Args:
+        folder: the run's folder.
+        restore: gives its current version.
+        data, test, skip_bad_rows, keep, progress: as for `everlearn.model.update`.
+        columns: the columns of the data, by role.
+
+    Returns:
+        The method that has learned, and the record of the version.
+
+    Raises:
+        DataError, EverlearnError, Interrupted: as for `everlearn.model.update`.
+    """
+    with alone(folder, versions.UPDATING):
+        number = versions.current(folder)
+        try:
+            method, saved = restore()
+            bad = BadRows(skip_bad_rows)
+            new = _read(data, test, columns, bad)
+            held_out = HeldOut.load(saved.held_out, len(method.task.class_names), keep)
+            task, notes = _task(method, new, held_out)
+            record = _learn(method, task, held_out, saved.state.get("temperature"), progress)
+            record |= {
+                "version": versions.new_number(folder), "previous": number, "everlearn": version_of("everlearn"),
+                "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                "data": printable(new.source, 4096), "sha256": _sha256(data, task),
+                "notes": [*new.notes, *notes, *bad.notes()],
+            }  # fmt: skip
+            state = {
+                "backbone": method.backbone.settings, "rounding": rounding(), "record": record,
+                "origin": checkpoint.origin_hash(method), "temperature": record["temperature"],
+                "tasks": [*saved.state["tasks"], task.metadata()],
+            }  # fmt: skip
+            kept = held_out.state_dict() if keep else {}
+            versions.add(folder, checkpoint.Checkpoint(state, checkpoint.method_state(method), {}, kept))
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped; {folder} is still at version {number}") from None
+    return method, Version(record, folder)
+
+
+@dataclass(frozen=True)
+class _New:
+    """New data: its records with their splits, the share or file for tests, and what a reader must know."""
+
+    source: str
+    input: str
+    records: list[Record]
+    notes: tuple[str, ...] = ()
+
+
+def _read(data: Any, test: str | Path | None, columns: Mapping[str, str | None], bad: BadRows) -> _New:
+    if isinstance(data, Stream):
+        if data.goal != "classes":
+            raise EverlearnError(
+                f"stream '{data.name}' has rankings, and an update learns classes: give labelled examples"
+            )
+        records = [Record(cast(str | bytes | Path, item), data.class_names[label], id, data.name, None, split)
+                   for task in data for split, part in task.examples.items()
+                   for item, label, id in zip(part.inputs, part.labels.tolist(), part.ids, strict=True)]  # fmt: skip
+        return _New(data.name, data.input, records, data.notes)
+    if not isinstance(data, str | Path):
+        records = list(data)
+        if wrong := [row for row, record in enumerate(records) if not isinstance(record, Record)]:
+            raise DataError(f"row {wrong[0]} is a {type(records[wrong[0]]).__name__}, not a record: give a file, "
+                            "everlearn.streams.from_rows(texts, labels) or everlearn.streams.Record(text, "
+                            "label)")  # fmt: skip
+        return _New("records", "", records)
+    tables = [_table(data, columns, bad)]
+    if test is not None:
+        tables.append(_table(test, columns, bad).with_all(split="test"))
+    table = Table.join(tables)
+    records = with_ids(table.records, bad)
+    if table.input == "image":
+        records = only_decodable(records, bad)
+    return _New(str(data), table.input, records, table.notes)
+
+
+def _table(file: str | Path, columns: Mapping[str, str | None], bad: BadRows) -> Table:
+    table = read_table(str(file), columns, bad)
+    if table is None:
+        raise DataError(f"{file}: no such file or folder; check the path")
+    return table
+
+
+def _task(method: Method, new: _New, held_out: HeldOut) -> tuple[Task, list[str]]:
+    """The next task of the model, with what is held out of it as its test examples, and notes.
+
+    Raises:
+        DataError: nothing is left to learn.
+        EverlearnError: the method cannot learn it.
+    """
+    last, known = method.task, method.task.class_names
+    if last.goal != "classes":
+        raise EverlearnError("a retrieval run cannot be updated yet: learn a new run on old and new data together")
+    if new.input not in ("", last.input):
+        raise EverlearnError(
+            f"{new.source} holds {new.input}s, but the model learned {last.input}s: give {last.input}s"
+        )
+    parts = make_splits(new.records, new.source, {"test": SHARE}, seed=method.seed, by_domain=False)
+    old = {content(item) for item in held_out.test.examples().inputs}
+    train = [record for record in parts["train"] if content(record.input) not in old]
+    labels = {*known, *(record.label for record in train)}
+    others = {split: [r for r in parts[split] if r.label in labels] for split in ("validation", "test")}
+    if not train:
+        raise DataError(f"{new.source}: every example is a held-out one, by which versions are compared, and so is not "
+                        "learned: give others")  # fmt: skip
+    task = task_from([*train, *others["validation"], *others["test"]], known, index=last.index + 1, name=_title(new))
+    last_train, last_validation = len(train), len(train) + len(others["validation"])
+    examples = {
+        "train": task.train[range(last_train)], "validation": task.train[range(last_train, last_validation)],
+        "test": task.train[range(last_validation, len(task.train))],
+    }  # fmt: skip
+    classes = tuple(sorted(set(examples["train"].labels.tolist())))
+    task = replace(task, classes=classes, examples=examples, batch_size=last.batch_size, augment=last.augment)
+    kind = "class-incremental" if len(task.class_names) > len(known) else "domain-incremental"
+    if reason := supports(method.tags, Stream(new.source, kind, (task,)), method.backbone):
+        raise EverlearnError(f"method {type(method).__name__} {reason}")
+    notes = []
+    if count := len(parts["train"]) - len(train):
+        notes.append(f"{count} examples were not learned, because they are held out to compare versions")
+    if count := sum(len(parts[split]) - len(others[split]) for split in others):
+        notes.append(f"left out {count} test examples of classes that no training example has")
+    return task, notes
+
+
+def _title(new: _New) -> str:
+    return Path(new.source).stem or "update"
+
+
+def _learn(method: Method, task: Task, held_out: HeldOut, temperature: float | None, progress: bool) -> dict[str, Any]:
+    """Learn the task, fit the temperature anew, add to what is held out, and say what changed."""
+    known, started = len(method.task.class_names), time.monotonic()
+    old, new = held_out.test.examples(), task.test
+    before = [_accuracy(method, examples) for examples in (old, new)]
+    for_calibration = calibration.held_out_of(method, task)
+    bar = Bar(f"{task.name}: {len(task.train):,} examples", progress)
+    try:
+        learn(method, task, bar)
+    finally:
+        bar.close()
+    after = [_accuracy(method, examples) for examples in (old, new)]
+    if len(held_out.calibration):  # without old examples it would be fitted on the new classes alone
+        held_out.calibration.add(for_calibration)
+        temperature = calibration.fitted_temperature(method, held_out.calibration.examples())
+    held_out.add_test(new)
+    changes = [{"examples": len(examples), "before": b, "after": a}
+               for examples, b, a in zip((old, new), before, after, strict=True)]  # fmt: skip
+    return {
+        "learned": len(task.train), "held_out": len(new), "calibration": len(for_calibration),
+        "new_classes": list(task.class_names[known:]), "old": changes[0], "new": changes[1],
+        "temperature": temperature, "seconds": time.monotonic() - started,
+    }  # fmt: skip
+
+
+def _accuracy(method: Method, examples: Examples) -> float | None:
+    """The share of right answers; a class that the method does not know yet is answered wrong."""
+    if not len(examples):
+        return None
+    predicted = calibration.scores_of(method, examples.bare()).argmax(1)
+    return float((predicted == examples.labels).double().mean())
+
+
+def _sha256(data: Any, task: Task) -> str:
+    """Of the file; of the examples where there is no single file."""
+    if not isinstance(data, str | Path) or not Path(data).is_file():
+        return hashlib.sha256(b"".join(part.digest() for part in task.examples.values())).hexdigest()
+    hasher = hashlib.sha256()
+    with regular(data) as opened:
+        for block in iter(lambda: opened.read(1 << 20), b""):
+            hasher.update(block)
+    return hasher.hexdigest()

@@ -1,0 +1,104 @@
+"""The commands on a finished run: update, rollback, versions, export. See `cli.py` for the others."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from everlearn import streams
+from everlearn.config import check_arguments
+from everlearn.errors import EverlearnError, printable, unknown
+
+SETTINGS = ("text_column", "image_column", "label_column", "split_column", "id_column", "skip_bad_rows")
+"""The settings of a stream that an update takes; listed here too, so that help is fast."""
+
+
+def to_keep(given: str | None) -> int:
+    """What --keep means: a number of held-out examples, none, or the default.
+
+    >>> to_keep("none"), to_keep("50")
+    (0, 50)
+    """
+    from everlearn.held_out import KEEP
+
+    if given is None or given == "none":
+        return KEEP if given is None else 0
+    if not given.isascii() or not given.isdecimal() or len(given) > 9:
+        raise EverlearnError(f"--keep {printable(given)} is neither a number of examples nor none: give one of the two")
+    return int(given)
+
+
+def _update(args: argparse.Namespace) -> int:
+    settings = args.settings["stream"]
+    if unfit := [key for key in settings if key not in SETTINGS]:
+        raise unknown("setting of an update", f"--stream.{unfit[0]}", [f"--stream.{key}" for key in SETTINGS])
+    given = check_arguments("stream", streams.load, settings)
+    keep = None if args.keep is None else to_keep(args.keep)
+    directory = _run_folder(args)
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print
+        from everlearn.model import update
+        from everlearn.versions import describe
+
+        _, version = update(directory, args.data, test=args.test, keep=keep, method=args.method, progress=True, **given)
+    if args.json:
+        print(json.dumps(version.record, indent=1))
+    else:
+        print(describe(version))
+        print(f"to go back: everlearn rollback {printable(directory)}")
+    return 0
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    directory = _run_folder(args)
+    with contextlib.redirect_stdout(sys.stderr):
+        from everlearn.versions import rollback
+
+        before, now = rollback(directory)
+    if args.json:
+        print(json.dumps({"version": now, "before": before}))
+    else:
+        print(f"{printable(directory)} answers as version {now} again; version {before} stays in "
+              f"{printable(directory / 'versions')}")  # fmt: skip
+    return 0
+
+
+def _versions(args: argparse.Namespace) -> int:
+    directory = _run_folder(args)
+    with contextlib.redirect_stdout(sys.stderr):
+        from everlearn import versions
+
+        now, found = versions.current(directory), versions.versions(directory)
+    if args.json:
+        print(json.dumps({"current": now, "versions": [version.record for version in found]}, indent=1))
+        return 0
+    print(f"version 1 of {printable(directory)}: the run itself")
+    for version in found:
+        print(versions.describe(version))
+    print(f"current: version {now}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    directory = _run_folder(args)
+    with contextlib.redirect_stdout(sys.stderr):
+        from everlearn.model import load
+
+        out = load(directory, method=args.method).export(args.to, args.out)
+    print(json.dumps({"format": args.to, "folder": str(out)}) if args.json else printable(out))
+    return 0
+
+
+def _run_folder(args: argparse.Namespace) -> Path:
+    directory: Path = args.directory
+    if not directory.is_dir():
+        raise EverlearnError(f"{directory}: no such run folder")
+    return directory
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "update": _update, "rollback": _rollback, "versions": _versions, "export": _export,
+}  # fmt: skip

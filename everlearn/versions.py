@@ -1,0 +1,221 @@
+"""Versions: what updates leave in a run's folder.
+
+Version 1 is the run itself. Each update writes `versions/version-0002`, `version-0003`, …: a checkpoint with the whole
+state of the method, the held-out examples and a record of the update. A version is never changed, and `current.json`
+says which one answers. Both are written completely or not at all, the version first, so that a process that is killed
+leaves the old version or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from everlearn import checkpoint
+from everlearn.errors import EverlearnError, printable
+from everlearn.files import read_bytes, write_whole
+from everlearn.locks import alone
+from everlearn.schemas import MOST_JSON, Current, VersionState, valid
+from everlearn.session import load_saved
+from everlearn.strict import from_json
+
+NAME = re.compile(r"version-([0-9]{4,9})")
+LEFT = re.compile(rf"\.{NAME.pattern}\.[0-9]+(\.old)?")
+"""What an update that was killed has left."""
+UPDATING = "learning or updating"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a model. Every entry of its record is an attribute: ``version.new_classes``.
+
+    Args:
+        record: version (its number), previous (that of the version it was made from), date, data (the name of the
+            file), sha256 (of the file, or of the examples), learned, held_out and calibration (numbers of examples),
+            new_classes, old and new (examples, and accuracy before and after), temperature, seconds, and notes.
+        directory: the run's folder.
+
+    Raises:
+        AttributeError: the record has no such entry.
+
+    >>> Version({"version": 2, "previous": 1, "new_classes": ["garden"]}, Path("run")).new_classes
+    ['garden']
+    """
+
+    record: dict[str, Any]
+    directory: Path
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.record[name]
+        except KeyError:
+            raise AttributeError(f"a version has no entry '{name}'; it has {', '.join(self.record)}") from None
+
+
+def current(folder: Path) -> int:
+    """The number of the version that answers.
+
+    Raises:
+        EverlearnError: `current.json` is damaged, or the version is not there.
+    """
+    file = _place(folder) / "current.json"
+    if not file.exists():
+        return 1
+    remedy = f"remove it to go back to version 1, or write one of {_numbers(folder)} into it"
+    number: int = valid(from_json(read_bytes(file, MOST_JSON), file, remedy), Current, file, remedy)["version"]
+    if number not in _numbers(folder):
+        raise EverlearnError(f"{file} names version {number}, which is not there: {remedy}")
+    return number
+
+
+def load(folder: Path) -> tuple[int, checkpoint.Checkpoint]:
+    """The version that answers: its number and what it holds.
+
+    Raises:
+        EverlearnError: nothing is saved yet, the run is not finished, or what is saved is damaged.
+    """
+    number = current(folder)
+    if number > 1:
+        place = _place(folder)
+        saved = checkpoint.load(place, _name(number))
+        _checked(saved.state, number, place)
+        return number, saved
+    name = checkpoint.newest(folder / "checkpoints")
+    if name is None:
+        raise EverlearnError(f"{folder} holds no checkpoint yet: run `everlearn resume {folder}`")
+    saved = load_saved(folder / "checkpoints", name)
+    if saved.state["step"]:
+        raise EverlearnError(f"{folder} stopped inside task {saved.state['task'] + 1}: run `everlearn resume {folder}`")
+    return number, saved
+
+
+def versions(folder: str | Path) -> list[Version]:
+    """All versions that updates have made, oldest first; version 1, the run itself, has no record.
+
+    Raises:
+        EverlearnError: a record is damaged.
+
+    >>> import everlearn, tempfile
+    >>> from everlearn.streams import Record
+    >>> folder = tempfile.mkdtemp() + "/run"
+    >>> small = {"name": "clinc150", "tasks": 2, "max_train_per_class": 2, "max_test_per_class": 1}
+    >>> _ = everlearn.run("simplecil", small, backbone="tiny", out=folder)
+    >>> texts = ["water the roses", "trim the hedge", "is the lawn dry"]
+    >>> _ = everlearn.load(folder).update([Record(text, "garden") for text in texts])
+    >>> [(version.version, version.new_classes) for version in versions(folder)]
+    [(2, ['garden'])]
+    """
+    folder = Path(folder)
+    place = _place(folder)
+    states = {number: checkpoint.read_state(place / _name(number)) for number in _numbers(folder)[1:]}
+    return [Version(_checked(state, number, place)["record"], folder) for number, state in states.items()]
+
+
+def add(folder: Path, saved: checkpoint.Checkpoint) -> None:
+    """Write a version and let it answer. The caller holds the folder's lock.
+
+    Raises:
+        EverlearnError: it cannot be written; the version before answers.
+    """
+    place, number = _place(folder), saved.state["record"]["version"]
+    if place.is_symlink():
+        raise EverlearnError(f"{place} is a link, and an update writes only into its run's folder: replace it by the "
+                             "folder that it points to")  # fmt: skip
+    place.mkdir(exist_ok=True)
+    for left in place.iterdir():
+        if LEFT.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+    checkpoint.save(place, _name(number), saved)
+    _set(folder, number)
+
+
+def new_number(folder: Path) -> int:
+    """The number of the next version: a number is never used twice, also after going back."""
+    return _numbers(folder)[-1] + 1
+
+
+def rollback(directory: str | Path) -> tuple[int, int]:
+    """Let the version answer that the current one was made from.
+
+    Returns:
+        The number of the version until now, and that of the version that answers now. Nothing is removed.
+
+    Raises:
+        EverlearnError: the current version is the first, or another process is learning in the folder.
+
+    >>> import everlearn, tempfile
+    >>> from everlearn.streams import Record
+    >>> folder = tempfile.mkdtemp() + "/run"
+    >>> small = {"name": "clinc150", "tasks": 2, "max_train_per_class": 2, "max_test_per_class": 1}
+    >>> _ = everlearn.run("simplecil", small, backbone="tiny", out=folder)
+    >>> texts = ["water the roses", "trim the hedge", "is the lawn dry"]
+    >>> _ = everlearn.load(folder).update([Record(text, "garden") for text in texts])
+    >>> rollback(folder)
+    (2, 1)
+    """
+    folder = Path(directory)
+    with alone(folder, UPDATING):
+        number = current(folder)
+        if number == 1:
+            raise EverlearnError(f"{folder} is at version 1, the run itself, and no version is before it")
+        previous: int = load(folder)[1].state["record"]["previous"]
+        if previous not in _numbers(folder):
+            raise EverlearnError(f"version {previous} of {folder}, which version {number} was made from, is not there: "
+                                 "put its folder back")  # fmt: skip
+        _set(folder, previous)
+    return number, previous
+
+
+def describe(version: Version) -> str:
+    """What an update did, in lines for the terminal.
+
+    >>> record = dict(version=2, previous=1, data="may.csv", learned=8, new_classes=["garden"], notes=[],
+    ...               old=dict(examples=20, before=0.9, after=0.85), new=dict(examples=2, before=0.0, after=1.0))
+    >>> print(describe(Version(record, Path("run"))))
+    version 2 of run, made from version 1: learned 8 examples of may.csv
+                     examples  before   after
+    old tasks              20    90.0    85.0
+    new data                2     0.0   100.0
+    accuracy in % on held-out examples; a class that was not known before counts as wrong
+    new classes: garden
+    """
+    lines = [f"version {version.version} of {version.directory}, made from version {version.previous}: learned "
+             f"{version.learned:,} examples of {version.data}", f"{'':<16} examples  before   after"]  # fmt: skip
+    for name, change in (("old tasks", version.old), ("new data", version.new)):
+        scores = (
+            f"{'-':>8}" if score is None else f"{100 * score:8.1f}" for score in (change["before"], change["after"])
+        )
+        lines.append(f"{name:<16} {change['examples']:>8,}{''.join(scores)}")
+    lines.append("accuracy in % on held-out examples; a class that was not known before counts as wrong")
+    lines += [f"new classes: {', '.join(version.new_classes)}"] if version.new_classes else []
+    return "\n".join(printable(line, 2000) for line in [*lines, *version.notes])
+
+
+def _set(folder: Path, number: int) -> None:
+    write_whole(_place(folder) / "current.json", json.dumps({"version": number}))
+
+
+def _checked(state: dict[str, Any], number: int, place: Path) -> dict[str, Any]:
+    file = place / _name(number) / "state.json"
+    remedy = f"remove {file.parent}, and update again"
+    checked: dict[str, Any] = valid(state, VersionState, file, remedy)
+    if checked["record"]["version"] != number:
+        raise EverlearnError(f"{file} is of version {checked['record']['version']}: {remedy}")
+    return checked
+
+
+def _numbers(folder: Path) -> list[int]:
+    found = ((NAME.fullmatch(path.name), path) for path in _place(folder).glob("version-*"))
+    return [1, *sorted(int(name[1]) for name, path in found if name and path.is_dir() and not path.is_symlink())]
+
+
+def _place(folder: Path) -> Path:
+    return folder / "versions"
+
+
+def _name(number: int) -> str:
+    return f"version-{number:04d}"

@@ -1,0 +1,66 @@
+"""What a run says while it learns where there is no terminal: plain lines, in time, on standard error."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from everlearn import cli
+from everlearn.console import Progress, final_table
+
+OPTIONS = ["--method", "simplecil", "--stream", "digits", "--tasks", "5", "--backbone", "tiny"]
+
+
+def test_a_long_wait_is_not_silent(monkeypatch, capsys):
+    monkeypatch.setattr(Progress, "EVERY", 0.05)
+    with Progress(10, "ranpac on shop", done=2) as outer:
+        outer.advance(1, "score 0.9")
+        with Progress(400, "task 4 of 10") as inner:
+            inner.show(120)
+            time.sleep(0.3)  # no step is done in this time
+    lines = capsys.readouterr().err.splitlines()
+    assert 3 <= len(lines) <= 8
+    first = "ranpac on shop: 3 of 10, score 0.9; task 4 of 10: 120 of 400 (0.1 s, about 0."
+    assert lines[0].startswith(first) and lines[0].endswith(" s left)")
+    assert lines[-1].startswith("ranpac on shop: 0.3 s, score 0.9")
+    time.sleep(0.15)
+    assert capsys.readouterr().err == ""  # it ends with the work
+
+
+def test_every_task_is_told_unless_tasks_are_quick(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("everlearn.console.time.monotonic", lambda: now[0])
+    with Progress(4, "run") as bar:
+        for seconds in (10, 0.1, 10, 10):
+            now[0] += seconds
+            bar.advance(1, f"score {seconds}")
+    assert capsys.readouterr().err.splitlines() == [
+        "run: 1 of 4, score 10 (10.0 s, about 30.0 s left)",
+        "run: 3 of 4, score 10 (20.1 s, about 6.7 s left)",
+        "run: 30.1 s, score 10",
+    ]
+
+
+def test_bars_side_by_side_may_end_in_any_order(capsys):
+    bars = [Progress(2, name).__enter__() for name in ("first", "second")]
+    for bar in bars:
+        bar.__exit__(None, None, None)
+    assert Progress.active == []
+    assert capsys.readouterr().err.splitlines() == ["second: 0.0 s"]
+
+
+def test_only_json_goes_to_standard_output(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(Progress, "EVERY", 0.001)
+    assert cli.main(["run", *OPTIONS, "--out", str(tmp_path / "run"), "--json"]) == 0
+    said = capsys.readouterr()
+    results = json.loads(said.out)
+    assert "simplecil on digits: " in said.err
+    assert len(results["per_class"]) == len(results["confusion"]["matrix"]) == 10
+    right = sum(results["confusion"]["matrix"][k][k] for k in range(10))
+    assert right / sum(map(sum, results["confusion"]["matrix"])) == pytest.approx(results["final_accuracy"])
+    final_table(results)
+    worst = min(results["per_class"], key=lambda score: score["recall"])
+    told = f"lowest recall in %: {worst['name']} {100 * worst['recall']:.1f}, "
+    assert told in capsys.readouterr().out
