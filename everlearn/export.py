@@ -66,7 +66,7 @@ def export(method: Method, to: str, out: str | Path, *, temperature: float | Non
     >>> task = streams.task_from([streams.Record("tea please", "drink"), streams.Record("a sofa", "furniture")])
     >>> _ = engine.learn(method, task)
     >>> try:
-    ...     export(Model(method), "onxx", "for-onnx-runtime")
+    ...     export(method, "onxx", "for-onnx-runtime")
     ... except EverlearnError as error:
     ...     print(error)
     unknown format 'onxx': did you mean 'onnx'? (known: onnx, sentence-transformers)
@@ -108,7 +108,8 @@ def _to_sentence_transformers(method: Method, temperature: float | None, out: Pa
         delta.merge(delta.site)
     if encoder.layers > 1:
         raise EverlearnError(f"'{encoder.name}' joins the features of {encoder.layers} layers, which "
-                             "sentence-transformers cannot compute: learn with the last layer only")  # fmt: skip
+                             "sentence-transformers cannot compute: learn with --backbone "
+                             f"{encoder.name.partition('@layers')[0]}")  # fmt: skip
     modules = _modules_of(library, encoder)
     prompts = {name: text for name, text in (("default", encoder.prompts[None]), ("query", encoder.prompts["query"]),
                                              ("document", encoder.prompts["document"])) if text}  # fmt: skip

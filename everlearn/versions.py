@@ -148,6 +148,17 @@ def rollback(directory: str | Path) -> tuple[int, int]:
         EverlearnError: the current version is the first, or another process is learning in the folder.
 
     >>> import everlearn, tempfile
+    >>> folder = tempfile.mkdtemp() + "/run"
+    >>> few = {"name": "clinc150", "tasks": 2, "max_train_per_class": 2, "max_test_per_class": 1}
+    >>> _ = everlearn.run("simplecil", few, backbone="tiny", out=folder)
+    >>> rows = everlearn.streams.from_rows(["water the roses", "trim the hedge", "is the lawn dry"], ["garden"] * 3)
+    >>> _ = everlearn.load(folder).update(rows)
+    >>> [version.version for version in versions(folder)], len(everlearn.load(folder).class_names)
+    ([2], 151)
+    >>> rollback(folder), len(everlearn.load(folder).class_names)
+    ((2, 1), 150)
+
+    >>> import everlearn, tempfile
     >>> from everlearn.streams import Record
     >>> folder = tempfile.mkdtemp() + "/run"
     >>> small = {"name": "clinc150", "tasks": 2, "max_train_per_class": 2, "max_test_per_class": 1}

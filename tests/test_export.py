@@ -128,6 +128,9 @@ def test_other_reasons_to_refuse(bert: Path, tmp_path: Path, monkeypatch: pytest
     model = learned("lda", "tiny", tmp_path / "tiny")
     with pytest.raises(EverlearnError, match="this run's encoder 'tiny' is none"):
         model.export("sentence-transformers", tmp_path / "out")
+    run("lda", toy_stream(tasks=2), backbone=f"{bert}@layers=2", out=tmp_path / "layers")
+    with pytest.raises(EverlearnError, match=f"joins the features of 2 layers.*learn with --backbone {bert}$"):
+        everlearn.load(tmp_path / "layers").export("sentence-transformers", tmp_path / "out")
     model = learned("lda", bert, tmp_path / "run")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

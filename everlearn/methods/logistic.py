@@ -25,7 +25,8 @@ class Logistic(SimpleCIL):
     Args:
         backbone: a pre-trained encoder, frozen.
         rows: most examples whose features are kept.
-        strength: C, the weight of the data against the penalty; "auto" chooses it on held-out features.
+        strength: C, the weight of the data against the penalty; "auto" chooses it on held-out features, which
+            takes about as long as the fit.
         seed: of the choice of rows, where there are more.
 
     Relations: `lda` and `ranpac` keep sums instead of features; `finetune` with `train="head"` fits the same
@@ -39,7 +40,7 @@ class Logistic(SimpleCIL):
     tags = Tags(family="representation", trains="nothing", retrains=True, exact=True)
 
     def __init__(
-        self, backbone: Backbone, *, rows: LargeCount = 100_000, strength: Factor | Literal["auto"] = "auto",
+        self, backbone: Backbone, *, rows: LargeCount = 100_000, strength: Factor | Literal["auto"] = 30.0,
         seed: Seed = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, seed=seed)
