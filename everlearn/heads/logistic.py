@@ -106,14 +106,12 @@ class Logistic(Statistics):
         by_name = torch.tensor(sorted(range(self.classes), key=self.class_names.__getitem__), dtype=torch.long)
         features = self.sample.features.float().cpu()
         labels = by_name.argsort()[self.sample.labels.cpu()]  # so that the order of the classes changes no bit either
-        start = None
         if self.strength != "auto":
             self.chosen.fill_(self.strength)
         elif len(labels) >= 5:
             # The rows lie in the order of their keys, so the first ones are a sample of all.
-            strength, start = best_strength(features[:CHOOSING], labels[:CHOOSING])
-            self.chosen.fill_(strength)
-        weight, offset, present = fit(features, labels, float(self.chosen), start)
+            self.chosen.fill_(best_strength(features[:CHOOSING], labels[:CHOOSING]))
+        weight, offset, present = fit(features, labels, float(self.chosen))
         self.weight = self.weight.new_zeros(len(self.weight), self.classes)
         self.offset = self.offset.new_full((self.classes,), LEAST)
         self.weight[:, by_name[present]] = weight.to(self.weight)
@@ -128,11 +126,10 @@ Fit = tuple[Tensor, Tensor, Tensor]
 """Weight (width, k), offset (k,) and the k labels that they are of."""
 
 
-def fit(features: Tensor, labels: Tensor, strength: float, start: Fit | None = None, tolerance: float = 3e-4) -> Fit:
+def fit(features: Tensor, labels: Tensor, strength: float, tolerance: float = 3e-4) -> Fit:
     """Logistic regression with C = `strength`, of the labels that occur.
 
     Args:
-        start: where the search begins, if it is of the same labels: the minimum is the same, and found sooner.
         tolerance: the largest derivative of the mean loss at which the search ends.
 
     >>> weight, offset, present = fit(torch.eye(3), torch.tensor([0, 4, 4]), 1.0)
@@ -149,13 +146,16 @@ def fit(features: Tensor, labels: Tensor, strength: float, start: Fit | None = N
     mean = features.mean(0)
     centred = features - mean
     scale = SPREAD / float(centred.square().sum(1).mean().sqrt().clamp_min(1e-6))
+    rows = centred.mul_(scale)
     model = LogisticRegression(C=strength / scale**2, max_iter=ITERATIONS, tol=tolerance, warm_start=True)
-    if start is not None and len(present) > 2 and torch.equal(start[2], present):
-        model.coef_ = (start[0].T / scale).contiguous().numpy()
-        model.intercept_ = (start[1] + mean @ start[0]).numpy()
+    if len(present) > 2:  # half of the means of the classes is nearer to the minimum than zero
+        which = torch.searchsorted(present, labels)
+        means = rows.new_zeros(len(present), rows.shape[1]).index_add_(0, which, rows)
+        model.coef_ = means.div_(2 * which.bincount()[:, None]).numpy()
+        model.intercept_ = rows.new_zeros(len(present)).numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # after 300 iterations no prediction changes any more
-        model.fit(centred.mul_(scale).numpy(), labels.numpy())
+        model.fit(rows.numpy(), labels.numpy())
     weight, offset = torch.from_numpy(model.coef_).float().T * scale, torch.from_numpy(model.intercept_).float()
     offset = offset - mean @ weight
     if len(present) == 2:  # scikit-learn gives the difference of the two scores
@@ -163,26 +163,26 @@ def fit(features: Tensor, labels: Tensor, strength: float, start: Fit | None = N
     return weight.contiguous(), offset, present
 
 
-def best_strength(features: Tensor, labels: Tensor) -> tuple[float, Fit]:
-    """C, and its fit to the rows that are not held out.
+def best_strength(features: Tensor, labels: Tensor) -> float:
+    """C by a held-out fifth of the rows.
 
     Of two values of C the larger one is taken only if its held-out cross-entropy, each at its own temperature, is lower
     by a hundredth: less is noise, and a smaller C is found sooner. The search begins at 10.
     """
-    held, tried = len(labels) // 5, dict[int, tuple[float, Fit]]()
+    held, errors = len(labels) // 5, dict[int, float]()
 
     def error(k: int) -> float:
         fitted = fit(features[held:], labels[held:], STRENGTHS[k], tolerance=1e-3)
-        tried[k] = held_out_error(features[:held], labels[:held], fitted), fitted
-        return tried[k][0]
+        errors[k] = held_out_error(features[:held], labels[:held], fitted)
+        return errors[k]
 
     best = FIRST
     error(best)
-    while best + 1 < len(STRENGTHS) and error(best + 1) < (1 - GAIN) * tried[best][0]:
+    while best + 1 < len(STRENGTHS) and error(best + 1) < (1 - GAIN) * errors[best]:
         best += 1
-    while 0 < best <= FIRST and error(best - 1) <= (1 + GAIN) * tried[best][0]:
+    while 0 < best <= FIRST and error(best - 1) <= (1 + GAIN) * errors[best]:
         best -= 1
-    return STRENGTHS[best], tried[best][1]
+    return STRENGTHS[best]
 
 
 def held_out_error(features: Tensor, labels: Tensor, fitted: Fit) -> float:
