@@ -133,6 +133,9 @@ def without_privileges() -> None:
 
 def _opened(folder: str) -> str:
     """A path of the folder that any user can follow in this process and in what it executes."""
+    path = Path(folder).resolve()
+    if all(place.stat().st_mode & 0o001 for place in (path, *path.parents)):
+        return folder  # libraries that resolve the other kind of path end in the closed folder again
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     os.set_inheritable(descriptor, True)
     return f"/proc/self/fd/{descriptor}"
@@ -191,8 +194,10 @@ class Fuzzer:
         config.DEFAULTS.update(stream={"name": str(self.seeds / "data" / "table.csv")}, method={"name": "simplecil"})
         methods.RanPAC.__init__.__kwdefaults__["width"] = 30
         said, sys.stderr = sys.stderr, open(base / "seeds.log", "w")  # noqa: SIM115  loggers keep it
-        seeds.build(self.seeds)
-        sys.stderr = said
+        try:
+            seeds.build(self.seeds)
+        finally:
+            sys.stderr = said
         os.environ["EVERLEARN_CACHE"] = str(self.own / "cache")
         self.values, self.texts = damage.odd_values(600, seed), damage.odd_texts(600, seed)
         self.counts, self.accepted = Counter[str](), Counter[str]()
