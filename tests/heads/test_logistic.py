@@ -64,8 +64,8 @@ def test_the_minimum_is_that_of_scikit_learn_on_the_rows_as_they_are():
     x = normalize(x, dim=1)
     theirs = LogisticRegression(C=3.0, max_iter=1000, tol=1e-6).fit(x.numpy(), y.numpy())
     weight, offset, _ = fit(x, y, 3.0, tolerance=1e-6)
-    torch.testing.assert_close(weight, torch.from_numpy(theirs.coef_).T, rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(offset, torch.from_numpy(theirs.intercept_), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(weight, torch.from_numpy(theirs.coef_).float().T, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(offset, torch.from_numpy(theirs.intercept_).float(), rtol=1e-2, atol=1e-2)
 
 
 def test_no_more_rows_are_kept_than_asked_and_the_head_still_knows_every_class():
