@@ -94,12 +94,12 @@ def main() -> None:
         encoder = next((args.data / "weights").glob("vit_tiny*")) if name in IMAGES else minilm()
         rows.append(measure(name, stem, str(encoder), counts, folder))
         print("\n".join(table(rows)), flush=True)
-    environment = json.loads((folder / f"run-{rows[0]['set']}-warm" / "results.json").read_text())["environment"]
-    lines = ["# Beside eight lines by hand", "", f"From `{common.command(parser, args, ('out', 'data'))}`.", "",
-             f"Measured: at most {args.most:,} training and {args.most_test:,} test examples of each set, seed 0; "
-             f"{common.machine(environment)}.", "",
-             *table(rows)]  # fmt: skip
-    common.write_page("by_hand", lines)
+        results = json.loads((folder / f"run-{name}-warm" / "results.json").read_text())
+        lines = ["# Beside eight lines by hand", "", f"From `{common.command(parser, args, ('out', 'data'))}`.", "",
+                 f"Measured: at most {args.most:,} training and {args.most_test:,} test examples of each set, seed 0; "
+                 f"{common.machine(results['environment'])}.", "",
+                 *table(rows)]  # fmt: skip
+        common.write_page("by_hand", lines)
     if args.out is None:
         shutil.rmtree(folder)
 

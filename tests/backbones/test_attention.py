@@ -14,7 +14,7 @@ from everlearn.peft.prefix import Prefix
 
 def heads(dtype=torch.float32):
     torch.manual_seed(0)
-    drawn = [torch.randn(2, 3, tokens, 8) for tokens in (5, 7, 7)]  # before the cast: torch 2.6 draws others in bfloat16
+    drawn = [torch.randn(2, 3, tokens, 8) for tokens in (5, 7, 7)]  # torch 2.6 draws others in bfloat16
     return [part.to(dtype).requires_grad_() for part in drawn]
 
 
