@@ -157,23 +157,15 @@ def rollback(directory: str | Path) -> tuple[int, int]:
     ([2], 151)
     >>> rollback(folder), len(everlearn.load(folder).class_names)
     ((2, 1), 150)
-
-    >>> import everlearn, tempfile
-    >>> from everlearn.streams import Record
-    >>> folder = tempfile.mkdtemp() + "/run"
-    >>> small = {"name": "clinc150", "tasks": 2, "max_train_per_class": 2, "max_test_per_class": 1}
-    >>> _ = everlearn.run("simplecil", small, backbone="tiny", out=folder)
-    >>> texts = ["water the roses", "trim the hedge", "is the lawn dry"]
-    >>> _ = everlearn.load(folder).update([Record(text, "garden") for text in texts])
-    >>> rollback(folder)
-    (2, 1)
     """
     folder = Path(directory)
     with alone(folder, UPDATING):
         number = current(folder)
         if number == 1:
             raise EverlearnError(f"{folder} is at version 1, the run itself, and no version is before it")
-        previous: int = load(folder)[1].state["record"]["previous"]
+        place = _place(folder)
+        state = _checked(checkpoint.read_state(place / _name(number)), number, place)
+        previous: int = state["record"]["previous"]
         if previous not in _numbers(folder):
             raise EverlearnError(f"version {previous} of {folder}, which version {number} was made from, is not there: "
                                  "put its folder back")  # fmt: skip

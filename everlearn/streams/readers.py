@@ -13,11 +13,12 @@ from everlearn.streams.columns import Columns
 from everlearn.streams.files import READERS, read_columns
 from everlearn.streams.images import IMAGE_ENDINGS, folders_below, images_in, only_decodable, read_image_folder
 from everlearn.streams.mistakes import check_columns, check_labels
+from everlearn.streams.peek import IMAGE_NAMES
 from everlearn.streams.records import SPLIT_NAMES, BadRows, Record, Table, place, with_ids
 
 COMMON_NAMES = {
     "text": ("text", "utterance", "sentence", "query", "question", "content"),
-    "image": ("image", "img"),
+    "image": IMAGE_NAMES,
     "label": ("label", "intent", "category", "class", "target"),
     "domain": ("domain",),
     "split": ("split",),
