@@ -238,6 +238,22 @@ class Method(nn.Module):
         asked, given = self.embed(queries, "query"), self.embed(documents, "document")
         return nearest(comparable(asked, similarity), comparable(given, similarity), k)
 
+    # -- an index that has to survive --------------------------------------------------------------
+    def document_space(self) -> str:
+        """A hash of all that determines the embedding of a document. While it stays the same, an index stays right.
+
+        A method that reads documents in another way than `embed` of the whole backbone says here what decides.
+        """
+        return self.backbone.identity()
+
+    def queries_for(self, queries: Sequence[Input], space: str) -> Tensor:
+        """Embeddings (n, width) of queries, to search an index of documents that were embedded in `space`.
+
+        By default those of `embed`, whatever the space: a method that knows how its own space has moved since then
+        overrides this and takes the movement back.
+        """
+        return self.embed(queries, "query")
+
     # -- two knobs -----------------------------------------------------------------------------
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups: everything that requires grad, the head apart where it has a learning rate of
