@@ -11,17 +11,19 @@ if os.name != "posix":
                       "processes as POSIX does: on Windows run it in WSL")  # fmt: skip
 
 __version__ = "0.1.0"
-__all__ = ["Examples", "Method", "Stream", "Task", "compare", "load", "resume", "run"]
+__all__ = ["Examples", "Index", "Method", "Stream", "Task", "compare", "load", "resume", "run"]
 
 if TYPE_CHECKING:
     from everlearn.comparison import compare
     from everlearn.method import Method
     from everlearn.model import load
     from everlearn.protocol import resume, run
+    from everlearn.retrieval.index import Index
     from everlearn.streams.stream import Examples, Stream, Task
 
 _HOMES = {"run": "protocol", "resume": "protocol", "compare": "comparison", "load": "model", "Method": "method",
-          "Stream": "streams.stream", "Task": "streams.stream", "Examples": "streams.stream"}  # fmt: skip
+          "Stream": "streams.stream", "Task": "streams.stream", "Examples": "streams.stream",
+          "Index": "retrieval.index"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,22 +16,29 @@ import torch
 from everlearn.backbones.backbone import Backbone
 from everlearn.errors import ContractError, printable
 from everlearn.method import Method, Tags
-from everlearn.metrics.retrieval import id_order, score_rankings
+from everlearn.metrics.retrieval import ndcg_at_k, score_rankings
+from everlearn.retrieval.domains import Domains
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Stream, Task
 
 CHUNK = 1024  # inputs handed to `predict` at once; its answers may not depend on it
 METRIC = {"classes": "accuracy", "ranking": "nDCG@10"}
 TOLD = "accuracy told the task"
-RESERVED = (*METRIC.values(), "recall@10", "mrr@10", TOLD)
+KEPT, NEW = "nDCG@10 kept index", "nDCG@10 new index"
+RESERVED = (*METRIC.values(), "recall@10", "mrr@10", "map@10", KEPT, NEW, TOLD)
 """Names that `measures` may not use: a value of such a name would replace the score."""
 
 
 class Evaluation:
-    """Evaluates `method` on `stream`: accuracy for classes, nDCG@10 for rankings."""
+    """Evaluates `method` on `stream`: accuracy for classes, nDCG@10 for rankings.
 
-    def __init__(self, stream: Stream, method: Method) -> None:
+    Args:
+        folder: where the index of each domain is kept, where the goal is ranking; None keeps them in memory.
+    """
+
+    def __init__(self, stream: Stream, method: Method, folder: Path | None = None) -> None:
         self.stream, self.method = stream, method
+        self.domains = Domains(method, folder)
         self.metric = METRIC[stream.goal]
         self._measured: set[str] | None = None  # the names that `measures` gave so far
         self._answers: dict[int, torch.Tensor] = {}  # the newest predicted labels of the test examples, by task
@@ -55,7 +63,10 @@ class Evaluation:
     def after(self, task: Task) -> dict[str, Any]:
         """One row: the score on every task up to `task`, and over all their test examples together."""
         seen = self.stream.tasks[: task.index + 1]
+        self.domains.learned()
         with torch.no_grad():
+            if self.stream.goal == "ranking":
+                self.domains.keep(task)
             scores = [{**score, **self.others(old)} for score, old in zip(self._scores(seen), seen, strict=True)]
         counts = [len(old.test) for old in seen]
         total = sum(score[self.metric] * count for score, count in zip(scores, counts, strict=True))
@@ -64,6 +75,7 @@ class Evaluation:
 
     def score(self, task: Task) -> dict[str, float]:
         """The scores on one task's test examples."""
+        self.domains.learned()
         return self._scores([task])[0]
 
     def _scores(self, tasks: Sequence[Task]) -> list[dict[str, float]]:
@@ -99,6 +111,14 @@ class Evaluation:
                 self.score(task)
         labels = torch.cat([task.test.labels for task in self.stream])
         return labels.tolist(), torch.cat([self._answers[task.index] for task in self.stream]).tolist()
+
+    def searched(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Where the goal is ranking: the pairings of old and new queries and indexes at the end, and the scores of all
+        queries (see `retrieval/domains.py`)."""
+        if self.stream.goal != "ranking":
+            return None
+        with torch.no_grad():
+            return self.domains.summary(self.stream.tasks)
 
     def others(self, task: Task) -> dict[str, float]:
         """What the method measures besides, and how right it would be if it were told the task.
@@ -141,20 +161,13 @@ class Evaluation:
         return torch.cat(parts)
 
     def _ranking(self, task: Task) -> dict[str, float]:
-        assert task.corpus is not None
-        assert task.test.relevant is not None
-        # Of documents with equal scores the first wins, and trec_eval ranks by id then.
-        order = id_order(task.corpus.ids)
-        documents: Sequence[Input] = [task.corpus.texts[i] for i in order]
-        queries = task.test.bare()
+        relevant = task.test.relevant
+        assert relevant is not None
         with torch.no_grad():
-            found = self.method.search(queries, documents)
-        unfit = [row for row in found if len({*row}) < len(row) or not {*row} <= {*range(len(documents))}]
-        if len(found) != len(queries) or unfit:
-            raise ContractError(f"search gives, for each of {len(queries)} queries, different positions of documents, "
-                                f"from 0 to {len(documents) - 1}; it gave something else")  # fmt: skip
-        rankings = [[task.corpus.ids[order[position]] for position in row] for row in found]
-        return score_rankings(rankings, task.test.relevant)
+            new = self.domains.found(task)
+            kept = self.domains.found_in_kept(task) if self.domains.has_moved(task) else new
+        both = {name: float(ndcg_at_k(found, relevant).mean()) for name, found in ((KEPT, kept), (NEW, new))}
+        return score_rankings(kept if self.method.tags.index == "kept" else new, relevant) | both
 
 
 def _ask(method: Method, inputs: list[Input], told: int | None) -> torch.Tensor:

@@ -61,6 +61,8 @@ class Tags:
         task_at_test: what `predict` does with the task where the stream tells it: it is "ignored" (and not
             told), "used", or "needed".
         retrains: whether the cost of a task grows with the number of tasks before it.
+        index: where it ranks documents, how those of earlier domains are found: their embeddings are "re-encoded" by
+            the present model, or "kept" as they were when their domain was learned (see `queries_for`).
         exact: whether `forget` and `merge` give what learning without, or with, the examples would have given.
 
     >>> from everlearn.methods import LDA
@@ -76,6 +78,7 @@ class Tags:
     needs: tuple[Literal["class names", "two towers", "last layer"], ...] = ()
     task_at_test: Literal["ignored", "used", "needed"] = "ignored"
     retrains: bool = False
+    index: Literal["re-encoded", "kept"] = "re-encoded"
     exact: bool = False
 
     def trained_by(self, settings: Mapping[str, Any]) -> str:
@@ -244,7 +247,8 @@ class Method(nn.Module):
 
         A method that reads documents in another way than `embed` of the whole backbone says here what decides.
         """
-        return self.backbone.identity()
+        with self.backbone.reading("document"):
+            return self.backbone.identity()
 
     def queries_for(self, queries: Sequence[Input], space: str) -> Tensor:
         """Embeddings (n, width) of queries, to search an index of documents that were embedded in `space`.
@@ -253,6 +257,10 @@ class Method(nn.Module):
         overrides this and takes the movement back.
         """
         return self.embed(queries, "query")
+
+    def reaches(self, space: str) -> bool:
+        """Whether `queries_for` gives queries that fit an index of documents that were embedded in `space`."""
+        return space == self.document_space()
 
     # -- two knobs -----------------------------------------------------------------------------
     def param_groups(self) -> list[dict[str, Any]]:

@@ -150,6 +150,14 @@ class Model:
         with torch.no_grad():
             return self.method.embed(listed(inputs), role).float().cpu().numpy()
 
+    def encode_query(self, queries: Sequence[Input]) -> np.ndarray:
+        """Embeddings (n, width) of queries, float32, to search the documents of `encode_document`."""
+        return self.embed(queries, "query")
+
+    def encode_document(self, documents: Sequence[Input]) -> np.ndarray:
+        """Embeddings (n, width) of documents, float32, to be put into an index (`everlearn.Index`)."""
+        return self.embed(documents, "document")
+
     def _scores(self, inputs: Sequence[Input]) -> torch.Tensor:
         inputs = listed(inputs)
         if not self.class_names:

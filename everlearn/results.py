@@ -25,7 +25,7 @@ from everlearn.metrics.per_class import confusion, per_class
 from everlearn.streams.stream import Stream
 
 TIMINGS = ("seconds", "seconds_per_task", "peak_rss_bytes", "examples_encoded", "examples_served",
-           "encoder_passes", "environment")  # fmt: skip
+           "documents_per_second", "encoder_passes", "environment")  # fmt: skip
 """The fields that measure this execution; all others are equal to the bit in a repeated or resumed run."""
 
 
@@ -80,6 +80,7 @@ class Result:
 def assemble(
     method: Method, stream: Stream, config: dict[str, Any], measured: Measured, costs: dict[str, Any],
     calibration: dict[str, Any] | None = None, kept: int = 0, answers: tuple[list[int], list[int]] = ([], []),
+    searched: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The fields of results.json, after the last task.
 
@@ -87,6 +88,7 @@ def assemble(
         calibration: as `everlearn.calibration.measured` gives it.
         kept: bytes of the held-out examples in the run's folder.
         answers: the labels of all test examples, and those that were predicted for them at the end.
+        searched: as `everlearn.retrieval.domains.Domains.summary` gives it, where the goal is ranking.
     """
     rows, size = measured.rows, len(stream)
 
@@ -114,7 +116,7 @@ def assemble(
             for task in stream
         ],
         "accuracy_matrix": matrix, "other_matrices": others,
-        "before": before, "initial": measured.initial, "calibration": calibration,
+        "before": before, "initial": measured.initial, "calibration": calibration, "retrieval": searched,
         **summary(matrix, counts, before, measured.initial or [None] * size),
         "per_class": per_class(stream.class_names, *answers) if answers[0] else [],
         "confusion": confusion(stream.class_names, *answers) if answers[0] else None,
@@ -123,7 +125,7 @@ def assemble(
         "seconds_per_task": measured.seconds,
         "peak_rss_bytes": peak_memory(),
         "examples_encoded": costs["examples_encoded"], "examples_served": costs["examples_served"],
-        "encoder_passes": measured.passes,
+        "documents_per_second": costs["documents_per_second"], "encoder_passes": measured.passes,
         "environment": environment(method.backbone),
         "warnings": measured.warned, "notes": list(stream.notes), "paper_compat": method.paper_compat,
         "diagnostics": method.diagnostics(), "fingerprint": stream.fingerprint(), "config": config,

@@ -114,6 +114,107 @@ class Confusion(TypedDict):
     matrix: list[list[Count]] | None
 
 
+class FoundDocument(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    id: str
+    text: str
+    grade: Count
+
+
+class LostQuery(TypedDict):
+    """A query whose documents were found when its domain was learned, and are found less well at the end."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    task: str
+    id: str
+    text: str
+    before: Score
+    after: Score
+    found_before: list[FoundDocument]
+    found_after: list[FoundDocument]
+    relevant: list[FoundDocument]
+
+
+Pairing = Literal[
+    "old queries, old index", "old queries, new index", "new queries, old index", "new queries, new index"
+]
+
+
+class DomainResult(TypedDict):
+    """What the queries of a domain find in the index that was made when it was learned, and in one made at the end."""
+
+    __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False)  # type: ignore[misc]
+    name: str
+    documents: Count
+    queries: Count
+    moved: bool
+    ndcg: dict[Pairing, Score]
+    recall: dict[Pairing, Score]
+
+
+class Retrieval(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    index: Literal["re-encoded", "kept"]
+    domains: list[DomainResult]
+    documents: Count
+    stale_documents: Count
+    index_bytes: Count
+    lost: list[LostQuery]
+
+
+class StampRecord(TypedDict):
+    """The stamp of an index (`everlearn.retrieval.stamp`)."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    space: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    encoder: str
+    dimension: Annotated[int, Field(ge=1, le=1_000_000)]
+    similarity: Literal["cosine", "dot"]
+    pooling: str
+    prompt: str
+    precision: str
+
+
+class IndexSettings(TypedDict):
+    """index.json of a generation of an index."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    format: int
+    stamp: StampRecord
+    kind: Literal["exact", "hnsw", "ivf"]
+    settings: dict[str, Annotated[int, Field(ge=1, lt=2**31)]]
+    made_by: dict[str, str]
+
+
+class SavedLog(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    log_bytes: Count
+
+
+class NearbyFile(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    file: Annotated[str, StringConstraints(pattern=r"^nearby-[0-9]+\.faiss$")]
+    rows: Count
+    bytes: Count
+    sha256: Digest
+
+
+class QueryScores(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    task: str
+    ids: list[str]
+    when_learned: list[Score]
+    at_the_end: list[Score]
+
+
+class PerQuery(TypedDict):
+    """queries.json of a run whose goal is ranking: the score of every test query."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    metric: str
+    tasks: list[QueryScores]
+
+
 def _square(results: Any) -> Any:
     """Matrices, curves and tasks have the same size, and the seconds have a sum."""
     if not results["seconds"].keys() >= {"total", "encode"}:
@@ -158,6 +259,8 @@ class _Results(TypedDict):
     before: Scores
     initial: Scores
     calibration: NotRequired[Calibration | None]
+    retrieval: NotRequired[Retrieval | None]
+    documents_per_second: NotRequired[Positive | None]
     per_class: NotRequired[list[ClassResult]]
     confusion: NotRequired[Confusion | None]
     curve: list[Score]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from everlearn.engine import Learning, Listener, Training, learn, replay
 from everlearn.errors import EverlearnError, EverlearnWarning, one_line
 from everlearn.evaluation import Evaluation
 from everlearn.features import default_store
-from everlearn.files import append_lines, rewrite_lines
+from everlearn.files import append_lines, rewrite_lines, write_whole
 from everlearn.held_out import KEEP, HeldOut
 from everlearn.interrupts import Interrupted, Stop
 from everlearn.listeners import Bar, Clock, Log
@@ -27,6 +28,9 @@ from everlearn.method import Method
 from everlearn.results import Measured, Result, assemble, reset_peak_memory, rounding, write_results
 from everlearn.schemas import State, read_log, valid
 from everlearn.streams.stream import Stream, Task
+
+QUERIES = "queries.json"
+"""The scores of every test query, in the folder of a run whose goal is ranking."""
 
 SOON = 20.0  # seconds: a task boundary this close to the last checkpoint is cheaper to repeat than to save
 
@@ -68,7 +72,7 @@ class Session(Listener):
         self._passed = Backbone.passed
         store = default_store()
         counted = store.encoded, store.served, store.seconds
-        evaluation = Evaluation(self.stream, self.method)
+        evaluation = Evaluation(self.stream, self.method, self.folder)
         with self._interruptible(), self._warnings(), Progress(
             len(self.stream), f"{self.config['method']['name']} on {self.stream.name}", self.progress, self.task_index
         ) as bar:  # fmt: skip
@@ -79,15 +83,19 @@ class Session(Listener):
             calibrated = self._calibrate(held_out, evaluation)
             if self.folder:
                 self._save(keep=1, held_out=held_out)
+        searched, per_query = evaluation.searched() or (None, None)
         self._count_passes()
         costs = {
             "examples_encoded": store.encoded - counted[0], "examples_served": store.served - counted[1],
             "encode_seconds": store.seconds - counted[2],
+            "documents_per_second": evaluation.domains.documents_per_second,
         }  # fmt: skip
         kept = held_out.stored_bytes() if self.keep else 0
         results = assemble(self.method, self.stream, self.config, self.measured, costs, calibrated, kept,
-                           evaluation.answers())  # fmt: skip
+                           evaluation.answers(), searched)  # fmt: skip
         if self.folder:
+            if per_query:
+                write_whole(self.folder / QUERIES, json.dumps(per_query))
             write_results(self.folder, results)
         return Result(results, self.folder)
 

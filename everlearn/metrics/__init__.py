@@ -39,6 +39,9 @@ FORMULAS: dict[str, str] = {
     "task / largest weights of test examples",
     "router accuracy": "test examples that the router assigns to their own task / test examples",
     "accuracy told the task": "test examples that are classified correctly when the task is told / test examples",
+    "map@10": "Σ_{r≤10} relevant_{r} · precision@r / relevant documents",
+    "nDCG@10 kept index": "nDCG@10 in the index that was made when the domain was learned",
+    "nDCG@10 new index": "nDCG@10 in an index that the present model makes",
     "mrr@10": "1 / rank of the first relevant document, or 0 if it is not among the first 10",
 }
 

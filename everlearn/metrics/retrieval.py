@@ -120,7 +120,7 @@ def nearest(queries: torch.Tensor, documents: torch.Tensor, k: int = 10) -> list
     queries = queries.to(documents.device).float()
     if queries.ndim != 2 or queries.shape[1:] != documents.shape[1:]:
         raise ValueError(f"queries {tuple(queries.shape)} and documents {tuple(documents.shape)} do not fit together")
-    _finite(queries, "query")
+    check_finite(queries, "query")
     positions = torch.arange(len(documents), device=documents.device)
     found: list[list[int]] = []
     for some in queries.split(QUERIES_AT_ONCE):
@@ -128,11 +128,11 @@ def nearest(queries: torch.Tensor, documents: torch.Tensor, k: int = 10) -> list
         best = positions.new_empty((len(some), 0))
         for rows in positions.split(SCORES_AT_ONCE // QUERIES_AT_ONCE):
             part = documents[rows].float()
-            _finite(part, "document")
+            check_finite(part, "document")
             # What was found so far stands first, so that a tie goes to it.
             scores = torch.cat([best_scores, some @ part.T], dim=1)
             candidates = torch.cat([best, rows.expand(len(some), -1)], dim=1)
-            columns = _first_largest(scores, min(k, scores.shape[1]))
+            columns = first_largest(scores, min(k, scores.shape[1]))
             best_scores, best = scores.gather(1, columns), candidates.gather(1, columns)
         found += best.tolist()
     return found
@@ -163,7 +163,7 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(a, b, out=np.zeros(len(b)), where=b > 0)
 
 
-def _first_largest(scores: torch.Tensor, k: int) -> torch.Tensor:
+def first_largest(scores: torch.Tensor, k: int) -> torch.Tensor:
     """(n, k) columns of the k largest scores of each row, best first; equal scores keep the column order."""
     values, columns = scores.topk(k)
     columns = columns.sort(dim=1).values
@@ -175,7 +175,7 @@ def _first_largest(scores: torch.Tensor, k: int) -> torch.Tensor:
     return columns
 
 
-def _finite(embeddings: torch.Tensor, what: str) -> None:
+def check_finite(embeddings: torch.Tensor, what: str) -> None:
     rows = (~embeddings.isfinite().all(dim=1)).nonzero()
     if len(rows):
         cause = "the training diverged; use a lower learning rate"

@@ -17,6 +17,7 @@ from everlearn.report.figures import ACCENT, COLOURS, GREY, INK, Line
 from everlearn.report.heatmap import heatmap
 from everlearn.report.markup import Html, facts, figure, formula, join, scroll, section, table, tag
 from everlearn.report.reliability import reliability
+from everlearn.report.retrieval import retrieval
 
 Results = Mapping[str, Any]
 """The content of results.json."""
@@ -41,6 +42,7 @@ def body(run: Results) -> Html:
         section("tasks-over-time", "Scores over the tasks", _curves(run)) if len(run["tasks"]) > 1 else None,
         section("classes", "Classes", classes(run)) if run.get("per_class") else None,
         section("calibration", "Probabilities", reliability(run["calibration"])) if run.get("calibration") else None,
+        section("retrieval", "Queries and indexes, old and new", retrieval(run)) if run.get("retrieval") else None,
         section("costs", "Costs", costs(run)),
         section("tasks", "Tasks", _tasks(run)),
         section("diagnostics", "Diagnostics", diagnostics(run["diagnostics"])) if run.get("diagnostics") else None,

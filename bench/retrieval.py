@@ -1,0 +1,147 @@
+"""Ways to teach a dense retriever one domain after another, compared with equal care.
+
+    python bench/retrieval.py [--stream NAME] [--methods a,b] [--rates 3] [--seeds 0,1,2] [--out FOLDER]
+
+Every method first learns the stream with each of as many learning rates, a factor of three apart around its own
+default, and its validation queries decide; test queries are not used. Then it learns the stream with the rate found,
+once with every seed. A folder that is given is gone on with: what is finished there is not learned again.
+
+Written to docs/results/retrieval.md: nDCG@10 on all domains at the end, on the old ones and on the new one when it was
+learned, beside the model before any learning and joint training; how many documents would have to be encoded again;
+and what the first source document claims, that a prompt pool keeps more than 80 % of the old performance and reaches
+98 % of joint training on new data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import common
+import torch
+
+from everlearn import methods, run, streams
+from everlearn.schemas import read_results
+from everlearn.streams.stream import Corpus, Examples, Stream, Task
+
+METHODS = {
+    "frozen": {}, "finetune": {"epochs": 1}, "er": {"epochs": 1}, "joint": {"epochs": 1}, "lora": {"epochs": 1},
+    "lora query side": {"epochs": 1, "side": "query"}, "prompt_retriever": {}, "domain_adapters": {},
+    "qdc": {"epochs": 1}, "qdc without distillation": {"epochs": 1, "distill": 0.0}, "l2r": {"epochs": 1},
+    "interpolate": {"epochs": 1},
+}  # fmt: skip
+"""The settings of each row besides the learning rate; the first word is the name of the method."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stream", default="domains4")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--backbone", default="minilm")
+    parser.add_argument("--rates", type=int, default=3, help="learning rates tried; 1 takes the method's default")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder = args.out or Path(tempfile.mkdtemp())
+    stream = streams.load(args.stream)
+    rows = {}
+    for name in args.methods.split(","):
+        section = {"name": name.split()[0], **METHODS[name]}
+        if name != "frozen":
+            section["lr"] = tuned(section, stream, args, folder / "tuning" / name.replace(" ", "-"))
+        rows[name] = [
+            learned(section, stream, args.backbone, seed, folder / f"{name.replace(' ', '-')}-{seed}")
+            for seed in ([0] if name == "frozen" else map(int, args.seeds.split(",")))
+        ]
+        print("\n".join(table(rows)), flush=True)
+        lines = ["# Retrievers that learn one domain after another", "",
+                 f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",
+                 f"Measured: {stream.name}, {len(stream)} domains, {args.backbone}, seeds {args.seeds}; "
+                 f"{common.machine(rows[name][0]['environment'])}.", "", *table(rows)]  # fmt: skip
+        common.write_page("retrieval", lines)
+
+
+def learned(section: dict[str, Any], stream: Stream, backbone: str, seed: int, out: Path) -> dict[str, Any]:
+    """The results of a run; those in the folder where it is finished already."""
+    if (out / "results.json").exists():
+        return read_results(out / "results.json")
+    return run(section, stream, backbone=backbone, seed=seed, out=out).results
+
+
+def tuned(section: dict[str, Any], stream: Stream, args: argparse.Namespace, folder: Path) -> float:
+    """The learning rate with the highest final score on validation queries."""
+    default = methods.get(section["name"])
+    rate = default_rate(default, section)
+    if args.rates == 1:
+        return rate
+    scores = {}
+    judged = on_validation(stream)
+    for step in range(args.rates):
+        tried = float(f"{rate * 3.0 ** (step - args.rates // 2):.3g}")
+        results = learned({**section, "lr": tried}, judged, args.backbone, 0, folder / f"{tried}")
+        scores[tried] = results["final_accuracy"]
+        print(f"{section} lr={tried}: validation nDCG@10 {scores[tried]:.4f}", flush=True)
+    return max(scores, key=scores.__getitem__)
+
+
+def default_rate(method: type[Any], section: dict[str, Any]) -> float:
+    """What the method takes where no learning rate is given."""
+    from everlearn import backbones
+
+    given = {key: value for key, value in section.items() if key not in ("name", "lr")}
+    return float(method(backbones.load("tiny"), **given).lr)
+
+
+def on_validation(stream: Stream) -> Stream:
+    """The stream with its validation queries in place of its test queries."""
+
+    def judged(task: Task) -> Task:
+        validation, corpus = task.validation, task.corpus
+        assert corpus is not None
+        assert validation.positives is not None
+        ids = {text: id for id, text in zip(corpus.ids, corpus.texts, strict=True)}
+        for text in validation.positives:
+            ids.setdefault(text, f"validation {len(ids)}")
+        relevant = [{ids[text]: 1} for text in validation.positives]
+        test = Examples(validation.inputs, validation.labels, validation.ids, relevant=relevant)
+        return replace(task, examples={"train": task.train, "test": test},
+                       corpus=Corpus(list(ids.values()), list(ids)))  # fmt: skip
+
+    return replace(stream, tasks=tuple(judged(task) for task in stream))
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    joint = mean(result["gain"] for result in rows["joint"]) if "joint" in rows else None
+    lines = ["| method | lr | all domains | old domains | retention, % | new domain | of joint's new, % "
+             "| documents to encode again | trained | seconds |", "|---" * 10 + "|"]  # fmt: skip
+    for name, runs in sorted(rows.items(), key=lambda row: -mean(result["final_accuracy"] for result in row[1])):
+        old = [mean(result["accuracy_matrix"][-1][:-1]) for result in runs]
+        stale = [
+            0 if result["retrieval"]["index"] == "kept" else result["retrieval"]["stale_documents"] for result in runs
+        ]
+        part = f"{100 * mean(result['gain'] for result in runs) / joint:.1f}" if joint else ""
+        lines.append(
+            f"| {name} | {runs[0]['config']['method'].get('lr', '')} | {spread(result['final_accuracy'] for result in runs)} "
+            f"| {spread(old)} | {spread(result['retention'] for result in runs)} | {spread(result['gain'] for result in runs)} "
+            f"| {part} | {max(stale):,} of {runs[0]['retrieval']['documents']:,} "
+            f"| {runs[0]['trainable_parameters']:,} | {mean(result['seconds']['total'] for result in runs):.0f} |"
+        )
+    return lines
+
+
+def spread(values: Any) -> str:
+    """Mean and standard deviation in %."""
+    found: Sequence[float] = [100 * value for value in values]
+    return f"{mean(found):.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()

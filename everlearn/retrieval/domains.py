@@ -1,0 +1,229 @@
+"""What a run searches: the documents of every domain as the present model embeds them, and as they were embedded when
+their domain was learned. From both follow the pairings that decide whether an old index may still be served."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from everlearn.backbones.backbone import Backbone
+from everlearn.errors import ContractError, one_line
+from everlearn.method import Method
+from everlearn.metrics.retrieval import comparable, id_order, ndcg_at_k, nearest, recall_at_k
+from everlearn.streams.inputs import Input
+from everlearn.streams.stream import Task
+
+PAIRINGS = ("old queries, old index", "old queries, new index", "new queries, old index", "new queries, new index")
+"""Old is the model that had just learned the domain, and new is the present one."""
+
+LOST = 10
+"""Queries that are shown with their documents before and after."""
+
+Rankings = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The test queries (n, d) and the documents (m, d) of a domain, comparable by their dot products.
+
+    Args:
+        space: what embedded the documents (`Method.document_space`).
+    """
+
+    space: str
+    queries: torch.Tensor
+    documents: torch.Tensor
+
+
+class Domains:
+    """The domains of a run, embedded and searched.
+
+    Args:
+        method: what embeds.
+        folder: the run's folder, where the index of each domain is kept; None keeps them in memory.
+    """
+
+    def __init__(self, method: Method, folder: Path | None) -> None:
+        self.method, self.folder = method, folder and folder / "indexes"
+        self._kept: dict[int, Embedded] = {}
+        self._now: dict[int, Embedded] = {}
+        self._rate = [0, 0.0]  # documents that were encoded, and the seconds that this took
+
+    def learned(self) -> None:
+        """Say that the model has changed: what it embedded so far is not what it embeds now."""
+        self._now.clear()
+
+    def keep(self, task: Task) -> None:
+        """Keep the queries and documents of a domain as the model embeds them now that it has learned the domain."""
+        now = self._kept[task.index] = self.now(task)
+        if self.folder:
+            from everlearn.retrieval.index import Index
+            from everlearn.retrieval.stamp import stamp_of
+
+            assert task.corpus is not None
+            place, stamp = self.folder / _name(task), stamp_of(self.method)
+            shutil.rmtree(place, ignore_errors=True)  # of a run that was killed after it had kept them
+            place.parent.mkdir(exist_ok=True)
+            index = Index.create(place, stamp)
+            ids = task.corpus.ids
+            index.add([ids[i] for i in id_order(ids)], now.documents.cpu().numpy(), stamp)
+            index.save()
+            save_file({"queries": now.queries.cpu().numpy()}, _queries_of(place))
+
+    def kept(self, task: Task) -> Embedded | None:
+        """What was kept when the domain was learned; None if it has not been learned yet."""
+        place = self.folder and self.folder / _name(task)
+        if task.index not in self._kept and place and place.exists():
+            from everlearn.retrieval.index import Index
+
+            assert task.corpus is not None
+            ids = task.corpus.ids
+            with one_line(place, "learn the run again"):
+                index = Index.load(place)
+                documents = index.vectors([ids[i] for i in id_order(ids)])
+                queries = load_file(_queries_of(place))["queries"]
+            self._kept[task.index] = Embedded(index.stamp.space, *map(self._tensor, (queries, documents)))
+        return self._kept.get(task.index)
+
+    def now(self, task: Task) -> Embedded:
+        """The domain as the present model embeds it."""
+        if task.index not in self._now:
+            assert task.corpus is not None
+            similarity = self.method.backbone.similarity
+            queries = self.method.embed(task.test.bare(), "query")
+            passed, started = Backbone.passed, time.perf_counter()
+            documents = self.method.embed(_documents(task), "document")
+            if Backbone.passed - passed >= len(documents):  # none came from the feature store
+                self._rate[0] += len(documents)
+                self._rate[1] += time.perf_counter() - started
+            space = self.method.document_space()
+            self._now[task.index] = Embedded(space, comparable(queries, similarity), comparable(documents, similarity))
+        return self._now[task.index]
+
+    def found(self, task: Task) -> Rankings:
+        """For each test query of the domain the ids of the first ten documents, as the method searches them now."""
+        if type(self.method).search is Method.search:
+            now = self.now(task)
+            return _ids(task, nearest(now.queries, now.documents))
+        documents = _documents(task)
+        found = self.method.search(task.test.bare(), documents)
+        unfit = [row for row in found if len({*row}) < len(row) or not {*row} <= {*range(len(documents))}]
+        if len(found) != len(task.test) or unfit:
+            raise ContractError(f"search gives, for each of {len(task.test)} queries, different positions of "
+                                f"documents, from 0 to {len(documents) - 1}; it gave something else")  # fmt: skip
+        return _ids(task, found)
+
+    def found_in_kept(self, task: Task) -> Rankings:
+        """The same in the index that was made when the domain was learned, with queries made for it."""
+        kept = self.kept(task)
+        assert kept is not None
+        queries = comparable(self.method.queries_for(task.test.bare(), kept.space), self.method.backbone.similarity)
+        return _ids(task, nearest(queries, kept.documents))
+
+    def has_moved(self, task: Task) -> bool:
+        """Whether the documents of a domain that was learned would be embedded in another way now."""
+        kept = self.kept(task)
+        return kept is not None and kept.space != self.method.document_space()
+
+    @property
+    def documents_per_second(self) -> float | None:
+        """How fast documents were encoded; None where all came from the feature store."""
+        return self._rate[0] / self._rate[1] if self._rate[1] else None
+
+    # -- what the report says ------------------------------------------------------------------
+    def pairings(self, task: Task) -> dict[str, Rankings]:
+        """The rankings of a domain's test queries in all pairings of old and new queries and documents."""
+        kept, now = self.kept(task), self.now(task)
+        assert kept is not None
+        rankings = (
+            _ids(task, nearest(kept.queries, kept.documents)), _ids(task, nearest(kept.queries, now.documents)),
+            self.found_in_kept(task) if self.has_moved(task) else self.found(task), self.found(task),
+        )  # fmt: skip
+        return dict(zip(PAIRINGS, rankings, strict=True))
+
+    def summary(self, tasks: Sequence[Task]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What results.json says of retrieval, and the score of every query, after the last task."""
+        found = {task.index: self.pairings(task) for task in tasks}
+        headline = PAIRINGS[2] if self.method.tags.index == "kept" else PAIRINGS[3]
+        domains, per_query, lost = [], [], []
+        for task in tasks:
+            assert task.corpus is not None
+            assert task.test.relevant is not None
+            relevant, moved = task.test.relevant, self.has_moved(task)
+            scores = {name: ndcg_at_k(rankings, relevant) for name, rankings in found[task.index].items()}
+            recalls = {name: recall_at_k(rankings, relevant) for name, rankings in found[task.index].items()}
+            domains.append({
+                "name": task.name, "documents": len(task.corpus), "queries": len(task.test), "moved": moved,
+                "ndcg": {name: float(values.mean()) for name, values in scores.items()},
+                "recall": {name: float(values.mean()) for name, values in recalls.items()},
+            })  # fmt: skip
+            before, after = scores[PAIRINGS[0]], scores[headline]
+            per_query.append({"task": task.name, "ids": list(task.test.ids), "when_learned": before.round(6).tolist(),
+                              "at_the_end": after.round(6).tolist()})  # fmt: skip
+            lost += _lost(task, before, after, found[task.index][PAIRINGS[0]], found[task.index][headline])
+        lost.sort(key=lambda query: (query["after"] - query["before"], query["task"], query["id"]))
+        documents = sum(len(task.corpus) for task in tasks if task.corpus)
+        stale = sum(len(task.corpus) for task in tasks if task.corpus and self.has_moved(task))
+        summary = {
+            "index": self.method.tags.index, "domains": domains, "documents": documents, "stale_documents": stale,
+            "index_bytes": 4 * documents * self.method.backbone.width, "lost": lost[:LOST],
+        }  # fmt: skip
+        return summary, {"metric": "nDCG@10", "tasks": per_query}
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.method.backbone.device)
+
+
+def _documents(task: Task) -> list[Input]:
+    """The texts of the corpus in the order in which trec_eval ranks documents with equal scores."""
+    assert task.corpus is not None
+    return [task.corpus.texts[i] for i in id_order(task.corpus.ids)]
+
+
+def _ids(task: Task, found: Sequence[Sequence[int]]) -> Rankings:
+    assert task.corpus is not None
+    order = id_order(task.corpus.ids)
+    return [[task.corpus.ids[order[position]] for position in row] for row in found]
+
+
+def _lost(
+    task: Task, before: np.ndarray, after: np.ndarray, first: Rankings, last: Rankings, most: int = LOST
+) -> list[dict[str, Any]]:
+    """The queries of a domain whose nDCG@10 fell most since the domain was learned."""
+    assert task.corpus is not None
+    assert task.test.relevant is not None
+    texts = dict(zip(task.corpus.ids, task.corpus.texts, strict=True))
+
+    def shown(ranking: Sequence[str], relevant: Mapping[str, int]) -> list[dict[str, Any]]:
+        return [{"id": id, "text": _short(texts[id]), "grade": relevant.get(id, 0)} for id in ranking[:3]]
+
+    rows = [row for row in np.argsort(after - before, kind="stable")[:most].tolist() if after[row] < before[row]]
+    return [
+        {"task": task.name, "id": task.test.ids[row], "text": _short(str(task.test.inputs[row])),
+         "before": float(before[row]), "after": float(after[row]),
+         "found_before": shown(first[row], task.test.relevant[row]),
+         "found_after": shown(last[row], task.test.relevant[row]),
+         "relevant": [{"id": id, "text": _short(texts[id]), "grade": grade}
+                      for id, grade in list(task.test.relevant[row].items())[:3]]}
+        for row in rows
+    ]  # fmt: skip
+
+
+def _short(text: str, most: int = 160) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _name(task: Task) -> str:
+    return f"domain-{task.index:03d}"
+
+
+def _queries_of(place: Path) -> Path:
+    return place.with_name(f"{place.name}.queries.safetensors")
