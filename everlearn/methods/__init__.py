@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from everlearn.methods.logistic import Logistic as Logistic
     from everlearn.methods.lora import SequentialLoRA as SequentialLoRA
     from everlearn.methods.lwf import LwF as LwF
+    from everlearn.methods.prompt_retriever import PromptRetriever as PromptRetriever
+    from everlearn.methods.qdc import QDC as QDC
     from everlearn.methods.ranpac import RanPAC as RanPAC
     from everlearn.methods.sequential import Sequential as Sequential
     from everlearn.methods.simplecil import SimpleCIL as SimpleCIL

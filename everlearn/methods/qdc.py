@@ -1,0 +1,94 @@
+"""QDC: distillation of queries and documents, and queries that take back their drift (Goswami et al., 2025)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from everlearn.backbones.backbone import Backbone, Role
+from everlearn.losses import multiple_negatives_ranking
+from everlearn.memory.drift_log import DriftLog
+from everlearn.method import Tags
+from everlearn.methods.finetune import Finetune
+from everlearn.metrics.retrieval import comparable
+from everlearn.settings import Strength
+from everlearn.streams.inputs import Input
+from everlearn.streams.stream import Examples, Task
+
+
+class QDC(Finetune):
+    """Query Drift Compensation: Enabling Compatibility in Continual Learning of Retrieval Embedding Models. Goswami,
+    Wang, Twardowski & van de Weijer, CoLLAs 2025, https://arxiv.org/abs/2506.00037
+
+    The encoder is fine-tuned on each domain, while the embeddings of its queries and documents stay near those of the
+    model before, by their cosine. The documents of earlier domains keep the embeddings that they have in the index.
+    How far the queries have moved in the mean since then is measured on the training queries of each domain, and a
+    query that searches an old index takes this back: f(q) - Σ δ, for embeddings of length 1.
+
+    The first domain has a model before it too: the pre-trained one, whose index can be searched afterwards as well.
+
+    Args:
+        backbone: a pre-trained encoder.
+        distill: weight of the cosine distance to the model before, of queries and of documents.
+        compensate: whether queries take their drift back. The other settings are those of `finetune`.
+
+    Relations: with `distill=0` and `compensate=False` it is `finetune` with a kept index; with `compensate=False`
+    alone, distillation to the previous model.
+
+    >>> from everlearn import backbones
+    >>> len(QDC(backbones.load("tiny"), epochs=1).drift.spaces)
+    0
+    """
+
+    tags = Tags(family="regularisation", trains="backbone", goals=("ranking",), inputs=("text",), index="kept")
+
+    def __init__(
+        self, backbone: Backbone, *, distill: Strength = 1.0, compensate: bool = True, **settings: Any
+    ) -> None:
+        super().__init__(backbone, **settings)
+        self.distill, self.compensate = distill, compensate
+        self.drift = DriftLog(backbone.width)
+        self.before: Any = None
+
+    def begin_task(self, task: Task) -> None:
+        now = nn.ModuleDict({"backbone": self.backbone, "deltas": self.deltas})
+        self.before = copy.deepcopy(now).requires_grad_(False).eval()
+        super().begin_task(task)
+
+    def losses(self, batch: Examples) -> Tensor:
+        assert batch.positives is not None
+        queries, documents = self._by_parts(batch.inputs, "query"), self._by_parts(batch.positives, "document")
+        losses = multiple_negatives_ranking(queries, documents, batch.positives, self.backbone.similarity)
+        if self.distill:
+            stays = cosine_similarity(queries, self.embedded_before(batch.inputs, "query"))
+            stays = stays + cosine_similarity(documents, self.embedded_before(batch.positives, "document"))
+            losses = losses + self.distill * (2 - stays)
+        return losses
+
+    def embedded_before(self, texts: Sequence[Input], role: Role) -> Tensor:
+        """(n, width) as the model before this domain embeds them; computed once, then from the feature store."""
+        before = self.before["backbone"]
+        with torch.no_grad(), before.reading(role):
+            found: Tensor = before.encode(texts)
+            return found
+
+    def end_task(self, task: Task) -> None:
+        queries = list(dict.fromkeys(task.train.inputs))
+        now, then = self.embed(queries, "query"), self.embedded_before(queries, "query")
+        moved = comparable(now, self.backbone.similarity) - comparable(then, self.backbone.similarity)
+        before = self.before["backbone"]
+        with before.reading("document"):
+            self.drift.record(before.identity(), moved.mean(0))
+
+    def reaches(self, space: str) -> bool:
+        return super().reaches(space) or (self.compensate and self.drift.since(space) is not None)
+
+    def queries_for(self, queries: Sequence[Input], space: str) -> Tensor:
+        embedded = comparable(self.embed(queries, "query"), self.backbone.similarity)
+        moved = self.drift.since(space) if self.compensate and space != self.document_space() else None
+        return embedded if moved is None else embedded - moved

@@ -1,0 +1,195 @@
+"""What the papers of the retriever methods claim, and the bugs that published code had."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity, normalize
+
+import everlearn
+from everlearn import backbones
+from everlearn.engine import learn
+from everlearn.errors import EverlearnError
+from everlearn.memory.drift_log import DriftLog
+from everlearn.methods import QDC, PromptRetriever
+from everlearn.metrics.retrieval import nearest
+from everlearn.testing.toy import toy_stream
+
+STREAM = toy_stream(goal="ranking")
+QUERIES = ["word0x1 noise3", "word2x0 word2x1 word2x2 noise7", "word1x1"]
+DOCUMENTS = [f"answer to {text}" for text in STREAM[0].test.inputs]
+
+
+def small_pool(**settings: object) -> PromptRetriever:
+    given = {"pool_size": 8, "length": 2, "selected": 3, "lr": 0.03, "epochs": 2, **settings}
+    return PromptRetriever(backbones.load("tiny"), **given)  # type: ignore[arg-type]
+
+
+# -- prompt_retriever ------------------------------------------------------------------------------
+def test_the_most_similar_keys_are_chosen() -> None:
+    method = small_pool()
+    query = method.keys[3].detach()[None] * 7
+    assert method.choose(query)[0, 0] == 3
+    cosines = cosine_similarity(query, method.keys)
+    assert set(method.choose(query)[0].tolist()) == set(cosines.topk(3).indices.tolist())
+
+
+def test_keys_learn_and_come_nearer_to_their_queries() -> None:
+    method = small_pool(pull=1.0, epochs=4)
+    asked = method.untouched(STREAM[0].train.inputs, "query")
+    before, chosen = method.keys.detach().clone(), method.choose(asked)
+    near = method.cosines(asked).gather(1, chosen).mean().item()
+    learn(method, STREAM[0])
+    moved = (method.keys != before).any(1).nonzero()[:, 0]
+    assert set(chosen.flatten().tolist()) <= set(moved.tolist())
+    assert method.cosines(asked).gather(1, method.choose(asked)).mean().item() > near
+
+
+def test_only_chosen_keys_get_gradient() -> None:
+    method = small_pool()
+    learn(method, STREAM[0])
+    method.train()
+    batch = STREAM[0].train[range(2)]
+    method.zero_grad()
+    method.loss(batch).backward()
+    moved = (method.keys.grad.abs().sum(1) > 0).nonzero()[:, 0]  # type: ignore[union-attr]
+    chosen = method.choose(method.untouched(batch.inputs, "query"))
+    assert set(moved.tolist()) == set(chosen.flatten().tolist())
+
+
+def test_only_chosen_prompts_get_gradient() -> None:
+    method = small_pool()
+    learn(method, STREAM[0])
+    method.train()
+    batch = STREAM[0].train[range(2)]
+    chosen = set(method.choose(method.untouched(batch.inputs, "query")).flatten().tolist())
+    method.zero_grad()
+    method.loss(batch).backward()
+    touched = (method.prompts.grad.abs().flatten(1).sum(1) > 0).nonzero()[:, 0]  # type: ignore[union-attr]
+    assert set(touched.tolist()) == chosen
+    assert 0 < len(chosen) < 8
+
+
+def test_a_prompted_query_does_not_depend_on_its_padding() -> None:
+    method = small_pool()
+    learn(method, STREAM[0])
+    together = method.embed(QUERIES, "query")
+    alone = torch.cat([method.embed([query], "query") for query in QUERIES])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_what_is_pooled_are_the_tokens_of_the_query() -> None:
+    """Prompts join the embedded sequence once, after positions and normalisation, and are not pooled themselves."""
+    method = small_pool(length=1, selected=1)
+    backbone = method.backbone
+    prepared = backbone.prepare(QUERIES[:1])
+    plain = backbone.hidden(prepared)
+    with torch.no_grad(), method.inserted.given(method.prompts[[0]]):
+        prompted = backbone.hidden(prepared)
+    assert prompted.states.shape[1] == plain.states.shape[1] + 1
+    pooled = backbone.pool(prompted)
+    text_only = prompted._replace(states=prompted.states[:, :-1], mask=prompted.mask[:, :-1], prompts=0)
+    assert torch.equal(pooled, backbone.pool(text_only))
+
+
+def test_the_index_stays_right_with_prompts_on_the_query_side() -> None:
+    method = small_pool()
+    space, documents = method.document_space(), method.embed(DOCUMENTS, "document")
+    queries = method.embed(QUERIES, "query")
+    learn(method, STREAM[0])
+    assert method.document_space() == space
+    assert torch.equal(method.embed(DOCUMENTS, "document"), documents)
+    assert not torch.allclose(method.embed(QUERIES, "query"), queries)
+
+
+def test_prompts_on_both_sides_make_the_index_stale_and_say_so() -> None:
+    method = small_pool(side="both")
+    space, documents = method.document_space(), method.embed(DOCUMENTS, "document")
+    learn(method, STREAM[0])
+    assert method.document_space() != space
+    assert not torch.allclose(method.embed(DOCUMENTS, "document"), documents)
+    result = everlearn.run({"name": "prompt_retriever", "pool_size": 4, "length": 1, "selected": 1, "epochs": 1,
+                            "side": "both"}, STREAM, backbone="tiny")  # fmt: skip
+    assert result.retrieval["stale_documents"] == 24
+
+
+def test_more_prompts_selected_than_there_are() -> None:
+    with pytest.raises(EverlearnError, match="3 prompts cannot be chosen from a pool of 2"):
+        small_pool(pool_size=2)
+
+
+# -- qdc -------------------------------------------------------------------------------------------
+def test_drift_is_the_mean_movement_of_the_training_queries() -> None:
+    method = QDC(backbones.load("tiny"), epochs=2, lr=1e-3)
+    spaces, seen = [], []
+    for task in STREAM:
+        spaces.append(method.document_space())
+        seen.append({t.index: normalize(method.embed(t.train.inputs, "query")) for t in STREAM})
+        learn(method, task)
+    last = {t.index: normalize(method.embed(t.train.inputs, "query")) for t in STREAM}
+    seen.append(last)
+    steps = []
+    for t in range(3):
+        unique = [STREAM[t].train.inputs.index(text) for text in dict.fromkeys(STREAM[t].train.inputs)]
+        steps.append((seen[t + 1][t] - seen[t][t])[unique].mean(0))
+    for t, space in enumerate(spaces):
+        assert torch.allclose(method.drift.since(space), sum(steps[t:]), atol=1e-5)  # type: ignore[arg-type]
+        assert method.reaches(space)
+    assert method.drift.since(method.document_space()) is None
+
+
+def test_a_common_drift_is_taken_back_exactly() -> None:
+    """Where every query moves by the same vector, the compensated query ranks as the old model did."""
+    method = QDC(backbones.load("tiny"))
+    random = torch.Generator().manual_seed(0)
+    drift, space = torch.randn(32, generator=random), "ab" * 16
+    method.drift.record(space, drift)
+    old = normalize(torch.randn(9, 32, generator=random))
+    documents = normalize(torch.randn(40, 32, generator=random))
+    method.embed = lambda inputs, role=None: old + drift  # type: ignore[method-assign]
+    method.backbone.similarity = "dot"  # so that the drifted queries are taken as they are
+    found = method.queries_for(["q"] * 9, space)
+    assert torch.allclose(found, old, atol=1e-6)
+    assert nearest(found, documents) == nearest(old, documents)
+
+
+def test_distillation_keeps_queries_and_documents_near() -> None:
+    def drift(weight: float) -> float:
+        method = QDC(backbones.load("tiny"), epochs=8, lr=1e-3, distill=weight)
+        before = method.embed(QUERIES, "query"), method.embed(DOCUMENTS, "document")
+        learn(method, STREAM[1])
+        after = method.embed(QUERIES, "query"), method.embed(DOCUMENTS, "document")
+        return sum((1 - cosine_similarity(a, b)).mean().item() for a, b in zip(before, after, strict=True))
+
+    assert drift(100.0) < 0.5 * drift(0.0)
+
+
+def test_the_model_before_is_a_copy_and_not_a_view() -> None:
+    method = QDC(backbones.load("tiny"), epochs=2, lr=1e-3)
+    untouched = backbones.load("tiny").encode(QUERIES)
+    learn(method, STREAM[0])
+    assert torch.equal(method.embedded_before(QUERIES, "query"), untouched)
+    assert not torch.allclose(method.embed(QUERIES, "query"), untouched)
+
+
+def test_without_compensation_old_spaces_are_not_reached() -> None:
+    method = QDC(backbones.load("tiny"), epochs=1, lr=1e-3, compensate=False)
+    space = method.document_space()
+    learn(method, STREAM[0])
+    assert not method.reaches(space)
+    assert torch.equal(method.queries_for(QUERIES, space), normalize(method.embed(QUERIES, "query")))
+
+
+def test_an_index_of_an_earlier_state_is_searched_and_a_strangers_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    method = QDC(backbones.load("tiny"), epochs=1, lr=1e-3)
+    from everlearn.retrieval import stamp_of
+
+    index = everlearn.Index.create(tmp_path / "index", stamp_of(method))
+    index.add([f"d{i}" for i in range(len(DOCUMENTS))], DOCUMENTS, by=method)
+    learn(method, STREAM[0])
+    assert len(index.search(QUERIES, by=method, k=3)[0][0]) == 3
+    stranger = QDC(backbones.load("tiny"), epochs=1, lr=1e-2)
+    learn(stranger, STREAM[1])
+    stranger.drift = DriftLog(32)
+    with pytest.raises(EverlearnError, match="embedded by another encoder"):
+        index.search(QUERIES, by=stranger)
