@@ -23,6 +23,7 @@ SETTINGS: dict[str, dict] = {
     "l2p": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "lora": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "lwf": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
+    "interpolate": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "prompt_retriever": {"epochs": 8, "batch_size": 8, "lr": 0.03, "length": 1, "selected": 1, "pool_size": 8},
     "qdc": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "ranpac": {"epochs": 2, "width": 64},

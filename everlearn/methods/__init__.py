@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from everlearn.methods.fecam import FeCAM as FeCAM
     from everlearn.methods.finetune import Finetune as Finetune
     from everlearn.methods.frozen import Frozen as Frozen
+    from everlearn.methods.interpolate import Interpolate as Interpolate
     from everlearn.methods.joint import Joint as Joint
     from everlearn.methods.klda import KLDA as KLDA
     from everlearn.methods.l2p import L2P as L2P

@@ -62,11 +62,13 @@ class QDC(Finetune):
 
     def losses(self, batch: Examples) -> Tensor:
         assert batch.positives is not None
-        queries, documents = self._by_parts(batch.inputs, "query"), self._by_parts(batch.positives, "document")
-        losses = multiple_negatives_ranking(queries, documents, batch.positives, self.backbone.similarity)
+        texts = [*batch.positives, *(text for own in batch.negatives or () for text in own)]
+        queries, documents = self._by_parts(batch.inputs, "query"), self._by_parts(texts, "document")
+        losses = multiple_negatives_ranking(queries, documents, texts, self.backbone.similarity)
         if self.distill:
             stays = cosine_similarity(queries, self.embedded_before(batch.inputs, "query"))
-            stays = stays + cosine_similarity(documents, self.embedded_before(batch.positives, "document"))
+            answers = documents[: len(queries)]
+            stays = stays + cosine_similarity(answers, self.embedded_before(batch.positives, "document"))
             losses = losses + self.distill * (2 - stays)
         return losses
 

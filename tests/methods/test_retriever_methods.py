@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
 import everlearn
-from everlearn import backbones
+from everlearn import backbones, methods
 from everlearn.engine import learn
 from everlearn.errors import EverlearnError
 from everlearn.memory.drift_log import DriftLog
-from everlearn.methods import QDC, PromptRetriever
+from everlearn.methods import QDC, Finetune, Interpolate, PromptRetriever
 from everlearn.metrics.retrieval import nearest
 from everlearn.testing.toy import toy_stream
 
@@ -193,3 +195,70 @@ def test_an_index_of_an_earlier_state_is_searched_and_a_strangers_is_refused(tmp
     stranger.drift = DriftLog(32)
     with pytest.raises(EverlearnError, match="embedded by another encoder"):
         index.search(QUERIES, by=stranger)
+
+
+# -- interpolate -----------------------------------------------------------------------------------
+def weights_after(method: Finetune) -> dict[str, torch.Tensor]:
+    learn(method, STREAM[0])
+    return {name: parameter.detach().clone() for name, parameter in method.trained().items()}
+
+
+def test_interpolation_lies_between_old_and_new() -> None:
+    old = {name: p.detach().clone() for name, p in Finetune(backbones.load("tiny"), epochs=2).trained().items()}
+    new = weights_after(Finetune(backbones.load("tiny"), epochs=2))
+    for weight in (0.0, 0.25, 1.0):
+        mixed = weights_after(Interpolate(backbones.load("tiny"), epochs=2, weight=weight))
+        for name, value in mixed.items():
+            assert torch.allclose(value, weight * new[name] + (1 - weight) * old[name], atol=1e-6), (name, weight)
+
+
+def test_the_weight_is_the_best_on_validation_pairs() -> None:
+    stream = [replace(task, examples={**task.examples, "validation": task.train[range(12)]}) for task in STREAM]
+    method = Interpolate(backbones.load("tiny"), epochs=4, lr=1e-3, weight="auto")
+    tried: dict[float, float] = {}
+    mix, rank = method._mix, method._mean_reciprocal_rank
+    now = []
+    method._mix = lambda after, weight: (now.append(weight), mix(after, weight))[1]  # type: ignore[method-assign]
+    method._mean_reciprocal_rank = lambda part: tried.setdefault(now[-1], rank(part))  # type: ignore[method-assign]
+    learn(method, stream[0])
+    assert now[-1] == max(tried, key=tried.__getitem__)
+    assert len(method.held_out) == 12
+
+
+def test_auto_needs_validation_pairs() -> None:
+    with pytest.raises(EverlearnError, match="auto needs validation pairs"):
+        learn(Interpolate(backbones.load("tiny"), epochs=1, weight="auto"), STREAM[0])
+
+
+# -- one side alone --------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["lora", "sequential", "er", "joint", "finetune", "qdc"])
+def test_query_side_training_leaves_documents_alone(name: str) -> None:
+    method = methods.get(name)(backbones.load("tiny"), train="lora", side="query", epochs=2, lr=0.01)
+    space, documents, queries = (
+        method.document_space(),
+        method.embed(DOCUMENTS, "document"),
+        method.embed(QUERIES, "query"),
+    )
+    learn(method, STREAM[0])
+    assert method.document_space() == space
+    assert torch.equal(method.embed(DOCUMENTS, "document"), documents)
+    assert not torch.allclose(method.embed(QUERIES, "query"), queries)
+
+
+@pytest.mark.parametrize("name", ["lora", "vpt", "sequential", "er", "joint", "finetune", "interpolate"])
+def test_training_both_sides_changes_the_space(name: str) -> None:
+    method = methods.get(name)(backbones.load("tiny"), epochs=1)
+    space = method.document_space()
+    learn(method, STREAM[0])
+    assert method.document_space() != space
+    frozen = methods.get("frozen")(backbones.load("tiny"))
+    space = frozen.document_space()
+    learn(frozen, STREAM[0])
+    assert frozen.document_space() == space
+
+
+def test_one_side_alone_needs_an_insertion_and_documents() -> None:
+    with pytest.raises(EverlearnError, match="train=full has none: give --method"):
+        Finetune(backbones.load("tiny"), side="query")
+    with pytest.raises(EverlearnError, match="this stream has classes"):
+        learn(Finetune(backbones.load("tiny"), train="lora", side="query"), toy_stream()[0])
