@@ -16,7 +16,7 @@ from everlearn.memory.drift_log import DriftLog
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
 from everlearn.metrics.retrieval import comparable
-from everlearn.settings import Strength
+from everlearn.settings import Natural, Strength
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
 
@@ -35,7 +35,9 @@ class QDC(Finetune):
     Args:
         backbone: a pre-trained encoder.
         distill: weight of the cosine distance to the model before, of queries and of documents.
-        compensate: whether queries take their drift back. The other settings are those of `finetune`.
+        compensate: whether queries take their drift back.
+        negatives: hard negatives a pair, mined once with the model before each domain among the domain's documents
+            (`everlearn.retrieval.negatives`); the paper has 7. The other settings are those of `finetune`.
 
     Relations: with `distill=0` and `compensate=False` it is `finetune` with a kept index; with `compensate=False`
     alone, distillation to the previous model.
@@ -48,10 +50,11 @@ class QDC(Finetune):
     tags = Tags(family="regularisation", trains="backbone", goals=("ranking",), inputs=("text",), index="kept")
 
     def __init__(
-        self, backbone: Backbone, *, distill: Strength = 1.0, compensate: bool = True, **settings: Any
-    ) -> None:
+        self, backbone: Backbone, *, distill: Strength = 1.0, compensate: bool = True, negatives: Natural = 0,
+        **settings: Any,
+    ) -> None:  # fmt: skip
         super().__init__(backbone, **settings)
-        self.distill, self.compensate = distill, compensate
+        self.distill, self.compensate, self.negatives = distill, compensate, negatives
         self.drift = DriftLog(backbone.width)
         self.before: Any = None
 
@@ -59,6 +62,13 @@ class QDC(Finetune):
         now = nn.ModuleDict({"backbone": self.backbone, "deltas": self.deltas})
         self.before = copy.deepcopy(now).requires_grad_(False).eval()
         super().begin_task(task)
+
+    def batches(self, task: Task) -> Sequence[Examples]:
+        if not self.negatives:
+            return super().batches(task)
+        from everlearn.retrieval.negatives import mined
+
+        return self.shuffled(mined(self.before["backbone"], task.train, most=self.negatives), task)
 
     def losses(self, batch: Examples) -> Tensor:
         assert batch.positives is not None

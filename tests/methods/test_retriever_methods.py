@@ -197,6 +197,25 @@ def test_an_index_of_an_earlier_state_is_searched_and_a_strangers_is_refused(tmp
         index.search(QUERIES, by=stranger)
 
 
+def test_hard_negatives_are_learned_from() -> None:
+    pytest.importorskip("sentence_transformers")
+    method = QDC(backbones.load("tiny"), epochs=1, negatives=2, batch_size=8)
+    seen = []
+    step = method.step
+    method.step = lambda batch, optimizer_step: (seen.append(batch), step(batch, optimizer_step))[1]  # type: ignore[method-assign]
+    learn(method, STREAM[0])
+    assert all(batch.negatives is not None for batch in seen)
+    pairs = {query: positive for batch in seen for query, positive in zip(batch.inputs, batch.positives, strict=True)}
+    mined = [
+        (query, text)
+        for batch in seen
+        for query, own in zip(batch.inputs, batch.negatives, strict=True)
+        for text in own
+    ]
+    assert mined
+    assert all(text != pairs[query] and text in pairs.values() for query, text in mined)
+
+
 # -- interpolate -----------------------------------------------------------------------------------
 def weights_after(method: Finetune) -> dict[str, torch.Tensor]:
     learn(method, STREAM[0])

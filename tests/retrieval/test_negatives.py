@@ -1,0 +1,63 @@
+"""Mined negatives: of the band of ranks that was asked for, never a positive, and no likely false negative."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from everlearn import backbones
+from everlearn.errors import EverlearnError
+from everlearn.streams.stream import Examples
+from everlearn.testing.toy import toy_stream
+
+pytest.importorskip("sentence_transformers")
+
+from everlearn.retrieval.negatives import mined  # noqa: E402
+
+TINY = backbones.load("tiny")
+PAIRS = toy_stream(goal="ranking")[0].train[range(12)]
+CORPUS = [f"word{i}x1 and more" for i in range(30)]
+
+
+def ranked() -> tuple[list[str], torch.Tensor]:
+    documents = list(dict.fromkeys([*PAIRS.positives, *CORPUS]))  # type: ignore[misc]
+    return documents, normalize(TINY.encode(PAIRS.inputs)) @ normalize(TINY.encode(documents)).T
+
+
+def test_the_nearest_documents_without_the_positives() -> None:
+    documents, scores = ranked()
+    found = mined(TINY, PAIRS, CORPUS, margin=0.0, most=3).negatives
+    assert found is not None
+    for row, (own, positive) in enumerate(zip(found, PAIRS.positives, strict=True)):  # type: ignore[arg-type]
+        place = documents.index(positive)
+        below = [d for d in scores[row].argsort(descending=True).tolist() if scores[row, d] < scores[row, place]]
+        found_scores = [float(scores[row, documents.index(text)]) for text in own]
+        assert found_scores == pytest.approx([float(scores[row, d]) for d in below[:3]], abs=1e-6)
+        assert positive not in own
+
+
+def test_a_margin_leaves_out_likely_answers_and_a_band_easy_and_hard_ones() -> None:
+    documents, scores = ranked()
+    found = mined(TINY, PAIRS, CORPUS, margin=0.3, most=5).negatives
+    assert found is not None
+    for row, (own, positive) in enumerate(zip(found, PAIRS.positives, strict=True)):  # type: ignore[arg-type]
+        most = 0.7 * scores[row, documents.index(positive)]
+        assert all(scores[row, documents.index(text)] <= most + 1e-6 for text in own)
+    hard, easy = (
+        mined(TINY, PAIRS, CORPUS, first=first, last=last, margin=0.0, most=3) for first, last in ((0, 12), (20, 40))
+    )
+    means = [
+        torch.stack(
+            [scores[row, documents.index(text)] for row, own in enumerate(part.negatives) for text in own]
+        ).mean()  # type: ignore[arg-type]
+        for part in (hard, easy)
+    ]
+    assert means[0] > means[1]
+
+
+def test_bad_input_in_one_line() -> None:
+    with pytest.raises(EverlearnError, match="the band from rank 5 to rank 5 is empty"):
+        mined(TINY, PAIRS, first=5, last=5)
+    with pytest.raises(EverlearnError, match="these examples have classes"):
+        mined(TINY, Examples(["a"], torch.tensor([0]), ["1"]))
