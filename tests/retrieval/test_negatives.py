@@ -13,7 +13,7 @@ from everlearn.testing.toy import toy_stream
 
 pytest.importorskip("sentence_transformers")
 
-from everlearn.retrieval.negatives import mined  # noqa: E402
+from everlearn.retrieval.negatives import mined
 
 TINY = backbones.load("tiny")
 PAIRS = toy_stream(goal="ranking")[0].train[range(12)]
@@ -31,7 +31,11 @@ def test_the_nearest_documents_without_the_positives() -> None:
     assert found is not None
     for row, (own, positive) in enumerate(zip(found, PAIRS.positives, strict=True)):  # type: ignore[arg-type]
         place = documents.index(positive)
-        below = [d for d in scores[row].argsort(descending=True).tolist() if scores[row, d] < scores[row, place]]
+        below = [
+            d
+            for d in scores[row].argsort(descending=True).tolist()
+            if d != place and scores[row, d] <= scores[row, place] + 1e-6
+        ]
         found_scores = [float(scores[row, documents.index(text)]) for text in own]
         assert found_scores == pytest.approx([float(scores[row, d]) for d in below[:3]], abs=1e-6)
         assert positive not in own
