@@ -2,8 +2,8 @@
 
     python bench/retrieval.py [--stream NAME] [--methods a,b] [--rates 3] [--seeds 0,1,2] [--out FOLDER]
 
-Every method first learns the stream with each of as many learning rates, a factor of three apart around its own
-default, and its validation queries decide; test queries are not used. Then it learns the stream with the rate found,
+Every method first learns the stream with each of as many learning rates, a factor of three apart around the one of its
+row or its default, and its validation queries decide; test queries are not used. Then it learns the stream with the rate found,
 once with every seed. A folder that is given is gone on with: what is finished there is not learned again.
 
 Written to docs/results/retrieval.md: nDCG@10 on all domains at the end, on the old ones and on the new one when it was
@@ -31,11 +31,12 @@ from everlearn.streams.stream import Corpus, Examples, Stream, Task
 
 METHODS = {
     "frozen": {}, "finetune": {"epochs": 1}, "er": {"epochs": 1}, "joint": {"epochs": 1}, "lora": {"epochs": 1},
-    "lora query side": {"epochs": 1, "side": "query"}, "prompt_retriever": {}, "domain_adapters": {},
-    "qdc": {"epochs": 1}, "qdc without distillation": {"epochs": 1, "distill": 0.0}, "l2r": {"epochs": 1},
-    "interpolate": {"epochs": 1},
+    "lora query side": {"epochs": 3, "side": "query"},
+    "prompt_retriever": {"length": 1, "selected": 1, "lr": 0.03}, "prompt_retriever of source A": {"lr": 0.03},
+    "qdc": {"epochs": 1}, "qdc without distillation": {"epochs": 1, "distill": 0.0},
+    "interpolate": {"epochs": 1, "weight": "auto"},
 }  # fmt: skip
-"""The settings of each row besides the learning rate; the first word is the name of the method."""
+"""The settings of each row, where lr is the middle of the learning rates tried; the first word names the method."""
 
 
 def main() -> None:
@@ -78,8 +79,7 @@ def learned(section: dict[str, Any], stream: Stream, backbone: str, seed: int, o
 
 def tuned(section: dict[str, Any], stream: Stream, args: argparse.Namespace, folder: Path) -> float:
     """The learning rate with the highest final score on validation queries."""
-    default = methods.get(section["name"])
-    rate = default_rate(default, section)
+    rate = section.get("lr") or default_rate(methods.get(section["name"]), section)
     if args.rates == 1:
         return rate
     scores = {}
@@ -96,7 +96,7 @@ def default_rate(method: type[Any], section: dict[str, Any]) -> float:
     """What the method takes where no learning rate is given."""
     from everlearn import backbones
 
-    given = {key: value for key, value in section.items() if key not in ("name", "lr")}
+    given = {key: value for key, value in section.items() if key != "name"}
     return float(method(backbones.load("tiny"), **given).lr)
 
 

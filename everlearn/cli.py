@@ -22,6 +22,7 @@ from everlearn.config import ELSEWHERE, arguments, build_config, check_out, defa
 from everlearn.errors import EverlearnError, printable, remedy_for, unknown
 from everlearn.files import write_whole
 from everlearn.interrupts import Interrupted
+from everlearn.retrieval import index_commands, migrate_commands
 from everlearn.settings import Count, Minutes, checked
 from everlearn.streams.packaged import OWN
 from everlearn.version_commands import to_keep
@@ -305,5 +306,6 @@ def _only_json(redirect: bool) -> contextlib.AbstractContextManager[Any]:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "compare": _compare, "resume": _resume, "report": _report,
-    "predict": _predict, "list": _list, "cache": _cache, **version_commands.COMMANDS,
+    "predict": _predict, "list": _list, "cache": _cache, **version_commands.COMMANDS, **index_commands.COMMANDS,
+    **migrate_commands.COMMANDS,
 }  # fmt: skip

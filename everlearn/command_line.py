@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from everlearn import __version__
 from everlearn.config import DEFAULT_METHODS
 from everlearn.errors import EverlearnError, unknown
+from everlearn.retrieval import index_commands, migrate_commands
 from everlearn.streams.packaged import OWN
 
 ABOUT = """\
@@ -52,7 +53,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if empty := [word for word in argv if word.startswith("--") and word.endswith("=--")]:  # argparse gives [] for it
         raise EverlearnError(f"{empty[0].removesuffix('=--')} needs a value")
     args, rest = parser.parse_known_args(argv)
-    args.settings, args.parser = settings, verbs.get(args.verb, parser)
+    args.settings = settings
+    args.parser = verbs.get(f"{args.verb} {getattr(args, 'action', None)}", verbs.get(args.verb, parser))
     if rest and rest[0].startswith("-"):
         raise unknown("option", rest[0].split("=")[0], args.parser._option_string_actions)
     if rest:
@@ -205,6 +207,8 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
                         "onnx: the classifier as model.onnx, with its tokenizer (extra: onnx)")  # fmt: skip
     p.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new or empty folder")
     p.add_argument("--method", metavar="NAME", help=expected)
+    index_commands.add_parsers(verb, made)
+    migrate_commands.add_parser(verb)
     p = verb("list", "list the available methods, streams and backbones")
     p.add_argument("kind", nargs="?", choices=("methods", "streams", "backbones"))
     p = verb("cache", "show or clear the stored features of frozen backbones")

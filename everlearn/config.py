@@ -14,14 +14,14 @@ from everlearn import backbones, methods, streams
 from everlearn.errors import EverlearnError, shown, unknown
 from everlearn.files import read_text
 from everlearn.settings import Seed, arguments, convert
-from everlearn.streams.files import find_retrieval_files
-from everlearn.streams.peek import input_of
+from everlearn.streams.packaged import IR_DATASETS
+from everlearn.streams.peek import goal_of, input_of
 from everlearn.strict import MOST_YAML, from_yaml
 
 Config = dict[str, Any]
 """{"stream": {"name": …}, "method": {"name": …}, "backbone": name or None, "seed": int}"""
 
-DEFAULT_METHODS = {"classes": "logistic", "ranking": "er"}
+DEFAULT_METHODS = {"classes": "logistic", "ranking": "lora"}
 """The default method, by the goal of the stream."""
 DEFAULTS: Config = {"stream": {"name": "clinc150"}, "method": {"name": DEFAULT_METHODS["classes"]}, "backbone": None,
                     "seed": 0}  # fmt: skip
@@ -76,9 +76,8 @@ def build_config(
 
 
 def _defaults_for(stream: Any) -> Config:
-    """The defaults, with a method that learns rankings where the name stands for retrieval files."""
-    is_retrieval = isinstance(stream, str) and stream not in streams.names() and find_retrieval_files(stream)
-    return merge(DEFAULTS, {"method": DEFAULT_METHODS["ranking" if is_retrieval else "classes"]})
+    """The defaults, with a method that learns rankings where the name stands for queries and documents."""
+    return merge(DEFAULTS, {"method": DEFAULT_METHODS[goal_of(stream)]})
 
 
 def _trusted(config: Config, options: Config, file: object) -> str:
@@ -174,15 +173,16 @@ def find_recipe(collection: str, method: str) -> Path | None:
 
 
 def usual_recipe(stream: str, input: str, method: str) -> Path | None:
-    """The recipe of this method for this stream; for other streams the one for texts, which was chosen on CLINC150, or
-    for images. None for retrieval and where there is none.
+    """The recipe of this method for this stream; for other streams the one for texts, which was chosen on CLINC150, for
+    images, or, where documents are ranked, that for domains4. None where there is none.
 
     >>> usual_recipe("tickets.csv", "text", "er").parts[-2:]
     ('clinc150', 'er.yaml')
     """
-    if (path := find_recipe(stream, method)) is not None or find_retrieval_files(stream):
+    if (path := find_recipe(stream, method)) is not None:
         return path
-    return find_recipe({"text": "clinc150", "image": "images"}[input], method)
+    usual = "domains4" if goal_of(stream) == "ranking" else {"text": "clinc150", "image": "images"}[input]
+    return find_recipe(usual, method)
 
 
 def check_collection(name: str) -> str:
@@ -259,6 +259,8 @@ def _check_name(kind: str, name: Any, known: dict[str, str], is_other: Callable[
 def _is_data(name: str) -> bool:
     """Whether `streams.load` accepts a text that is no stream name: a path, the stem of paths, or a hub data set."""
     path = Path(name)
+    if name.startswith(IR_DATASETS):
+        return True
     try:
         if os.path.exists(path) or (path.name and any(path.parent.glob(f"{glob.escape(path.name)}_*"))):
             return True

@@ -157,7 +157,7 @@ def final_table(results: Results, directory: Path | None = None) -> None:
     n = len(results["tasks"])
     some = f" ({SHOWN_TASKS} of {n} tasks shown; the report shows all)" if n > SHOWN_TASKS else ""
     out.print(_safe(f"{metric} in %; row: after learning the task; column: tests of the task{some}"))
-    for part in (_matrix, _figures, _gate_line, _worst_classes, _costs):
+    for part in (_matrix, _figures, _gate_line, _index_line, _worst_classes, _costs):
         if (shown := part(results)) is not None:
             out.print(shown)
     for warning in results["warnings"]:
@@ -169,6 +169,9 @@ def final_table(results: Results, directory: Path | None = None) -> None:
         out.print(_safe(shortcut, style="red"))
     if directory is not None:
         out.print(_safe(f"report   {directory / 'report.html'}"), soft_wrap=True)
+        if results["goal"] == "ranking":
+            first = directory / "indexes" / "domain-000"
+            out.print(_safe(f'search   everlearn index search {first} "a query" --from {directory}'), soft_wrap=True)
         if results["goal"] == "classes":
             out.print(_safe(f"predict  everlearn predict {directory} --input FILE"), soft_wrap=True)
 
@@ -323,6 +326,17 @@ def _gate_line(results: Results) -> Text:
         f"for the second half (gain at least {100 * GAIN_OF_REFERENCE:.0f} % of the gain of joint) run "
         f"`everlearn compare --methods {results['method']},joint`", style="not bold",
     )  # fmt: skip
+
+
+def _index_line(results: Results) -> Text | None:
+    """Whether the indexes of old domains may be served after the last update, and what a new one costs."""
+    found = results.get("retrieval")
+    if not found or not found["verdict"]:
+        return None
+    stale = found["stale_documents"]
+    cost = (f"{stale:,} of {found['documents']:,} documents would be embedded in another way now" if stale
+            else "no document has to be encoded again")  # fmt: skip
+    return _safe(f"index: {found['verdict']['answer']}", style="bold").append(f" ({cost})", style="not bold")
 
 
 def _worst_classes(results: Results) -> Text | None:

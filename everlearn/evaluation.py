@@ -39,6 +39,7 @@ class Evaluation:
     def __init__(self, stream: Stream, method: Method, folder: Path | None = None) -> None:
         self.stream, self.method = stream, method
         self.domains = Domains(method, folder)
+        self.recall_before: float | None = None  # on the task that is learned now
         self.metric = METRIC[stream.goal]
         self._measured: set[str] | None = None  # the names that `measures` gave so far
         self._answers: dict[int, torch.Tensor] = {}  # the newest predicted labels of the test examples, by task
@@ -56,9 +57,12 @@ class Evaluation:
 
     def before(self, task: Task) -> float | None:
         """The score on `task` just before it is learned; None where it brings new classes."""
+        self.recall_before = None
         if task.index == 0 or (self.stream.goal == "classes" and _new_classes(self.stream, task)):
             return None
-        return self.score(task)[self.metric]
+        found = self.score(task)
+        self.recall_before = found.get("recall@10")
+        return found[self.metric]
 
     def after(self, task: Task) -> dict[str, Any]:
         """One row: the score on every task up to `task`, and over all their test examples together."""
@@ -112,13 +116,16 @@ class Evaluation:
         labels = torch.cat([task.test.labels for task in self.stream])
         return labels.tolist(), torch.cat([self._answers[task.index] for task in self.stream]).tolist()
 
-    def searched(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Where the goal is ranking: the pairings of old and new queries and indexes at the end, and the scores of all
-        queries (see `retrieval/domains.py`)."""
+    def searched(self, recall_before: float | None) -> dict[str, Any] | None:
+        """Where the goal is ranking: what results.json says of queries and indexes (see `retrieval/domains.py`).
+
+        Args:
+            recall_before: recall@10 on the last domain just before it was learned.
+        """
         if self.stream.goal != "ranking":
             return None
         with torch.no_grad():
-            return self.domains.summary(self.stream.tasks)
+            return self.domains.summary(self.stream.tasks, recall_before)
 
     def others(self, task: Task) -> dict[str, float]:
         """What the method measures besides, and how right it would be if it were told the task.

@@ -212,10 +212,11 @@ class Method(nn.Module):
 
     def losses(self, batch: Examples) -> Tensor:
         """(n,): the loss of each example. Cross-entropy; where the goal is ranking, of each query's
-        document among all documents of the batch."""
+        document among all documents of the batch, the negatives too."""
         if batch.positives is not None:
-            queries, documents = self._by_parts(batch.inputs, "query"), self._by_parts(batch.positives, "document")
-            return multiple_negatives_ranking(queries, documents, batch.positives, self.backbone.similarity)
+            texts = [*batch.positives, *(text for own in batch.negatives or () for text in own)]
+            queries, documents = self._by_parts(batch.inputs, "query"), self._by_parts(texts, "document")
+            return multiple_negatives_ranking(queries, documents, texts, self.backbone.similarity)
         return self.classification_losses(self.scores(batch.inputs), batch)
 
     def _by_parts(self, texts: Sequence[Input], role: Role) -> Tensor:

@@ -38,6 +38,7 @@ class Measured:
         seconds: for each task, the seconds of each phase.
         initial: the score of the untouched model on each task.
         before: the score on the present task before it is learned.
+        recall_before: the same as recall@10, where the goal is ranking.
         trainable: the most parameters that received gradient in a task.
         passes: examples that went through an encoder; an example counts once for each pass.
         warned: the warnings that a reader of the results must see.
@@ -47,6 +48,7 @@ class Measured:
     seconds: list[dict[str, float]] = field(default_factory=list)
     initial: list[float | None] = field(default_factory=list)
     before: float | None = None
+    recall_before: float | None = None
     trainable: int = 0
     passes: int = 0
     warned: list[str] = field(default_factory=list)

@@ -152,14 +152,32 @@ class DomainResult(TypedDict):
     recall: dict[Pairing, Score]
 
 
+class QueryScores(TypedDict):
+    """nDCG@10 of every test query of a domain."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    task: str
+    ids: list[str]
+    when_learned: list[Score]
+    at_the_end: list[Score]
+
+
+class Judged(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    answer: Literal["serve", "bridge", "re-index", "roll back"]
+    reason: str
+
+
 class Retrieval(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
     index: Literal["re-encoded", "kept"]
     domains: list[DomainResult]
     documents: Count
     stale_documents: Count
+    verdict: Judged | None
     index_bytes: Count
     lost: list[LostQuery]
+    queries: list[QueryScores]
 
 
 class StampRecord(TypedDict):
@@ -181,7 +199,7 @@ class IndexSettings(TypedDict):
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
     format: int
     stamp: StampRecord
-    kind: Literal["exact", "hnsw", "ivf"]
+    kind: Literal["exact", "hnsw", "ivf", "lance"]
     settings: dict[str, Annotated[int, Field(ge=1, lt=2**31)]]
     made_by: dict[str, str]
 
@@ -197,22 +215,6 @@ class NearbyFile(TypedDict):
     rows: Count
     bytes: Count
     sha256: Digest
-
-
-class QueryScores(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
-    task: str
-    ids: list[str]
-    when_learned: list[Score]
-    at_the_end: list[Score]
-
-
-class PerQuery(TypedDict):
-    """queries.json of a run whose goal is ranking: the score of every test query."""
-
-    __pydantic_config__ = STRICT  # type: ignore[misc]
-    metric: str
-    tasks: list[QueryScores]
 
 
 def _square(results: Any) -> Any:
@@ -341,6 +343,7 @@ class MeasuredSoFar(TypedDict):
     seconds: list[dict[str, Seconds]]
     initial: Scores
     before: Score | None
+    recall_before: NotRequired[Score | None]
     trainable: Count
     passes: NotRequired[Count]
     warned: list[str]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from everlearn.engine import Learning, Listener, Training, learn, replay
 from everlearn.errors import EverlearnError, EverlearnWarning, one_line
 from everlearn.evaluation import Evaluation
 from everlearn.features import default_store
-from everlearn.files import append_lines, rewrite_lines, write_whole
+from everlearn.files import append_lines, rewrite_lines
 from everlearn.held_out import KEEP, HeldOut
 from everlearn.interrupts import Interrupted, Stop
 from everlearn.listeners import Bar, Clock, Log
@@ -28,9 +27,6 @@ from everlearn.method import Method
 from everlearn.results import Measured, Result, assemble, reset_peak_memory, rounding, write_results
 from everlearn.schemas import State, read_log, valid
 from everlearn.streams.stream import Stream, Task
-
-QUERIES = "queries.json"
-"""The scores of every test query, in the folder of a run whose goal is ranking."""
 
 SOON = 20.0  # seconds: a task boundary this close to the last checkpoint is cheaper to repeat than to save
 
@@ -83,7 +79,7 @@ class Session(Listener):
             calibrated = self._calibrate(held_out, evaluation)
             if self.folder:
                 self._save(keep=1, held_out=held_out)
-        searched, per_query = evaluation.searched() or (None, None)
+        searched = evaluation.searched(self.measured.recall_before)
         self._count_passes()
         costs = {
             "examples_encoded": store.encoded - counted[0], "examples_served": store.served - counted[1],
@@ -94,8 +90,6 @@ class Session(Listener):
         results = assemble(self.method, self.stream, self.config, self.measured, costs, calibrated, kept,
                            evaluation.answers(), searched)  # fmt: skip
         if self.folder:
-            if per_query:
-                write_whole(self.folder / QUERIES, json.dumps(per_query))
             write_results(self.folder, results)
         return Result(results, self.folder)
 
@@ -108,6 +102,7 @@ class Session(Listener):
             if task.index == 0:
                 measured.initial = evaluation.initial()
             measured.before = evaluation.before(task)
+            measured.recall_before = evaluation.recall_before
             clock.stop("evaluate")
         bar = Bar(f"task {task.index + 1} of {len(self.stream)}", self.progress)
         self.log = Log(self.folder / "metrics.jsonl") if self.folder else None

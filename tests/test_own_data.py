@@ -38,21 +38,25 @@ def test_the_help_says_how_ones_own_data_are_given(capsys, command):
     assert "your own data, with --stream:" in told
     for name, text in OWN.items():
         assert f"{name} {text}" in told
-    assert "faq_corpus.jsonl with doc_id and text" in told and "--stream.text_column" in told
+    assert (
+        "faq_corpus.jsonl with doc_id and text" in told
+        and "ir_datasets:NAME" in told
+        and "--stream.text_column" in told
+    )
 
 
 def test_the_list_of_streams_stays_a_list_of_names_for_programs(capsys):
     main(["list", "streams", "--json"])
-    assert set(json.loads(capsys.readouterr().out)) == {"banking77", "clinc150", "digits"}
+    assert set(json.loads(capsys.readouterr().out)) == {"banking77", "clinc150", "digits", "domains4"}
 
 
 def test_retrieval_is_learned_by_a_default_that_can(faq, tmp_path, capsys):
-    assert build_config({"stream": {"name": faq}})[0]["method"]["name"] == "er"
-    assert build_config({"stream": {"name": faq}, "method": {"name": "lora"}})[0]["method"]["name"] == "lora"
-    assert build_config({"stream": {"name": "digits"}})[0]["method"]["name"] != "er"
+    assert build_config({"stream": {"name": faq}})[0]["method"]["name"] == "lora"
+    assert build_config({"stream": {"name": faq}, "method": {"name": "er"}})[0]["method"]["name"] == "er"
+    assert build_config({"stream": {"name": "digits"}})[0]["method"]["name"] != "lora"
     assert main(["run", "--stream", faq, "--backbone", "tiny", "--out", str(tmp_path / "run")]) == 0
-    assert "er on faq (domain-incremental, text, ranking)" in capsys.readouterr().out
-    assert everlearn.run(stream=faq, backbone="tiny").results["method"] == "er"
+    assert "lora on faq (domain-incremental, text, ranking)" in capsys.readouterr().out
+    assert everlearn.run(stream=faq, backbone="tiny").results["method"] == "lora"
 
 
 def test_the_default_for_classes_still_refuses_rankings_by_name(faq):

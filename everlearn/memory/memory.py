@@ -23,7 +23,7 @@ COLUMN = "column "  # how the buffers of named tensors begin
 
 class Memory(Stateful):
     """Examples that were seen: texts or encoded images (a path is read when it is stored), with labels, ids,
-    positives and any tensors by name, such as the logits or embeddings that a model gave them.
+    positives, negatives and any tensors by name, such as the logits or embeddings that a model gave them.
 
     If the budget does not suffice for all, the policy decides what is kept. With a budget in bytes, smaller
     examples are kept more often than larger ones. Draws depend on the seed and on two saved
@@ -83,7 +83,7 @@ class Memory(Stateful):
         named = {**examples.columns, **columns, "draw": torch.from_numpy(draw)}
         stored = [item if kind(item) == "text" else content(item) for item in map(original, examples.inputs)]
         new = Examples(stored, examples.labels, list(examples.ids), examples.positives, None,
-                       {name: column.detach().cpu() for name, column in named.items()})  # fmt: skip
+                       {name: column.detach().cpu() for name, column in named.items()}, examples.negatives)  # fmt: skip
         self.seen += len(examples)
         candidates = Examples.concatenate(_widened(self._held, new))
         self._held = candidates if self.limits == (None, None) else candidates[self._chosen(candidates)]
@@ -171,9 +171,11 @@ def _to_bytes(held: Examples) -> Tensor:
     import pyarrow
 
     nothing = [None] * len(held)
+    negatives = {} if held.negatives is None else {"negatives": list(map(list, held.negatives))}
     table = pyarrow.table({
         "input": [content(item) for item in held.inputs], "is_text": [kind(item) == "text" for item in held.inputs],
         "label": held.labels.tolist() or nothing, "id": list(held.ids), "positive": held.positives or nothing,
+        **negatives,
     })  # fmt: skip
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, table.schema) as stream:
@@ -197,9 +199,12 @@ def _from_bytes(packed: Tensor) -> Examples:
                   for item, text in zip(columns["input"], columns["is_text"], strict=True)]  # fmt: skip
         labels = [] if columns["label"][0] is None else columns["label"]
         positives = None if columns["positive"][0] is None else columns["positive"]
-        if not all(isinstance(item, str) for item in [*columns["id"], *(positives or ())]):
+        negatives = columns.get("negatives")
+        documents = [*(positives or ()), *(text for own in negatives or () for text in own)]
+        if not all(isinstance(item, str) for item in [*columns["id"], *documents]):
             raise ValueError("an id or a document is not a text")
-        return Examples(inputs, torch.tensor(labels, dtype=torch.long), columns["id"], positives)
+        labels = torch.tensor(labels, dtype=torch.long)
+        return Examples(inputs, labels, columns["id"], positives, negatives=negatives)
 
 
 def _sizes(examples: Examples) -> list[int]:
@@ -207,9 +212,10 @@ def _sizes(examples: Examples) -> list[int]:
     columns = [column for name, column in examples.columns.items() if name != "draw" and len(column)]
     fixed = 8 + sum(column[0].numel() * column.element_size() for column in columns)
     positives: Sequence[str] = examples.positives or [""] * len(examples)
+    negatives: Sequence[Sequence[str]] = examples.negatives or [()] * len(examples)
     return [
-        len(content(item)) + len(name.encode()) + len(positive.encode()) + fixed
-        for item, name, positive in zip(examples.inputs, examples.ids, positives, strict=True)
+        len(content(item)) + sum(len(text.encode()) for text in (name, positive, *own)) + fixed
+        for item, name, positive, own in zip(examples.inputs, examples.ids, positives, negatives, strict=True)
     ]
 
 

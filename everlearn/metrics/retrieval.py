@@ -1,6 +1,6 @@
-"""Retrieval: exact search, and nDCG, recall and reciprocal rank at k as trec_eval defines them.
+"""Retrieval: exact search, and nDCG, recall, reciprocal rank and average precision at k as trec_eval defines them.
 
-The three metrics take the ranked documents of each query and its relevance judgements: one grade per
+The metrics take the ranked documents of each query and its relevance judgements: one grade per
 document id, where 0 or less means not relevant. They return one value per query. The score of a query
 without relevant documents is 0.
 """
@@ -55,8 +55,7 @@ def recall_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndar
     >>> recall_at_k([["b", "a"]], [{"a": 2, "c": 1}])
     array([0.5])
     """
-    total = np.array([sum(grade > 0 for grade in grades.values()) for grades in relevant], dtype=float)
-    return _divide((_grades(rankings, relevant, k) > 0).sum(axis=1), total)
+    return _divide((_grades(rankings, relevant, k) > 0).sum(axis=1), _relevant(relevant))
 
 
 def mrr_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndarray:
@@ -67,6 +66,19 @@ def mrr_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndarray
     """
     hits = _grades(rankings, relevant, k) > 0
     return np.where(hits.any(axis=1), 1 / (hits.argmax(axis=1) + 1), 0.0)
+
+
+def map_at_k(rankings: Rankings, relevant: Relevance, k: int = 10) -> np.ndarray:
+    """Average precision of the first k documents, whose mean over queries is MAP@k: the sum of the precisions at the
+    ranks of the relevant documents among the first k ÷ the number of relevant documents. As in trec_eval that is all of
+    them, even if there are more than k. (n,) float64.
+
+    >>> map_at_k([["b", "a"]], [{"a": 1, "c": 1}])
+    array([0.25])
+    """
+    hits = _grades(rankings, relevant, k) > 0
+    precisions = hits.cumsum(axis=1) / np.arange(1, k + 1)
+    return _divide((precisions * hits).sum(axis=1), _relevant(relevant))
 
 
 def id_order(ids: Sequence[str]) -> list[int]:
@@ -139,12 +151,12 @@ def nearest(queries: torch.Tensor, documents: torch.Tensor, k: int = 10) -> list
 
 
 def score_rankings(rankings: Rankings, relevant: Relevance, k: int = 10) -> dict[str, float]:
-    """The means over all queries: {"nDCG@k", "recall@k", "mrr@k"}.
+    """The means over all queries: {"nDCG@k", "recall@k", "mrr@k", "map@k"}.
 
     >>> score_rankings([["b", "a"]], [{"a": 1}])["mrr@10"]
     0.5
     """
-    measures = {"nDCG": ndcg_at_k, "recall": recall_at_k, "mrr": mrr_at_k}
+    measures = {"nDCG": ndcg_at_k, "recall": recall_at_k, "mrr": mrr_at_k, "map": map_at_k}
     return {f"{name}@{k}": float(f(rankings, relevant, k).mean()) for name, f in measures.items()}
 
 
@@ -157,6 +169,11 @@ def _grades(rankings: Rankings, relevant: Relevance, k: int) -> np.ndarray:
             raise ValueError(f"a ranking contains a document twice: {list(first)}")
         row[: len(first)] = [max(known.get(document, 0), 0) for document in first]
     return grades
+
+
+def _relevant(relevant: Relevance) -> np.ndarray:
+    """(n,) numbers of relevant documents."""
+    return np.array([sum(grade > 0 for grade in grades.values()) for grades in relevant], dtype=float)
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:

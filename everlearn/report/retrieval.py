@@ -15,7 +15,22 @@ PAIRINGS = ("old queries, old index", "old queries, new index", "new queries, ol
 def retrieval(run: Mapping[str, Any]) -> Html:
     """The pairings of every domain, the bill of a new index, and the queries that lost most."""
     found = run["retrieval"]
-    return join(_pairings(found), _bill(run), _lost(found["lost"]) if found["lost"] else None)
+    lost = _lost(found["lost"]) if found["lost"] else None
+    return join(_verdict(found["verdict"]), _pairings(found), _bill(run), lost)
+
+
+def _verdict(verdict: Mapping[str, str] | None) -> Html | None:
+    if not verdict:
+        return None
+    told = {
+        "serve": "the old indexes may be served as they are",
+        "bridge": "the old indexes may be served with the queries that the method makes for them",
+        "re-index": "the documents of old domains have to be encoded again",
+        "roll back": "the model before should stay",
+    }
+    head = tag("p", tag("strong", f"Verdict: {verdict['answer']}"), f" ({told[verdict['answer']]}).")
+    return join(head, tag("p", f"{verdict['reason'].capitalize()}. Recall@10 over all domains; the rule is that of "
+                               "everlearn.retrieval.verdict.", class_="note"))  # fmt: skip
 
 
 def old_domains(found: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:

@@ -32,6 +32,8 @@ def body(results: Sequence[Results], recommendation: str | None) -> Html:
     if runs:
         charts = tag("div", *_scatters(runs, names), _curves(runs, names), class_="charts")
         parts.append(section("methods", "Methods", _table(runs, names)))
+        if tested := significance(runs, names):
+            parts.append(section("significance", "Is the difference more than chance?", tested))
         parts.append(section("charts", "Retention, gain and scores over the tasks", charts))
     if absent:
         parts.append(section("absent", "Methods without a result", _absent(absent)))
@@ -109,6 +111,37 @@ def _table(runs: Sequence[Results], names: Sequence[str]) -> Html:
     )
     shown = table("All methods", list(rows[0]), [list(row.values()) for row in rows], text=3)
     return join(shown, tag("p", note, class_="note"), tag("ul", *formulas, class_="formulas"))
+
+
+def significance(runs: Sequence[Results], names: Sequence[str]) -> Html | None:
+    """Each run against the first, on the same test queries; None where that cannot be asked."""
+    scores = [_per_query(run) for run in runs]
+    same = [i for i, found in enumerate(scores) if found and found.keys() == scores[0].keys()]
+    if len(same) < 2 or same[0] != 0 or len({runs[i].get("fingerprint") for i in same}) > 1:
+        return None
+    from everlearn.metrics.significance import compare_scores, holm
+
+    first = list(scores[0].values())
+    compared = [compare_scores(first, list(scores[i].values())) for i in same[1:]]
+    rows = [
+        [names[i], _points(found.difference), f"{_points(found.low)} to {_points(found.high)}", f"{p:.3g}"]
+        for i, found, p in zip(same[1:], compared, holm([found.p for found in compared]), strict=True)
+    ]
+    note = (f"nDCG@10 of {len(first):,} test queries at the end: each run less {names[0]}, in points, with the 95 % "
+            "bootstrap interval; p of a paired randomisation test, with Holm's correction.")  # fmt: skip
+    return join(table("Differences", ["run", "difference", "interval", "p"], rows), tag("p", note, class_="note"))
+
+
+def _per_query(run: Results) -> dict[tuple[str, str], float]:
+    """The score at the end of every test query, by its domain and name; empty where the goal is not ranking."""
+    tasks = (run.get("retrieval") or {}).get("queries", [])
+    return {
+        (task["task"], id): score for task in tasks for id, score in zip(task["ids"], task["at_the_end"], strict=True)
+    }
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _scatters(runs: Sequence[Results], names: Sequence[str]) -> list[Html]:

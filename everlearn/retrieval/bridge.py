@@ -6,21 +6,23 @@ out queries: a high cosine to the old embeddings is no proof, since the mean vec
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from everlearn.errors import DataError, EverlearnError
+from everlearn.errors import DataError, EverlearnError, one_line
 from everlearn.files import read_bytes, write_whole
 from everlearn.retrieval.stamp import Stamp
 from everlearn.schemas import StampRecord, valid
 from everlearn.strict import from_json
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Of the ridge penalty, per pair."""
+STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Of the ridge penalty, in units of the mean variance of the new embeddings."""
 
+TINY = 1e-300  # where all new embeddings are the same
 REMEDY = "delete it, and fit the bridge again with `everlearn migrate`"
 MOST = 2**28
 
@@ -50,33 +52,33 @@ class Bridge:
         return queries @ self.matrix + self.shift
 
 
-def unchanged(new: np.ndarray, old: np.ndarray) -> Bridge:
-    """The bridge that changes nothing: new queries search the old index as they are.
-
-    Raises:
-        EverlearnError: the two have different dimensions.
-    """
-    if new.shape[1] != old.shape[1]:
-        raise EverlearnError(f"embeddings of {new.shape[1]} numbers cannot search those of {old.shape[1]} as they are")
-    return Bridge(np.eye(new.shape[1]), np.zeros(new.shape[1]))
-
-
 def mean_shift(new: np.ndarray, old: np.ndarray) -> Bridge:
-    """What the embeddings have moved in the mean is taken back (Goswami et al., 2025, Query Drift Compensation).
+    """What the embeddings have moved in the mean is taken back (Goswami et al., 2025, Query Drift Compensation,
+    https://arxiv.org/abs/2506.00037).
 
     Args:
         new, old: (n, d) of the same texts, by the new and the old encoder.
+
+    Raises:
+        EverlearnError: the two have different dimensions.
 
     >>> old = np.array([[1.0, 0.0], [0.0, 1.0]])
     >>> mean_shift(old + [0.5, 0.0], old).shift.tolist()
     [-0.5, 0.0]
     """
-    return Bridge(unchanged(new, old).matrix, (old - new).mean(0))
+    if new.shape[1] != old.shape[1]:
+        raise EverlearnError(f"embeddings of {new.shape[1]} and of {old.shape[1]} numbers have no difference: fit "
+                             "procrustes or ridge")  # fmt: skip
+    return Bridge(np.eye(new.shape[1]), (old - new).mean(0))
 
 
 def procrustes(new: np.ndarray, old: np.ndarray) -> Bridge:
     """The rotation (d_new, d_old) that brings the new embeddings nearest to the old ones (Schönemann, 1966,
-    https://doi.org/10.1007/BF02289451). Where the dimensions differ, it maps between the subspaces.
+    https://doi.org/10.1007/BF02289451). Where the dimensions differ, it is as if zeros were added to the shorter ones.
+
+    Args:
+        new: (n, d_new) of n texts, by the new encoder.
+        old: (n, d_old) of the same texts, by the old one.
 
     >>> turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
     >>> old = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -88,8 +90,12 @@ def procrustes(new: np.ndarray, old: np.ndarray) -> Bridge:
 
 
 def ridge(new: np.ndarray, old: np.ndarray) -> Bridge:
-    """The linear map with a shift and the least squared error, with the penalty of `STRENGTHS` that has the least
-    leave-one-out error (Allen, 1974): one eigendecomposition serves all.
+    """The linear map with a shift and the least squared error, with the penalty of `STRENGTHS` whose error on pairs
+    left out one by one is least (Allen, 1974, https://doi.org/10.1080/00401706.1974.10489157).
+
+    Args:
+        new: (n, d_new) of n texts, by the new encoder.
+        old: (n, d_old) of the same texts, by the old one.
 
     >>> random = np.random.default_rng(0)
     >>> new, matrix = random.normal(size=(50, 3)), random.normal(size=(3, 2))
@@ -103,7 +109,7 @@ def ridge(new: np.ndarray, old: np.ndarray) -> Bridge:
     turned, products = x @ vectors, vectors.T @ (x.T @ y)
     errors, maps = [], []
     for strength in STRENGTHS:
-        damped = 1 / (values.clip(0) + strength * len(x))
+        damped = 1 / (values.clip(0) + strength * values.clip(0).mean() + TINY)
         maps.append(vectors @ (damped[:, None] * products))
         leverage = (turned**2 * damped).sum(1) + 1 / len(x)
         errors.append((((y - x @ maps[-1]) / (1 - leverage.clip(max=1 - 1e-9))[:, None]) ** 2).sum())
@@ -111,14 +117,20 @@ def ridge(new: np.ndarray, old: np.ndarray) -> Bridge:
     return Bridge(best, target - centre @ best)
 
 
-BRIDGES = {"unchanged": unchanged, "mean shift": mean_shift, "procrustes": procrustes, "ridge": ridge}
-"""The ways to fit a bridge, the simplest first."""
+def fitted(
+    new_queries: np.ndarray, old_queries: np.ndarray, new_documents: np.ndarray, old_documents: np.ndarray
+) -> dict[str, Bridge]:
+    """Every bridge from the new to the old embeddings that the dimensions allow, by name.
 
-
-def fitted(new: np.ndarray, old: np.ndarray) -> dict[str, Bridge]:
-    """Every bridge that these embeddings (n, d) of the same texts allow; the first two need equal dimensions."""
-    same = new.shape[1] == old.shape[1]
-    return {name: fit(new, old) for name, fit in BRIDGES.items() if same or name in ("procrustes", "ridge")}
+    Queries and documents move differently, so the mean shift is that of the queries (n, d), as in its paper. The two
+    others have many more numbers to find, and are fitted on documents (m, d) as well. Embeddings that are compared by
+    the cosine have length 1 here.
+    """
+    new, old = np.concatenate([new_queries, new_documents]), np.concatenate([old_queries, old_documents])
+    bridges = {"procrustes": procrustes(new, old), "ridge": ridge(new, old)}
+    if new.shape[1] == old.shape[1]:
+        bridges = {"mean shift": mean_shift(new_queries, old_queries), **bridges}
+    return bridges
 
 
 # -- beside the index ------------------------------------------------------------------------------
@@ -127,29 +139,31 @@ def write_bridge(folder: Path, stamp: Stamp, bridge: Bridge) -> None:
     from safetensors.numpy import save
 
     tensors = {"matrix": np.ascontiguousarray(bridge.matrix, "<f4"), "shift": np.ascontiguousarray(bridge.shift, "<f4")}
-    write_whole(folder / f"bridge-{stamp.space}.safetensors", save(tensors, {"stamp": json.dumps(stamp.record)}))
+    name = hashlib.sha256(stamp.space.encode()).hexdigest()[:32]  # a space may be called anything, also ../space
+    write_whole(folder / f"bridge-{name}.safetensors", save(tensors, {"stamp": json.dumps(stamp.record)}))
 
 
-def read_bridges(folder: Path) -> dict[str, Bridge]:
-    """The bridges of an index, by the space that they come from.
+def read_bridges(folder: Path, stamp: Stamp) -> dict[str, Bridge]:
+    """The bridges to the space of `stamp`, by the space that they come from.
 
     Raises:
-        DataError: a file is damaged.
+        DataError: a file is damaged, or leads elsewhere.
     """
-    from safetensors import SafetensorError
+    return dict(_read_bridge(file, stamp.dimension) for file in sorted(folder.glob("bridge-*.safetensors")))
+
+
+def _read_bridge(file: Path, dimension: int) -> tuple[str, Bridge]:
     from safetensors.numpy import load
 
-    found = {}
-    for file in sorted(folder.glob("bridge-*.safetensors")):
-        data = read_bytes(file, MOST)
-        try:
-            tensors = load(data)
-            told = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["stamp"]
-            bridge = Bridge(tensors["matrix"], tensors["shift"])
-            stamp = Stamp.of_record(valid(from_json(told, file, REMEDY), StampRecord, file, REMEDY))
-            if bridge.matrix.shape != (stamp.dimension, len(bridge.shift)) or not np.isfinite(bridge.matrix).all():
-                raise ValueError("the shapes do not fit, or a number is not finite")
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise DataError(f"{file} is damaged ({error}): {REMEDY}") from None
-        found[stamp.space] = bridge
-    return found
+    data = read_bytes(file, MOST)
+    with one_line(file, REMEDY):
+        tensors = load(data)
+        # safetensors gives the metadata of a file only; it stands in JSON after the eight bytes of its length.
+        told = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["stamp"]
+        origin = Stamp.of_record(valid(from_json(told, file, REMEDY), StampRecord, file, REMEDY))
+        bridge = Bridge(tensors["matrix"], tensors["shift"])
+        if bridge.matrix.shape != (origin.dimension, dimension) or bridge.shift.shape != (dimension,):
+            raise DataError(f"{file} leads to other embeddings than those of the index: {REMEDY}")
+        if not all(part.dtype == np.float32 and np.isfinite(part).all() for part in tensors.values()):
+            raise DataError(f"{file} holds numbers that are not finite, or of another kind: {REMEDY}")
+    return origin.space, bridge

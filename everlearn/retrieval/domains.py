@@ -18,6 +18,7 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.errors import ContractError, one_line
 from everlearn.method import Method
 from everlearn.metrics.retrieval import comparable, id_order, ndcg_at_k, nearest, recall_at_k
+from everlearn.retrieval.verdict import Reached, decide
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Task
 
@@ -149,8 +150,12 @@ class Domains:
         )  # fmt: skip
         return dict(zip(PAIRINGS, rankings, strict=True))
 
-    def summary(self, tasks: Sequence[Task]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What results.json says of retrieval, and the score of every query, after the last task."""
+    def summary(self, tasks: Sequence[Task], recall_before: float | None) -> dict[str, Any]:
+        """What results.json says of retrieval after the last task.
+
+        Args:
+            recall_before: recall@10 on the last domain just before it was learned.
+        """
         found = {task.index: self.pairings(task) for task in tasks}
         headline = PAIRINGS[2] if self.method.tags.index == "kept" else PAIRINGS[3]
         domains, per_query, lost = [], [], []
@@ -172,11 +177,12 @@ class Domains:
         lost.sort(key=lambda query: (query["after"] - query["before"], query["task"], query["id"]))
         documents = sum(len(task.corpus) for task in tasks if task.corpus)
         stale = sum(len(task.corpus) for task in tasks if task.corpus and self.has_moved(task))
-        summary = {
+        return {
             "index": self.method.tags.index, "domains": domains, "documents": documents, "stale_documents": stale,
+            "verdict": _verdict(domains, recall_before, is_kept=self.method.tags.index == "kept"),
             "index_bytes": 4 * documents * self.method.backbone.width, "lost": lost[:LOST],
+            "queries": per_query,
         }  # fmt: skip
-        return summary, {"metric": "nDCG@10", "tasks": per_query}
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.method.backbone.device)
@@ -192,6 +198,29 @@ def _ids(task: Task, found: Sequence[Sequence[int]]) -> Rankings:
     assert task.corpus is not None
     order = id_order(task.corpus.ids)
     return [[task.corpus.ids[order[position]] for position in row] for row in found]
+
+
+def _verdict(domains: list[dict[str, Any]], before: float | None, *, is_kept: bool) -> dict[str, str] | None:
+    """Whether the indexes of the old domains may be served after the last update: what all queries found before it
+    against what they find now. The last domain has an index of the present model. None where there was one domain."""
+    *old, new = domains
+    if not old or before is None:
+        return None
+
+    def mean(pairing: str, last: float) -> float:
+        found = [*(domain["recall"][pairing] for domain in old), last]
+        return float(np.average(found, weights=[domain["queries"] for domain in domains]))
+
+    def reached(pairing: str) -> Reached:
+        shares = [domain["recall"][pairing] / first for domain in old if (first := domain["recall"][PAIRINGS[0]])]
+        return Reached(mean(pairing, new["recall"][PAIRINGS[3]]), min(1.0, *shares) if shares else 1.0)
+
+    kept = reached(PAIRINGS[2])
+    # What a method does to its queries for an old index is a bridge.
+    is_bridge = is_kept and any(domain["moved"] for domain in old)
+    answer, reason = decide(mean(PAIRINGS[0], before), reached(PAIRINGS[3]),
+                            None if is_bridge else kept, kept if is_bridge else None)  # fmt: skip
+    return {"answer": answer, "reason": reason}
 
 
 def _lost(

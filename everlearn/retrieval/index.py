@@ -1,34 +1,47 @@
 """Index: documents found by their embeddings, kept in a folder that survives every interruption.
 
 The folder holds one generation or, for a moment, two, and the file `current`, which names the one that answers. A
-generation (`generation.py`) is a log and plain vectors; what makes the search of many vectors fast (`nearby.py`) is
-derived from them and can be made again. Whoever re-indexes builds another index beside this one, stops and goes on as
-often as needed, and then has this one `take_over` it, which is one atomic step. Readers that have the generation before
-open go on answering from it.
+generation (`generation.py`) keeps the documents; what makes the search of many vectors fast (`nearby.py`) is derived
+from them and can be made again. Whoever re-indexes builds another index beside this one, stops and goes on as often as
+needed, and then has this one `take_over` it, which is one atomic step. Readers that have the generation before open go
+on answering from it.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from everlearn.errors import DataError, EverlearnError, printable
-from everlearn.files import flush_to_disk, read_text, write_whole
+from everlearn.errors import EverlearnError
+from everlearn.files import flush_to_disk, write_whole
 from everlearn.locks import alone
 from everlearn.retrieval.bridge import Bridge, read_bridges, write_bridge
-from everlearn.retrieval.generation import REMEDY, Generation
-from everlearn.retrieval.nearby import KINDS, Nearby
+from everlearn.retrieval.checks import check_known, check_new, check_removed, comparable, embeddings, listed
+from everlearn.retrieval.current import (
+    CURRENT,
+    FIRST,
+    GENERATION,
+    as_saved,
+    current,
+    is_unfinished,
+    keeper,
+    linked,
+    one_line,
+    opened,
+    removed_on_failure,
+)  # fmt: skip
+from everlearn.retrieval.generation import Generation, check_settings
 from everlearn.retrieval.stamp import Encoder, Stamp, embedded, method_of, stamp_of
 
-CURRENT, NEXT = "current", "g{:06d}"
+MAKING, COMPACTING, TAKEN = ".making", ".compacting", ".taken"
 DEAD = 0.25
 """The share of removed rows from which on `save` leaves them out."""
-LONGEST_ID = 10_000
 
 
 class Index:
@@ -40,10 +53,12 @@ class Index:
     method does that measures its own drift.
 
     An added or removed document is safe from a kill of the process when the call returns, and from a loss of power
-    after `save`. One process writes at a time; others may read.
+    after `save`. One process writes at a time, from its first change until `close`; others may read, and see the index
+    as it was when they loaded it.
 
     >>> import tempfile
     >>> from everlearn import backbones
+    >>> from everlearn.retrieval import stamp_of
     >>> tiny = backbones.load("tiny")
     >>> index = Index.create(tempfile.mkdtemp() + "/garden", stamp_of(tiny))
     >>> index.add(["roses", "lawn"], ["water the roses at six", "the lawn is dry"], by=tiny)
@@ -55,15 +70,19 @@ class Index:
     """
 
     def __init__(self, folder: Path, generation: Generation) -> None:
-        self.folder, self._generation = folder, generation
-        self.bridges = read_bridges(generation.folder)
-        self._nearby = Nearby(generation)
-        self._lock: Any = None
+        self.folder = folder
+        self._alone: ExitStack | None = None
+        self._is_changing = False
+        self._answer_from(generation)
+
+    def _answer_from(self, generation: Generation) -> None:
+        self.bridges = read_bridges(generation.folder, generation.stamp)
+        self._generation = generation
 
     # -- opening -------------------------------------------------------------------------------
     @classmethod
     def create(
-        cls, folder: str | Path, stamp: Stamp, kind: Literal["exact", "hnsw", "ivf"] = "exact", *,
+        cls, folder: str | Path, stamp: Stamp, kind: Literal["exact", "hnsw", "ivf", "lance"] = "exact", *,
         made_by: Mapping[str, str] | None = None, **settings: int,
     ) -> Index:  # fmt: skip
         """A new index.
@@ -72,7 +91,8 @@ class Index:
             folder: does not exist yet, or is empty.
             stamp: of the encoder of its documents (`stamp_of`).
             kind: how it is searched: `exact` compares with every vector; `hnsw` (a graph) and `ivf` (clusters) look
-                at a part of them, after `save`, and need faiss (the extra retrieval).
+                at a part of them, after `save`, and need faiss (the extra retrieval); `lance` keeps the documents in
+                a table of LanceDB, which its own tools can open, and needs the extra lancedb.
             made_by: what to load for the encoder, for the command line, such as {"backbone": "minilm"}.
             settings: of the kind: for hnsw links (32), width (64, candidates looked at in a search) and effort (200,
                 the same while it is built); for ivf lists (by default 4 times the root of the number of vectors) and
@@ -82,21 +102,18 @@ class Index:
             EverlearnError: the folder holds something, or there is no such kind or setting.
         """
         place = Path(folder)
-        if kind not in KINDS:
-            raise EverlearnError(f"there is no kind of index '{printable(kind)}': give one of {', '.join(KINDS)}")
-        for name, value in settings.items():
-            if name not in KINDS[kind] or not isinstance(value, int) or not 1 <= value < 2**31:
-                known = ", ".join(KINDS[kind]) or "no settings"
-                raise EverlearnError(f"{name}={value!r} is not a setting of the kind {kind}: it has {known}, which "
-                                     "are whole numbers from 1 on")  # fmt: skip
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        check_settings(kind, settings)
+        make = keeper(kind).create
+        if place.exists() and (not place.is_dir() or not is_unfinished(place, MAKING)):
             raise EverlearnError(f"{place} exists already: give a new folder, or load the index that it holds")
-        try:
+        with one_line(place):
             place.mkdir(parents=True, exist_ok=True)
-            Generation.create(place / NEXT.format(1), stamp, kind, settings, dict(made_by or {}))
-            write_whole(place / CURRENT, NEXT.format(1))
-        except OSError as error:
-            raise EverlearnError(f"{place} cannot be written ({error.strerror}): give another folder") from None
+            with alone(place, "making the index"), removed_on_failure(place / MAKING):
+                make(place / MAKING, stamp, kind, settings, dict(made_by or {}))
+                # In this order, so that a folder with a generation is never taken for one that was not finished.
+                write_whole(place / CURRENT, FIRST)
+                os.replace(place / MAKING, place / FIRST)
+                flush_to_disk(place)
         return cls.load(place)
 
     @classmethod
@@ -107,26 +124,35 @@ class Index:
             EverlearnError: the folder holds no index, or a file of it is damaged or cut.
         """
         place = Path(folder)
-        if not (place / CURRENT).exists():
-            raise EverlearnError(f"{place} is not an index: it has no file '{CURRENT}'; make one with `everlearn index "
-                                 "create`")  # fmt: skip
-        for last_try in (False, True):
-            name = read_text(place / CURRENT, 100).strip()
-            if not name.startswith("g") or not name[1:].isdecimal():
-                raise DataError(f"{place / CURRENT} names no generation: {REMEDY}")
-            try:
-                return cls(place, Generation(place / name))
-            except DataError:
-                # Between the two reads another process may have cut over to the next generation.
-                if last_try or read_text(place / CURRENT, 100).strip() == name:
-                    raise
-        raise AssertionError  # unreachable: the loop returns or raises
+        return cls(place, current(place, opened))
+
+    @classmethod
+    def restore(cls, folder: str | Path) -> Index:
+        """Open an index as it was when it was last saved, and forget what was added or removed since then. That helps
+        after a loss of power, which may leave the last changes damaged.
+
+        Raises:
+            EverlearnError: it is damaged before that, another process writes, or it is of the kind lance, whose
+                changes are whole or not there.
+        """
+        place = Path(folder)
+        with alone(place, "changing the index"):
+            current(place, as_saved)
+        return cls.load(place)
+
+    def lock(self) -> None:
+        """See what other processes have written, and let none write until `close`.
+
+        Raises:
+            EverlearnError: another process writes.
+        """
+        self._write_alone()
 
     def close(self) -> None:
         """Let other processes write."""
-        if self._lock:
-            self._lock.release()
-            self._lock = None
+        if self._alone:
+            self._alone.close()
+            self._alone = None
 
     def __enter__(self) -> Index:
         return self
@@ -142,13 +168,18 @@ class Index:
 
     @property
     def kind(self) -> str:
-        """How it is searched: exact, hnsw or ivf."""
+        """How it is searched: exact, hnsw, ivf or lance."""
         return self._generation.kind
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """The settings of the kind that were given when it was made."""
+        return dict(self._generation.settings)
 
     @property
     def made_by(self) -> dict[str, str]:
         """What to load for its encoder, as the command line was told."""
-        return self._generation.made_by
+        return dict(self._generation.made_by)
 
     @property
     def generation(self) -> int:
@@ -158,13 +189,13 @@ class Index:
     @property
     def ids(self) -> list[str]:
         """Of its documents, in the order in which they were added."""
-        return [id for id, alive in zip(self._generation.ids, self._generation.alive, strict=True) if alive]
+        return self._generation.ids
 
     def __len__(self) -> int:
         return len(self._generation)
 
     def __contains__(self, id: object) -> bool:
-        return id in self._generation.rows
+        return id in self._generation
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         """(n, dimension) float32 of the documents with these ids.
@@ -172,8 +203,9 @@ class Index:
         Raises:
             EverlearnError: an id is not there.
         """
-        self._known(ids)
-        return np.asarray(self._generation.vectors[[self._generation.rows[id] for id in ids]])
+        ids = listed(ids, "ids")
+        check_known(ids, self._generation)
+        return self._generation.vectors(ids)
 
     def stored_bytes(self) -> int:
         """What its folder takes."""
@@ -199,20 +231,22 @@ class Index:
             EverlearnError: an id is there already, is given twice or is no text; numbers do not fit or are not
                 finite; another encoder than that of the stamp; another process writes; the disk is full.
         """
-        self._writing()
-        ids = list(ids)
+        self._write_alone()
+        ids, documents = listed(ids, "ids"), documents if isinstance(by, Stamp) else listed(documents, "documents")
         if len(ids) != len(documents):
             raise EverlearnError(f"{len(ids):,} ids for {len(documents):,} documents: give one for each")
-        self._new(ids)
+        check_new(ids, self._generation)
         stamp = by if isinstance(by, Stamp) else stamp_of(by)
         if stamp.space != self.stamp.space:
             raise EverlearnError(f"{self.folder}: its documents were embedded by another encoder "
-                                 f"({stamp.differs_from(self.stamp)}): add with that one, or re-index")  # fmt: skip
-        vectors = (
-            np.asarray(documents, np.float32) if isinstance(by, Stamp) else embedded(by, list(documents), "document")
-        )
-        if ids:
-            self._generation.append(ids, self._comparable(vectors, len(ids), "document"))
+                                 f"({stamp.differs_from(self.stamp)}): add with that one, or make the index "
+                                 "anew")  # fmt: skip
+        if not ids:
+            return
+        given = documents if isinstance(by, Stamp) else embedded(by, list(documents), "document")
+        vectors = comparable(embeddings(given, len(ids), self.stamp, "document"), self.stamp, "document")
+        with self._changing():
+            self._generation.append(ids, vectors)
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove documents; all of them, or none where an id is not there.
@@ -220,43 +254,40 @@ class Index:
         Raises:
             EverlearnError: an id is not there or is given twice; another process writes; the disk is full.
         """
-        self._writing()
-        ids = list(ids)
-        self._known(ids)
-        if len(set(ids)) < len(ids):
-            raise EverlearnError(f"the id '{printable(_twice(ids))}' is given twice: give each once")
+        self._write_alone()
+        ids = listed(ids, "ids")
+        check_removed(ids, self._generation)
         if ids:
-            self._generation.remove(ids)
+            with self._changing():
+                self._generation.remove(ids)
 
     def save(self) -> None:
         """Wait until the disk has everything, leave out removed documents where they are many, and bring what makes
         the search fast up to date.
 
         Raises:
-            EverlearnError: another process writes, the disk is full, or faiss is not installed.
+            EverlearnError: another process writes, the disk is full, something is damaged, or faiss is not installed.
         """
-        self._writing()
-        try:
+        self._write_alone()
+        with self._changing():
             self._generation.flush()
-            if self._generation.alive.count(0) > DEAD * len(self._generation.ids):
+            if self._generation.removed > DEAD:
                 self._compact()
-            self._nearby.build()
-        except OSError as error:
-            raise EverlearnError(f"{self.folder} cannot be written ({error.strerror}): the index is as before; make "
-                                 "room, or correct the permissions, and save again") from None  # fmt: skip
+            self._generation.make_fast()
 
     def allow(self, stamp: Stamp, bridge: Bridge) -> None:
         """Let the queries of another encoder search here, over a bridge from its space (`everlearn migrate` fits one).
 
         Raises:
-            EverlearnError: the bridge ends in another dimension, or another process writes.
+            EverlearnError: the bridge ends in another dimension, another process writes, or the disk is full.
         """
-        self._writing()
+        self._write_alone()
         if bridge.dimensions != (stamp.dimension, self.stamp.dimension):
             raise EverlearnError(f"the bridge leads from {bridge.dimensions[0]} to {bridge.dimensions[1]} numbers, and "
                                  f"the index needs {stamp.dimension} to {self.stamp.dimension}: fit it for these "
                                  "encoders")  # fmt: skip
-        write_bridge(self._generation.folder, stamp, bridge)
+        with self._changing():
+            write_bridge(self._generation.folder, stamp, bridge)
         self.bridges[stamp.space] = bridge
 
     def take_over(self, other: Index) -> None:
@@ -266,45 +297,40 @@ class Index:
         Raises:
             EverlearnError: another process writes in one of the two, or the folder cannot be written.
         """
-        self._writing()
-        other._writing()
+        self._write_alone()
         other.save()
-        try:
+        place = self.folder / TAKEN
+        with self._changing(), removed_on_failure(place):
             # Linked and not moved: until the last moment both indexes are whole.
-            place = self.folder / ".taken"
-            shutil.rmtree(place, ignore_errors=True)
-            shutil.copytree(other._generation.folder, place, copy_function=_link)
+            shutil.copytree(other._generation.folder, place, copy_function=linked)
             self._switch(place)
-        except OSError as error:
-            raise EverlearnError(f"{self.folder} cannot be written ({error.strerror}): it answers as before") from None
         other.close()
         shutil.rmtree(other.folder, ignore_errors=True)
 
     def _compact(self) -> None:
         """A generation of the documents that count."""
-        old, place = self._generation, self.folder / ".compacting"
-        shutil.rmtree(place, ignore_errors=True)  # of a process that was killed
-        new = Generation.create(place, old.stamp, old.kind, old.settings, old.made_by)
-        rows = [row for row, alive in enumerate(old.alive) if alive]
-        for start in range(0, len(rows), 8192):
-            part = rows[start : start + 8192]
-            new.append([old.ids[row] for row in part], old.vectors[part])
-        for file in old.folder.glob("bridge-*"):
-            shutil.copy2(file, place)
-        new.flush()
-        self._switch(place)
+        old, place = self._generation, self.folder / COMPACTING
+        old.check()  # or what is damaged would get a new checksum
+        ids = old.ids
+        with removed_on_failure(place):
+            new = type(old).create(place, old.stamp, old.kind, old.settings, old.made_by)
+            for start in range(0, len(ids), 8192):
+                new.append(ids[start : start + 8192], old.vectors(ids[start : start + 8192]))
+            for file in old.folder.glob("bridge-*"):
+                shutil.copy2(file, place)
+            new.flush()
+            self._switch(place)
 
     def _switch(self, new: Path) -> None:
         """Make the generation in the folder `new` the current one."""
-        name, old = NEXT.format(self.generation + 1), self._generation.folder
-        place = self.folder / name
+        old, place = self._generation.folder, self.folder / f"g{self.generation + 1:06d}"
         shutil.rmtree(place, ignore_errors=True)  # of a switch that was killed before it counted
+        flush_to_disk(new)
         os.replace(new, place)
         flush_to_disk(self.folder)
-        write_whole(self.folder / CURRENT, name)
-        self._generation = Generation(place)
-        self._nearby = Nearby(self._generation)
-        self.bridges = read_bridges(place)
+        write_whole(self.folder / CURRENT, place.name)
+        flush_to_disk(self.folder)
+        self._answer_from(opened(place))
         shutil.rmtree(old, ignore_errors=True)
 
     # -- search --------------------------------------------------------------------------------
@@ -326,32 +352,32 @@ class Index:
         """
         if k < 1:
             raise EverlearnError(f"k is {k}: ask for at least one document")
+        if self._is_changing:
+            self._answer_from(current(self.folder, opened))
         if not len(self):
             raise EverlearnError(f"{self.folder} has no documents: add some first")
-        vectors = self._comparable(self._asked(queries, by), len(queries), "query")
-        rows, scores = self._nearby.search(vectors, min(k, len(self)))
-        ids, answers = self._generation.ids, zip(rows.tolist(), np.isfinite(scores).tolist(), strict=True)
-        # A structure may find fewer than there are, and says so by a score of -inf.
-        return [[ids[row] for row, is_found in zip(*both, strict=True) if is_found] for both in answers], scores
+        vectors = embeddings(self._asked(queries, by), len(queries), self.stamp, "query")
+        return self._generation.nearest(comparable(vectors, self.stamp, "query"), min(k, len(self)))
 
     def _asked(self, queries: Sequence[str] | np.ndarray, by: Encoder | Stamp) -> np.ndarray:
         """Embeddings of the queries in the space of the documents."""
-        space = self.stamp.space
         if isinstance(by, Stamp):
-            stamp, vectors = by, np.asarray(queries, np.float32)
+            self._check_reaches(by)
+            vectors, stamp = embeddings(queries, len(queries), by, "query"), by
         else:
-            method = method_of(by)
-            if hasattr(method, "reaches") and method.reaches(space):
+            queries, method = listed(queries, "queries"), method_of(by)
+            if hasattr(method, "reaches") and method.reaches(self.stamp.space):
                 import torch
 
                 with torch.no_grad():
-                    found: np.ndarray = method.queries_for(list(queries), space).float().cpu().numpy()
+                    found: np.ndarray = method.queries_for(queries, self.stamp.space).float().cpu().numpy()
                 return found
             stamp = stamp_of(by)
             self._check_reaches(stamp)
-            vectors = embedded(by, list(queries), "query")
-        self._check_reaches(stamp)
-        return vectors if stamp.space == space else self.bridges[stamp.space].apply(vectors)
+            vectors = embedded(by, queries, "query")
+        if stamp.space == self.stamp.space:
+            return vectors
+        return self.bridges[stamp.space].apply(comparable(vectors, stamp, "query"))  # as those that it was fitted on
 
     def _check_reaches(self, stamp: Stamp) -> None:
         if stamp.space != self.stamp.space and stamp.space not in self.bridges:
@@ -359,55 +385,28 @@ class Index:
                                  f"({stamp.differs_from(self.stamp)}), and its scores would mean nothing: search with "
                                  "that one, or see `everlearn migrate`")  # fmt: skip
 
-    # -- checks --------------------------------------------------------------------------------
-    def _writing(self) -> None:
+    # -- writing -------------------------------------------------------------------------------
+    def _write_alone(self) -> None:
         """Be the only writer, of the newest state."""
-        if self._lock is None:
-            self._lock = alone(self.folder, "changing the index")
-            newest = Index.load(self.folder)
-            self._generation, self._nearby, self.bridges = newest._generation, newest._nearby, newest.bridges
-            self._generation.recover()
-            for left in self.folder.glob("g*"):
-                if left.name != self._generation.folder.name:
-                    shutil.rmtree(left, ignore_errors=True)
+        if self._alone and not self._is_changing:
+            return
+        with ExitStack() as alone_until_closed:
+            if not self._alone:
+                alone_until_closed.enter_context(alone(self.folder, "changing the index"))
+            with one_line(self.folder):
+                self._answer_from(current(self.folder, opened))
+                self._generation.recover()
+                for left in self.folder.iterdir():
+                    if GENERATION.fullmatch(left.name) and left.name != self._generation.folder.name:
+                        shutil.rmtree(left, ignore_errors=True)
+            self._alone = self._alone or alone_until_closed.pop_all()
+        self._is_changing = False
 
-    def _new(self, ids: Sequence[str]) -> None:
-        for id in ids:
-            if not isinstance(id, str) or not id or len(id) > LONGEST_ID:
-                raise EverlearnError(f"the id {printable(repr(id))} is not usable: give a text of 1 to {LONGEST_ID:,} "
-                                     "characters")  # fmt: skip
-            if id in self._generation.rows:
-                raise EverlearnError(f"the id '{printable(id)}' is in the index already: remove it first, or give the "
-                                     "document another")  # fmt: skip
-        if len(set(ids)) < len(ids):
-            raise EverlearnError(f"the id '{printable(_twice(ids))}' is given twice: give each document its own")
-
-    def _known(self, ids: Sequence[str]) -> None:
-        if unknown := [id for id in ids if id not in self._generation.rows]:
-            raise EverlearnError(f"the id '{printable(unknown[0])}' is not in the index {self.folder}: give ids of its "
-                                 "documents")  # fmt: skip
-
-    def _comparable(self, vectors: np.ndarray, n: int, what: str) -> np.ndarray:
-        """Checked, and of length 1 where the similarity is the cosine."""
-        if vectors.shape != (n, self.stamp.dimension):
-            raise EverlearnError(f"the {what} embeddings have the shape {vectors.shape}, and the index needs "
-                                 f"({n}, {self.stamp.dimension}): take the encoder of its stamp")  # fmt: skip
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unfit = ~np.isfinite(lengths[:, 0]) | ((lengths[:, 0] == 0) & self.stamp.normalised)
-        if unfit.any():
-            raise EverlearnError(f"the embedding of {what} {int(unfit.argmax()) + 1} is not finite or is zero: leave "
-                                 "it out, or mend the encoder")  # fmt: skip
-        return vectors / lengths if self.stamp.normalised else vectors
-
-
-def _link(source: str, place: str) -> None:
-    """The same file under another name; a copy where the disk cannot do that."""
-    try:
-        os.link(source, place)
-    except OSError:
-        shutil.copy2(source, place)
-
-
-def _twice(ids: Sequence[str]) -> str:
-    seen: set[str] = set()
-    return next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Within this context the files change. Where it is left by an error, such as an interrupt by Ctrl-C, what is
+        in memory may be neither the state before nor after, and is read again when it is needed next."""
+        self._is_changing = True
+        with one_line(self.folder):
+            yield
+        self._is_changing = False

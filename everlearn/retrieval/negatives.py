@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -59,9 +59,9 @@ def mined(
                              "install everlearn[retrieval]`") from None  # fmt: skip
     documents = list(dict.fromkeys([*pairs.positives, *corpus]))
     triplets = mine_hard_negatives(
-        Dataset.from_dict({"anchor": list(pairs.inputs), "positive": list(pairs.positives)}), _Encoder(encoder),
-        corpus=documents, range_min=first, range_max=min(last, len(documents)), relative_margin=margin,
-        num_negatives=most, output_format="triplet", verbose=False,
+        Dataset.from_dict({"anchor": list(pairs.inputs), "positive": list(pairs.positives)}),
+        cast(Any, _Encoder(encoder)), corpus=documents, range_min=first, range_max=min(last, len(documents)),
+        relative_margin=margin, num_negatives=most, output_format="triplet", verbose=False,
     )  # fmt: skip
     negatives: dict[tuple[str, str], list[str]] = {}
     for query, positive, negative in zip(triplets["anchor"], triplets["positive"], triplets["negative"], strict=True):

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, shown
 
 if TYPE_CHECKING:
     from everlearn.backbones.backbone import Backbone
     from everlearn.method import Method
-    from everlearn.model import Model
 
-Encoder: TypeAlias = "Model | Method | Backbone"
-"""What can embed queries and documents."""
+
+class Learned(Protocol):
+    """What holds a method, as a loaded model does."""
+
+    method: Method
+
+
+Encoder: TypeAlias = "Learned | Method | Backbone"
+"""What can embed queries and documents: a loaded model, a method or a backbone."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Stamp:
         """In what two stamps differ, for a message."""
         mine, theirs = self.record, other.record
         told = [name for name in mine if name != "space" and mine[name] != theirs[name]]
-        parts = [f"{name} {theirs[name] or 'none'!s}, not {mine[name] or 'none'!s}" for name in told]
+        parts = [f"{name} {theirs[name] or 'none'}, not {mine[name] or 'none'}" for name in told]
         return "; ".join(parts) or f"other weights of {self.encoder}"
 
 
@@ -78,7 +84,7 @@ def stamp_of(encoder: Encoder) -> Stamp:
     """The stamp that the documents of an encoder have.
 
     Raises:
-        EverlearnError: its similarity is neither the cosine nor the dot product.
+        EverlearnError: it is no encoder, or its similarity is neither the cosine nor the dot product.
 
     >>> from everlearn import backbones, methods
     >>> tiny = backbones.load("tiny")
@@ -87,6 +93,9 @@ def stamp_of(encoder: Encoder) -> Stamp:
     """
     asked = method_of(encoder)
     backbone = getattr(asked, "backbone", asked)
+    if not hasattr(backbone, "similarity"):
+        raise EverlearnError(f"{shown(encoder)} is no encoder: give a loaded model, a method or a backbone, or the "
+                             "stamp of the embeddings")  # fmt: skip
     if backbone.similarity not in ("cosine", "dot"):
         raise EverlearnError(f"backbone '{backbone.name}' compares by {backbone.similarity}, and an index by the "
                              "cosine or the dot product: take another backbone")  # fmt: skip

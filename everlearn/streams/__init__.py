@@ -15,6 +15,7 @@ from everlearn.streams.packaged import PACKAGED
 
 if TYPE_CHECKING:
     from everlearn.streams.build import ReadRows
+    from everlearn.streams.columns import Columns
     from everlearn.streams.inputs import Input
     from everlearn.streams.readers import read_inputs
     from everlearn.streams.records import Record
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 _HOMES = {"read_inputs": "readers", "Record": "records", "task_from": "steps",
           "Corpus": "stream", "Examples": "stream", "Stream": "stream", "Task": "stream"}  # fmt: skip
-__all__ = ["Corpus", "Examples", "Record", "Stream", "Task", "from_rows", "from_table", "load", "names", "read_inputs",
-           "task_from"]  # fmt: skip
+__all__ = ["Corpus", "Examples", "Record", "Stream", "Task", "from_pairs", "from_rows", "from_table", "load", "names",
+           "read_inputs", "task_from"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -38,7 +39,7 @@ def names() -> dict[str, str]:
     """The data sets that need no file and no network, each with a description in one line.
 
     >>> sorted(names())
-    ['banking77', 'clinc150', 'digits']
+    ['banking77', 'clinc150', 'digits', 'domains4']
     """
     return dict(PACKAGED)
 
@@ -77,9 +78,11 @@ def load(
 
     Args:
         name: one of `names()`; a CSV, TSV, JSON Lines, Parquet or Excel file (its first sheet); the stem of
-            `<stem>_train.csv` and `<stem>_test.csv`; a folder `[train|test/]class/image.png`; the stem of
-            `<stem>_corpus.parquet` and `<stem>_queries.parquet` (retrieval); or `owner/name` on the Hugging Face hub
-            (`hub:owner/name` if a folder has the same name).
+            `<stem>_train.csv` and `<stem>_test.csv`; a folder `[train|test/]class/image.png`; or `owner/name` on the
+            Hugging Face hub (`hub:owner/name` if a folder has the same name). For retrieval: a CSV, TSV, JSON Lines or
+            Parquet file with the columns query, positive and perhaps negative; the stem of `<stem>_corpus.parquet` and
+            `<stem>_queries.parquet`; a folder in the format of BEIR (corpus.jsonl, queries.jsonl, qrels/test.tsv), or
+            the folder of several, of which each is one domain; or `ir_datasets:NAME,NAME`, where each is one.
         kind: class-incremental, task-incremental, online, domain-incremental or old-then-new. The default
             depends on the other options: old-then-new with `new`, domain-incremental with `domains` or
             `domain_column` and for retrieval, otherwise class-incremental.
@@ -126,7 +129,7 @@ def load(
     (10, 1500, 450, 150)
     """
     arguments = dict(locals())
-    return _build(arguments.pop("name"), arguments, None)
+    return _build(arguments.pop("name"), arguments)
 
 
 def from_rows(
@@ -194,11 +197,53 @@ def from_table(table: Any, *, name: str = "table", **options: Any) -> Stream:
     return _build(name, options, partial(read_table, name, table))
 
 
-def _build(name: str, options: dict[str, Any], read: ReadRows | None) -> Stream:
+def from_pairs(
+    queries: Sequence[str],
+    documents: Sequence[str],
+    domains: Sequence[str] | None = None,
+    *,
+    negatives: Sequence[str | Sequence[str] | None] | None = None,
+    splits: Sequence[str | None] | None = None,
+    name: str = "pairs",
+    **options: Any,
+) -> Stream:
+    """Build a retrieval stream from queries and documents that are in memory.
+
+    The corpus of a domain is all of its documents, the negatives too; equal texts are one document or one query.
+
+    Args:
+        queries: n texts.
+        documents: n texts; document i answers query i.
+        domains: n domains; each is one task. By default all pairs are one domain.
+        negatives: for each query a text that seems to answer it and does not, a list of them, or None.
+        splits: for each pair train, validation or test. By default a share of the queries is used for testing.
+        name: what results and messages call the data. Messages count rows from 0.
+        options: test, validation, split_seed and skip_bad_rows, as for `load`.
+
+    Returns:
+        The stream, as `from_rows`.
+
+    Raises:
+        EverlearnError: the lists have different lengths, or as `load`.
+        DataError: as `load`.
+
+    >>> questions = [f"question {i}" for i in range(10)]
+    >>> stream = from_pairs(questions, [f"answer {i}" for i in range(10)], test=0.5)
+    >>> len(stream[0].train), len(stream[0].test), len(stream[0].corpus)
+    (5, 5, 10)
+    """
+    from everlearn.streams.in_memory import columns_of_lists
+
+    columns = columns_of_lists(name, {"query": queries, "positive": documents, "negative": negatives,
+                                      "domain": domains, "split": splits})  # fmt: skip
+    return _build(name, options, pairs=columns)
+
+
+def _build(name: str, options: dict[str, Any], read: ReadRows | None = None, pairs: Columns | None = None) -> Stream:
     """The stream of checked options of `load`; the others are their defaults."""
     from everlearn.streams.build import build
 
     defaults = {key: p.default for key, p in inspect.signature(load).parameters.items() if key != "name"}
     check("stream", load, options)
     given = {key: value for key, value in options.items() if value != defaults[key]}
-    return build(SimpleNamespace(**{**defaults, **options, "name": name}), given, read)
+    return build(SimpleNamespace(**{**defaults, **options, "name": name}), given, read, pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,17 +10,26 @@ from typing import Any
 
 from everlearn.errors import DataError, EverlearnError, unknown
 from everlearn.streams import class_incremental, domain_incremental, mistakes, old_then_new, splits
+from everlearn.streams.beir import read_beir
+from everlearn.streams.columns import Columns
 from everlearn.streams.digits import read_digits
-from everlearn.streams.files import find_retrieval_files
+from everlearn.streams.files import find_retrieval_files, read_columns
 from everlearn.streams.hub import read_hub
 from everlearn.streams.images import only_decodable
-from everlearn.streams.packaged import PACKAGED
-from everlearn.streams.readers import COMMON_NAMES, ColumnNames, read_table
+from everlearn.streams.ir_catalogue import read_catalogue
+from everlearn.streams.packaged import IR_DATASETS, PACKAGED
+from everlearn.streams.pairs import read_pairs
+from everlearn.streams.peek import beir_folders, retrieval_format
+from everlearn.streams.readers import COMMON_NAMES, ColumnNames, find_parts, read_table
 from everlearn.streams.records import BadRows, Table, of_split, with_ids
-from everlearn.streams.retrieval import make_retrieval_tasks
+from everlearn.streams.retrieval import Collection, make_retrieval_tasks
 from everlearn.streams.splits import Parts, Shares
 from everlearn.streams.steps import Step, classes_of, make_tasks
 from everlearn.streams.stream import Stream, Task
+from everlearn.streams.two_files import read_two_files
+
+DATA = Path(__file__).parent / "data"
+"""Where the files of the packaged data sets are."""
 
 SHUFFLING = frozenset({"class_order", "class_seed"})
 COLUMNS = frozenset(f"{role}_column" for role in COMMON_NAMES if role != "domain")
@@ -33,19 +43,23 @@ KINDS = {
     "old-then-new": SHUFFLING | EXAMPLES | {"old", "new"},
 }
 """The options that apply to each kind, in addition to those that apply to every kind."""
-RETRIEVAL = frozenset({"domains", "titles"})
+PAIRS = frozenset({"domains"})
+RETRIEVAL = PAIRS | {"titles"}
 ReadRows = Callable[[ColumnNames, BadRows], Table]
 
 COMMON = frozenset({"kind", "test", "validation", "split_seed", "skip_bad_rows", "augment"})
 
 
-def build(options: SimpleNamespace, given: dict[str, Any], read: ReadRows | None = None) -> Stream:
+def build(
+    options: SimpleNamespace, given: dict[str, Any], read: ReadRows | None = None, pairs: Columns | None = None
+) -> Stream:  # fmt: skip
     """Build the stream.
 
     Args:
         options: the arguments of `load`.
         given: those that differ from their defaults.
         read: reads the rows, if they are in memory; otherwise the name says where they are.
+        pairs: the rows, if they are in memory and are pairs of texts.
     """
     for option in ("name", "new", "test", "validation"):
         if isinstance(value := getattr(options, option), str) and not value.strip():
@@ -55,15 +69,15 @@ def build(options: SimpleNamespace, given: dict[str, Any], read: ReadRows | None
         options.domains = [name.strip() for name in options.domains.split(",") if name.strip()]
     if options.domains is not None:
         given = {**given, "domains": list(options.domains)}
-    files = None if read or options.name in PACKAGED else find_retrieval_files(options.name)
-    if files:
+    how = "pairs" if pairs else None if read else retrieval_format(options.name)
+    if how:
         kind = options.kind or "domain-incremental"
         if kind != "domain-incremental":
             raise EverlearnError(f"a retrieval stream is domain-incremental; kind={kind} needs labelled examples")
-        _refuse_other_options(given, RETRIEVAL, "a retrieval stream")
-        tasks, notes = make_retrieval_tasks(
-            files, _shares(options), options.domains, titles=options.titles, seed=options.split_seed, bad=bad
-        )
+        is_pairs = how == "pairs"
+        _refuse_other_options(given, PAIRS if is_pairs else RETRIEVAL, "pairs" if is_pairs else "a retrieval stream")
+        collection = _collection(options, how, pairs, bad)
+        tasks, notes = make_retrieval_tasks(collection, _shares(options), options.domains, seed=options.split_seed)
     else:
         kind, why = _kind(options)
         _refuse_other_options(given, KINDS[kind], f"a stream of kind {kind}{why}")
@@ -71,9 +85,26 @@ def build(options: SimpleNamespace, given: dict[str, Any], read: ReadRows | None
     if options.augment and tasks[0].input != "image":
         raise EverlearnError(f"augment makes views of images, but {options.name} has texts: drop augment")
     stream = Stream(options.name, kind, tuple(tasks), {"name": options.name, **given}, (*notes, *bad.notes()))
-    if read:  # whoever builds it again must give the same rows
+    if read or pairs:  # whoever builds it again must give the same rows
         stream.config["in_memory"] = stream.fingerprint()
     return stream
+
+
+def _collection(options: SimpleNamespace, how: str, pairs: Columns | None, bad: BadRows) -> Collection:
+    """The queries and documents that the name stands for."""
+    name, titles = options.name, options.titles
+    if how == "ir_datasets":
+        return read_catalogue(name.removeprefix(IR_DATASETS), titles, bad)
+    if how == "BEIR":
+        return read_beir(beir_folders(name), titles, bad)
+    if how == "two files":
+        files = find_retrieval_files(str(DATA / name) if name in PACKAGED else name)
+        assert files is not None
+        return read_two_files(files, titles, bad)
+    if pairs:
+        return read_pairs([(pairs, None)], name, bad)
+    parts = {name: None} if os.path.isfile(name) else {path: split for split, path in find_parts(Path(name)).items()}
+    return read_pairs([(read_columns(Path(path), bad), split) for path, split in parts.items()], name, bad)
 
 
 def _kind(options: SimpleNamespace) -> tuple[str, str]:
@@ -159,7 +190,7 @@ def _read(name: str, options: SimpleNamespace, by_domain: bool, bad: BadRows) ->
     columns = _columns(options)
     if name.startswith("hub:"):
         return read_hub(name.removeprefix("hub:"), columns, bad)
-    path = str(Path(__file__).parent / "data" / f"{name}.parquet") if name in PACKAGED else name
+    path = str(DATA / f"{name}.parquet") if name in PACKAGED else name
     table = read_table(path, columns, bad, by_domain=by_domain)
     if table is not None:
         return table

@@ -1,17 +1,27 @@
-"""What a stream holds, texts or images, as far as that is seen without reading its rows."""
+"""What a stream holds and what is asked of it, as far as that is seen without reading its rows."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import glob
+import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from everlearn.streams.packaged import PACKAGED
+from everlearn.streams.files import find_retrieval_files
+from everlearn.streams.packaged import IR_DATASETS, PACKAGED, RANKED
 
 IMAGE_NAMES = ("image", "img")
+LABEL_NAMES = ("label", "intent", "category", "class", "target")
+QUERY, POSITIVE = "query", "positive"
+"""The columns of pairs of texts."""
+
+BEIR_FILES = ("corpus.jsonl", "queries.jsonl")
+LONGEST_HEADER = 2**20  # bytes
 
 
 def input_of(section: Mapping[str, Any]) -> str:
@@ -24,6 +34,8 @@ def input_of(section: Mapping[str, Any]) -> str:
     name = str(section.get("name"))
     if name in PACKAGED:
         return "image" if name == "digits" else "text"
+    if retrieval_format(name):
+        return "text"
     if section.get("image_column"):
         return "image"
     if section.get("text_column"):
@@ -31,13 +43,58 @@ def input_of(section: Mapping[str, Any]) -> str:
     with contextlib.suppress(OSError, ValueError):
         if Path(name).is_dir():
             return "image"
-        names = [column.strip().lower() for column in _columns(Path(name))]
-        return "image" if any(column in IMAGE_NAMES for column in names) else "text"
+        return "image" if any(column.lower() in IMAGE_NAMES for column in _columns(Path(name))) else "text"
     return "text"
 
 
+def goal_of(name: Any) -> str:
+    """`ranking` where the name stands for queries and documents, `classes` otherwise.
+
+    >>> goal_of("domains4"), goal_of("clinc150")
+    ('ranking', 'classes')
+    """
+    return "ranking" if isinstance(name, str) and (name in RANKED or retrieval_format(name)) else "classes"
+
+
+def retrieval_format(name: str) -> str | None:
+    """How the queries and documents that a name stands for are written: `ir_datasets`, `two files`, `BEIR` or `pairs`.
+    None where it stands for something else.
+
+    >>> retrieval_format("ir_datasets:beir/scifact"), retrieval_format("clinc150")
+    ('ir_datasets', None)
+    """
+    if name in PACKAGED:
+        return "two files" if name in RANKED else None
+    if name.startswith(IR_DATASETS):
+        return "ir_datasets"
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        if find_retrieval_files(name):
+            return "two files"
+        if beir_folders(name):
+            return "BEIR"
+        columns = _columns(Path(name))
+        if QUERY in columns and POSITIVE in columns:
+            return "pairs"
+        one = POSITIVE in columns or (QUERY in columns and any(column.startswith("negative") for column in columns))
+        if one and not any(column.lower() in LABEL_NAMES for column in columns):
+            return "pairs"  # of which a column is missing
+    return None
+
+
+def beir_folders(name: str) -> list[Path]:
+    """The folder itself if it is in the format of BEIR, or else its folders that are, by name."""
+
+    def is_one(folder: Path) -> bool:
+        return any((folder / file).is_file() for file in BEIR_FILES)
+
+    folder = Path(name)
+    if not os.path.isdir(folder) or is_one(folder):
+        return [folder] if os.path.isdir(folder) else []
+    return sorted(path for path in folder.iterdir() if is_one(path))
+
+
 def _columns(path: Path) -> list[str]:
-    """The names of the columns of a table, as far as its first kilobytes tell them."""
+    """The names of the columns of a table, as far as its first row tells them."""
     for file in (path, *path.parent.glob(f"{glob.escape(path.name)}_train.*")):
         if not file.is_file():
             continue
@@ -45,8 +102,17 @@ def _columns(path: Path) -> list[str]:
             import pyarrow.parquet
 
             with contextlib.suppress(Exception):  # a damaged file is reported where it is read
-                return [str(name) for name in pyarrow.parquet.read_schema(file).names]
+                return [str(name).strip() for name in pyarrow.parquet.read_schema(file).names]
+            return []
         with open(file, "rb") as opened:
-            first = opened.read(4096).splitlines()[:1]
-        return re.findall(r"[\w ]+", b"".join(first).decode("utf-8", "replace"))
+            data = opened.read(LONGEST_HEADER)
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        lines = data.decode("utf-16" if utf16 else "utf-8-sig", "replace").splitlines()
+        first = next((line for line in lines if line.strip()), "")
+        if file.suffix.lower() in (".jsonl", ".ndjson"):
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(first)
+                return [name.strip() for name in row] if isinstance(row, dict) else []
+            return []
+        return [name.strip() for name in re.findall(r"[\w ]+", first)]
     return []

@@ -13,13 +13,13 @@ from everlearn.streams.columns import Columns
 from everlearn.streams.files import READERS, read_columns
 from everlearn.streams.images import IMAGE_ENDINGS, folders_below, images_in, only_decodable, read_image_folder
 from everlearn.streams.mistakes import check_columns, check_labels
-from everlearn.streams.peek import IMAGE_NAMES
+from everlearn.streams.peek import IMAGE_NAMES, LABEL_NAMES, QUERY
 from everlearn.streams.records import SPLIT_NAMES, BadRows, Record, Table, place, with_ids
 
 COMMON_NAMES = {
     "text": ("text", "utterance", "sentence", "query", "question", "content"),
     "image": IMAGE_NAMES,
-    "label": ("label", "intent", "category", "class", "target"),
+    "label": LABEL_NAMES,
     "domain": ("domain",),
     "split": ("split",),
     "id": ("id",),
@@ -61,7 +61,8 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
     input_column, input_kind = _input_column(columns, wanted, f"name one with {naming}")
     found = {role: find_column(role, columns, wanted) for role in (ROLES if labelled else ("id",))}
     if labelled and found["label"] is None:
-        raise DataError(f"{columns.file}: no label column; {_found(columns)}: name one with label_column")
+        pairs = ", or add a column positive for pairs of a query and a document" if QUERY in columns.headers else ""
+        raise DataError(f"{columns.file}: no label column; {_found(columns)}: name one with label_column{pairs}")
     label_names = columns.names.get(found.get("label") or "") or columns.names.get("class", [])
     domain_names = columns.names.get(found.get("domain") or "") or columns.names.get("domain", [])
 

@@ -59,6 +59,8 @@ class Examples:
         ids: n names of the records, unique within a data set, as users know them.
         positives: ranking, training: the n texts of a relevant document for each query.
         relevant: ranking, test: for each query the relevant document ids and their grades.
+        negatives: ranking, training: for each query the texts of documents that look as if they answered it and do not
+            (hard negatives), as many as there are.
         columns: further tensors by name, whose row i belongs to example i: logits, embeddings, …
 
     >>> examples = Examples(["tea please", "a sofa"], torch.tensor([0, 1]), ["a", "b"])
@@ -72,6 +74,7 @@ class Examples:
     positives: Sequence[str] | None = None
     relevant: Sequence[dict[str, int]] | None = None
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    negatives: Sequence[Sequence[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -84,7 +87,8 @@ class Examples:
 
         labels = self.labels[rows] if len(self.labels) else self.labels
         columns = {name: column[rows] for name, column in self.columns.items()}
-        return Examples(pick(self.inputs), labels, pick(self.ids), pick(self.positives), pick(self.relevant), columns)
+        return Examples(pick(self.inputs), labels, pick(self.ids), pick(self.positives), pick(self.relevant), columns,
+                        pick(self.negatives))  # fmt: skip
 
     def bare(self) -> list[Input]:
         """The inputs as a method is given them at test: without labels and ids, and of an image file without its
@@ -93,7 +97,8 @@ class Examples:
 
     @staticmethod
     def concatenate(parts: Sequence[Examples]) -> Examples:
-        """The examples of all parts, in order, with the columns that all parts have."""
+        """The examples of all parts, in order, with the columns that all parts have. Where some parts have negatives,
+        the examples of the others have none."""
         parts = [part for part in parts if len(part)]
 
         def join(name: str) -> Any:
@@ -103,7 +108,10 @@ class Examples:
         labels = torch.cat([part.labels for part in parts]) if parts else torch.empty(0, dtype=torch.long)
         shared = [name for name in (parts[0].columns if parts else ()) if all(name in part.columns for part in parts)]
         columns = {name: torch.cat([part.columns[name] for part in parts]) for name in shared}
-        return Examples(join("inputs"), labels, join("ids"), join("positives"), join("relevant"), columns)
+        negatives = None
+        if any(part.negatives is not None for part in parts):
+            negatives = [own for part in parts for own in part.negatives or [()] * len(part)]
+        return Examples(join("inputs"), labels, join("ids"), join("positives"), join("relevant"), columns, negatives)
 
     def digest(self) -> bytes:
         """A hash of the content, the labels and the order."""
@@ -112,6 +120,8 @@ class Examples:
             data = content(item)
             hasher.update(len(data).to_bytes(8, "little") + data)
         hasher.update(repr((self.positives, self.relevant)).encode())
+        if self.negatives is not None:
+            hasher.update(repr([list(own) for own in self.negatives]).encode())
         return hasher.digest()
 
 

@@ -51,9 +51,16 @@ def test_ties_are_those_of_trec_eval(seed):
     query, document, ids, relevant = random_problem(seed)
     run = {str(q): dict(zip(ids, map(float, row), strict=True)) for q, row in enumerate(query @ document.T)}
     qrels = {str(q): grades for q, grades in enumerate(relevant)}
-    ours = retrieval.ndcg_at_k(search(query, document, ids), relevant)
-    for found in measures.pytrec_eval.iter_calc([measures.nDCG @ 10], qrels, run):
-        assert ours[int(found.query_id)] == pytest.approx(found.value, abs=1e-9), found
+    found = search(query, document, ids)
+    ours = {
+        measures.nDCG @ 10: retrieval.ndcg_at_k(found, relevant),
+        measures.R @ 10: retrieval.recall_at_k(found, relevant),
+        measures.AP @ 10: retrieval.map_at_k(found, relevant),
+    }
+    theirs = list(measures.pytrec_eval.iter_calc(list(ours), qrels, run))
+    assert len(theirs) == 3 * len(relevant)
+    for value in theirs:
+        assert ours[value.measure][int(value.query_id)] == pytest.approx(value.value, abs=1e-9), value
 
 
 @pytest.mark.parametrize("k", [1, 10])
@@ -68,12 +75,13 @@ def test_against_ir_measures(seed, k):
         measures.nDCG @ k: retrieval.ndcg_at_k(rankings, relevant, k),
         measures.R @ k: retrieval.recall_at_k(rankings, relevant, k),
         measures.RR @ k: retrieval.mrr_at_k(rankings, relevant, k),
+        measures.AP @ k: retrieval.map_at_k(rankings, relevant, k),
     }
     seen = 0
     for found in measures.iter_calc(list(ours), qrels, run):
         assert ours[found.measure][int(found.query_id)] == pytest.approx(found.value, abs=1e-9), found
         seen += 1
-    assert seen == 3 * len(relevant)
+    assert seen == 4 * len(relevant)
 
 
 def test_means_are_those_of_ir_measures():
@@ -81,10 +89,10 @@ def test_means_are_those_of_ir_measures():
     query, document, ids, relevant = random_problem(7)
     run = by_rank(query, document, ids)
     qrels = {str(q): grades for q, grades in enumerate(relevant)}
-    wanted = measures.calc_aggregate([measures.nDCG @ 10, measures.R @ 10, measures.RR @ 10], qrels, run)
+    order = [measures.nDCG @ 10, measures.R @ 10, measures.RR @ 10, measures.AP @ 10]
+    wanted = measures.calc_aggregate(order, qrels, run)
     ours = retrieval.score_rankings(search(query, document, ids), relevant)
-    assert list(ours) == ["nDCG@10", "recall@10", "mrr@10"]
-    order = [measures.nDCG @ 10, measures.R @ 10, measures.RR @ 10]
+    assert list(ours) == ["nDCG@10", "recall@10", "mrr@10", "map@10"]
     assert list(ours.values()) == pytest.approx([wanted[measure] for measure in order], abs=1e-9)
 
 
@@ -114,17 +122,20 @@ def test_tensors_of_any_precision():
 
 def test_no_block_exceeds_its_limit(monkeypatch):
     sizes = []
-    plain = retrieval._first_largest
+    plain = retrieval.first_largest
     monkeypatch.setattr(retrieval, "SCORES_AT_ONCE", 256 * 100)
-    monkeypatch.setattr(
-        retrieval, "_first_largest", lambda scores, k: (sizes.append(scores.shape), plain(scores, k))[1]
-    )
+    monkeypatch.setattr(retrieval, "first_largest", lambda scores, k: (sizes.append(scores.shape), plain(scores, k))[1])
     search(np.ones((600, 2)), np.ones((1000, 2)), [str(i) for i in range(1000)])
     assert sizes and all(rows <= 256 and columns <= 110 for rows, columns in sizes)
 
 
+def test_average_precision_divides_by_all_relevant_documents():
+    relevant = [{f"d{i}": 1 for i in range(20)}]
+    assert retrieval.map_at_k([[f"d{i}" for i in range(10)]], relevant) == pytest.approx([0.5])
+
+
 def test_a_query_without_relevant_documents_scores_zero():
-    for measure in (retrieval.ndcg_at_k, retrieval.recall_at_k, retrieval.mrr_at_k):
+    for measure in (retrieval.ndcg_at_k, retrieval.recall_at_k, retrieval.mrr_at_k, retrieval.map_at_k):
         assert measure([["a"], ["a"]], [{}, {"a": 0}]).tolist() == [0.0, 0.0]
 
 

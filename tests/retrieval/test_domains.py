@@ -18,8 +18,7 @@ from everlearn.evaluation import KEPT, NEW, Evaluation
 from everlearn.method import Method, Role, Tags
 from everlearn.report import render
 from everlearn.retrieval.domains import PAIRINGS, Domains
-from everlearn.schemas import PerQuery, read_results, valid
-from everlearn.strict import from_json
+from everlearn.schemas import read_results
 from everlearn.testing.toy import toy_stream
 
 
@@ -66,6 +65,7 @@ def test_pairings_of_a_model_that_turns() -> None:
     assert first["ndcg"][PAIRINGS[2]] == 1  # new queries that are turned back are not in the old one
     assert set(last["ndcg"].values()) == {1.0}
     assert result.retrieval["stale_documents"] == 24
+    assert result.retrieval["verdict"]["answer"] == "bridge"
     assert result.retention == 1
     assert not result.retrieval["lost"]
 
@@ -80,6 +80,7 @@ def test_a_kept_index_is_measured_as_it_is_kept() -> None:
     assert lost[0]["found_before"][0]["grade"] == 1  # it was found first
     assert lost[0]["found_after"][0]["id"] != lost[0]["relevant"][0]["id"]
     encoded_again = everlearn.run(Turning(backbones.load("tiny")), toy_stream(goal="ranking"))
+    assert result.retrieval["verdict"]["answer"] == "roll back"  # it gains nothing
     assert encoded_again.accuracy_matrix[2] == encoded_again.other_matrices[NEW][2] == [1, 1, 1]
 
 
@@ -97,7 +98,7 @@ def test_what_was_kept_is_read_from_the_folder(tmp_path: Path) -> None:
         assert before.space == after.space == f"turned {task.index}"
         assert torch.equal(before.queries, after.queries)
         assert torch.allclose(before.documents, after.documents, atol=1e-6)
-    assert fresh.summary(stream.tasks)[0]["domains"] == evaluation.searched()[0]["domains"]  # type: ignore[index]
+    assert fresh.summary(stream.tasks, None)["domains"] == evaluation.searched(None)["domains"]  # type: ignore[index]
 
 
 def test_a_run_keeps_its_indexes_scores_and_report(tmp_path: Path) -> None:
@@ -105,11 +106,22 @@ def test_a_run_keeps_its_indexes_scores_and_report(tmp_path: Path) -> None:
                            out=tmp_path / "run")  # fmt: skip
     read = read_results(tmp_path / "run" / "results.json")
     assert read["retrieval"] == json.loads(json.dumps(result.retrieval))
-    scores = from_json((tmp_path / "run" / "queries.json").read_text(), "queries.json")
-    valid(scores, PerQuery, "queries.json")
-    final = [sum(task["at_the_end"]) / len(task["at_the_end"]) for task in scores["tasks"]]
+    queries = result.retrieval["queries"]
+    final = [sum(task["at_the_end"]) / len(task["at_the_end"]) for task in queries]
     assert final == pytest.approx(result.accuracy_matrix[-1], abs=1e-6)
+    assert queries[0]["ids"] == toy_stream(goal="ranking")[0].test.ids
     index = everlearn.Index.load(tmp_path / "run" / "indexes" / "domain-000")
     assert len(index) == 12
     page = render([read])
     assert "Queries and indexes, old and new" in page and "new queries, old index" in page
+
+
+def test_several_runs_say_whether_their_difference_is_more_than_chance() -> None:
+    stream = toy_stream(goal="ranking")
+    good = everlearn.run(TurningKept(backbones.load("tiny")), stream).results
+    bad = everlearn.run(TurningAway(backbones.load("tiny")), stream).results
+    page = render([good, bad])
+    assert "Is the difference more than chance?" in page
+    assert "36 test queries at the end" in page
+    other = {**bad, "fingerprint": "of other data"}
+    assert "more than chance" not in render([good, other])

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import everlearn
 from everlearn import streams
 from everlearn.errors import DataError, EverlearnError
 
@@ -161,6 +162,16 @@ def test_a_data_set_without_a_usable_query_is_one_line(tmp_path):
     (tmp_path / "n_queries.jsonl").write_text('{"query_id": "a", "text": "b", "pos": ["c"]}\n')
     with pytest.raises(DataError, match=r"n_queries.jsonl: no rows are left to make tasks of"):
         streams.load(str(tmp_path / "n"), skip_bad_rows=True)
+
+
+def test_an_empty_corpus_is_one_line_and_nothing_is_written(tmp_path, medical, monkeypatch):
+    name = medical()
+    monkeypatch.chdir(tmp_path)
+    for content, message in (("", "med_corpus.jsonl: the file is empty"), ("\n", "med_corpus.jsonl: .*no rows|rows")):
+        (tmp_path / "med_corpus.jsonl").write_text(content)
+        with pytest.raises(DataError, match=message):
+            everlearn.run("frozen", name, backbone="tiny", out=tmp_path / "run")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["med_corpus.jsonl", "med_queries.jsonl"]
 
 
 def test_options_of_labelled_streams_are_refused(medical):
