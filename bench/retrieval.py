@@ -3,8 +3,8 @@
     python bench/retrieval.py [--stream NAME] [--methods a,b] [--rates 3] [--seeds 0,1,2] [--out FOLDER]
 
 Every method first learns the stream with each of as many learning rates, a factor of three apart around the one of its
-row or its default, and its validation queries decide; test queries are not used. Then it learns the stream with the rate found,
-once with every seed. A folder that is given is gone on with: what is finished there is not learned again.
+row or its default, and its validation queries decide; test queries are not used. Then it learns the stream with the
+rate found, once with every seed. A folder that is given is gone on with: what is finished there is not learned again.
 
 Written to docs/results/retrieval.md: nDCG@10 on all domains at the end, on the old ones and on the new one when it was
 learned, beside the model before any learning and joint training; how many documents would have to be encoded again;
@@ -128,9 +128,10 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
             0 if result["retrieval"]["index"] == "kept" else result["retrieval"]["stale_documents"] for result in runs
         ]
         part = f"{100 * mean(result['gain'] for result in runs) / joint:.1f}" if joint else ""
+        keys = ("final_accuracy", "retention", "gain")
+        final, retention, gain = (spread(result[key] for result in runs) for key in keys)
         lines.append(
-            f"| {name} | {runs[0]['config']['method'].get('lr', '')} | {spread(result['final_accuracy'] for result in runs)} "
-            f"| {spread(old)} | {spread(result['retention'] for result in runs)} | {spread(result['gain'] for result in runs)} "
+            f"| {name} | {runs[0]['config']['method'].get('lr', '')} | {final} | {spread(old)} | {retention} | {gain} "
             f"| {part} | {max(stale):,} of {runs[0]['retrieval']['documents']:,} "
             f"| {runs[0]['trainable_parameters']:,} | {mean(result['seconds']['total'] for result in runs):.0f} |"
         )

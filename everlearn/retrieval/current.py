@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from everlearn.errors import DataError, EverlearnError, remedy_for
+from everlearn.errors import DataError, EverlearnError, printable, remedy_for
 from everlearn.files import read_bytes, read_text
 from everlearn.retrieval.generation import REMEDY, SETTINGS, Generation
 from everlearn.retrieval.logged import LoggedGeneration
@@ -74,8 +74,9 @@ def one_line(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EverlearnError(f"{folder} cannot be written ({error.strerror}), and the index is as before: "
-                             f"{remedy_for(error)}, and try again") from None  # fmt: skip
+        reason = printable(error.strerror or error)
+        raise EverlearnError(f"{folder} cannot be written ({reason}), and the index is as before: {remedy_for(error)}, "
+                             "and try again") from None  # fmt: skip
 
 
 @contextmanager

@@ -40,7 +40,7 @@ ACTIONS = {
     "info": "tell what an index holds and what embedded it",
     "save": "leave out removed documents where they are many, and bring what makes the search fast up to date",
     "reindex": "embed all documents again, by another encoder, beside the index, which answers as before until it is "
-               "done; stopped or killed, the same command goes on",
+    "done; stopped or killed, the same command goes on",
     "restore": "go back to the last save, where a loss of power has damaged what came after it",
 }
 
@@ -62,8 +62,8 @@ def add_parsers(verb: Callable[[str, str], Any], made: dict[str, Any]) -> None:
         p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used")
     for name, default in (("create", "minilm"), ("add", "what made the index"), ("search", "what made the index")):
         p = made[f"index {name}"]
-        p.add_argument("--from", dest="encoder", metavar="MODEL",
-                       help=f"the encoder: a run's folder, or a backbone's name or folder (default: {default})")  # fmt: skip
+        about = f"the encoder: a run's folder, or a backbone's name or folder (default: {default})"
+        p.add_argument("--from", dest="encoder", metavar="MODEL", help=about)
         p.add_argument("--method", metavar="NAME", help="the method that the run's folder holds, if it is one of yours")
     migrate_commands.add_options(made["index reindex"])
     p = made["index create"]
@@ -73,8 +73,8 @@ def add_parsers(verb: Callable[[str, str], Any], made: dict[str, Any]) -> None:
         p.add_argument(f"--{setting}", type=int, metavar="N", help=text)
     made["index add"].add_argument("--missing", action="store_true", help="leave out the documents whose ids are in "
                                    "the index already, to go on after an interruption")  # fmt: skip
-    made["index remove"].add_argument("--ids", required=True, metavar="FILE|ID,ID",
-                                      help="a text file with one id a line, or ids with commas between them")  # fmt: skip
+    about = "a text file with one id a line, or ids with commas between them"
+    made["index remove"].add_argument("--ids", required=True, metavar="FILE|ID,ID", help=about)
     p = made["index search"]
     p.add_argument("texts", metavar="QUERY", nargs="*", help="what is searched")
     p.add_argument("--queries", type=Path, metavar="FILE", help="queries in a file, in a column text or one a line")
@@ -159,7 +159,7 @@ def _search(args: argparse.Namespace) -> dict[str, Any]:
     from everlearn.streams.readers import read_inputs
 
     if bool(args.texts) == bool(args.queries):
-        raise EverlearnError("give either queries or --queries FILE: everlearn index search FOLDER \"what you look for\"")
+        raise EverlearnError("give either queries or --queries FILE: everlearn index search FOLDER 'what you look for'")
     index = Index.load(args.folder)
     texts: Any = args.texts
     names = args.texts

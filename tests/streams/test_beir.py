@@ -9,7 +9,7 @@ import pytest
 import everlearn
 from everlearn import streams
 from everlearn.cli import main
-from everlearn.config import build_config
+from everlearn.config import DEFAULT_METHODS, build_config
 from everlearn.errors import DataError
 from everlearn.streams.peek import goal_of, input_of
 
@@ -71,7 +71,7 @@ def test_it_is_known_for_what_it_is_without_reading_it(tmp_path):
     name = write(tmp_path / "shop")
     assert goal_of(name) == goal_of(str(tmp_path)) == "ranking"
     assert input_of({"name": name}) == "text" and goal_of(str(tmp_path / "shop" / "qrels")) == "classes"
-    assert build_config({"stream": {"name": name}})[0]["method"]["name"] == "er"
+    assert build_config({"stream": {"name": name}})[0]["method"]["name"] == DEFAULT_METHODS["ranking"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_an_empty_corpus_and_a_missing_header_are_named_and_nothing_is_written(t
 def test_the_command_line_says_it_in_one_line(tmp_path, monkeypatch, capsys):
     name = write(tmp_path / "shop", judgements=["e\t1\t1"])
     monkeypatch.chdir(tmp_path)
-    assert main(["run", "--stream", name, "--backbone", "tiny"]) == 2
+    assert main(["run", "--stream", name, "--backbone", "tiny", "--recipe", "none"]) == 2
     told = capsys.readouterr().err.strip()
     assert told.count("\n") == 0 and "test.tsv, line 5: the query 'e' is unknown" in told
     assert [path.name for path in tmp_path.iterdir()] == ["shop"]

@@ -12,7 +12,7 @@ import pytest
 
 from everlearn import backbones, streams
 from everlearn.cli import main
-from everlearn.config import build_config
+from everlearn.config import DEFAULT_METHODS, build_config
 from everlearn.streams.stream import Corpus
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_the_file_beside_it_names_its_licences():
 def test_the_command_line_knows_it(capsys, tmp_path):
     main(["list", "streams"])
     assert "domains4" in capsys.readouterr().out
-    assert build_config({"stream": {"name": "domains4"}})[0]["method"]["name"] == "er"
+    assert build_config({"stream": {"name": "domains4"}})[0]["method"]["name"] == DEFAULT_METHODS["ranking"]
     with pytest.raises(Exception, match="did you mean 'domains4'"):
         streams.load("domain4")
     corpus, queries = (

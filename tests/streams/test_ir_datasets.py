@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from everlearn import streams
-from everlearn.config import build_config
+from everlearn.config import DEFAULT_METHODS, build_config
 from everlearn.errors import DataError, EverlearnError
 from everlearn.streams.peek import goal_of, input_of
 
@@ -102,5 +102,5 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
 
 def test_a_name_is_accepted_before_anything_is_loaded():
     config = build_config({"stream": {"name": "ir_datasets:beir/scifact/test,beir/nfcorpus"}})[0]
-    assert config["method"]["name"] == "er" and goal_of("ir_datasets:vaswani") == "ranking"
+    assert config["method"]["name"] == DEFAULT_METHODS["ranking"] and goal_of("ir_datasets:vaswani") == "ranking"
     assert input_of({"name": "ir_datasets:vaswani"}) == "text"

@@ -11,7 +11,7 @@ import torch
 
 import everlearn
 from everlearn import backbones, streams
-from everlearn.config import build_config
+from everlearn.config import DEFAULT_METHODS, build_config
 from everlearn.errors import DataError, EverlearnError
 from everlearn.losses import multiple_negatives_ranking
 from everlearn.memory.memory import Memory
@@ -54,7 +54,8 @@ def test_files_of_a_stem_are_the_splits_and_the_stem_is_the_domain(write_csv):
     assert (len(stream), stream[0].name) == (1, "faq")
     assert (len(stream[0].train), len(stream[0].test), len(stream[0].corpus)) == (8, 4, 12)
     assert stream[0].train.negatives is None
-    assert goal_of(name) == "ranking" and build_config({"stream": {"name": name}})[0]["method"]["name"] == "er"
+    assert goal_of(name) == "ranking"
+    assert build_config({"stream": {"name": name}})[0]["method"]["name"] == DEFAULT_METHODS["ranking"]
 
 
 def test_equal_texts_are_one_query_and_one_document():
@@ -184,7 +185,7 @@ def test_pairs_in_memory_are_learned_and_resumed(tmp_path):
     queries, documents, domains, negatives = ([row[name] for row in ROWS] for name in [*ROWS[0]][:4])
     stream = streams.from_pairs(queries, documents, domains, negatives=negatives)
     result = everlearn.run(stream=stream, backbone="tiny", out=tmp_path / "run")
-    assert result.results["method"] == "er" and len(result.accuracy_matrix) == 2
+    assert result.results["method"] == DEFAULT_METHODS["ranking"] and len(result.accuracy_matrix) == 2
     again = everlearn.resume(tmp_path / "run", stream=stream)
     assert again.results["accuracy_matrix"] == result.results["accuracy_matrix"]
 
