@@ -27,6 +27,7 @@ from everlearn.calibration import probabilities
 from everlearn.errors import EverlearnError, unknown
 from everlearn.files import replace_folder
 from everlearn.method import Method, Role
+from everlearn.methods.finetune import Finetune
 from everlearn.peft.lora import LoRA
 from everlearn.seeds import seeded
 from everlearn.streams.inputs import Input
@@ -246,9 +247,12 @@ def _plain_encoder(method: Method, why: str) -> Backbone:
     Raises:
         EverlearnError: the method computes others, for example with prompts that it chooses for each input.
     """
-    if type(method).features is not Method.features or type(method).embed is not Method.embed:
+    if type(method).features is not Method.features or type(method).embed not in (Method.embed, Finetune.embed):
         raise EverlearnError(f"{type(method).__name__} computes the features of each input in its own way (prompts or "
                              f"adapters that are chosen for it), and {why}: it cannot be exported there")  # fmt: skip
+    if isinstance(method, Finetune) and method.side == "query":
+        raise EverlearnError("the model reads queries by the trained encoder and documents by the one it began with "
+                             f"(side=query), and {why}: learn with --method.side both")  # fmt: skip
     return method.backbone
 
 

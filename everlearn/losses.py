@@ -70,8 +70,7 @@ def multiple_negatives_ranking(
     >>> multiple_negatives_ranking(documents[:2], documents, ["a", "b", "a"]).abs().round(decimals=4)
     tensor([0., 0.])
     """
-    scale = 20.0 if similarity == "cosine" else 1.0
-    scores = scale * comparable(queries, similarity) @ comparable(documents, similarity).T
+    scores = _similarities(queries, documents, similarity)
     if texts is not None:
         number = {text: i for i, text in enumerate(texts)}
         same = torch.tensor([number[text] for text in texts], device=scores.device)
@@ -79,6 +78,32 @@ def multiple_negatives_ranking(
         copies.fill_diagonal_(False)
         scores = scores.masked_fill(copies, float("-inf"))
     return functional.cross_entropy(scores, torch.arange(len(queries), device=scores.device), reduction="none")
+
+
+def ranking_alignment(queries: Tensor, mixed: Tensor, documents: Tensor, similarity: str = "cosine") -> Tensor:
+    """(n,) cross-entropies between two rankings of the same documents, by mixed embeddings and by new ones.
+
+    Cai et al. (2023, https://arxiv.org/abs/2308.11512): where some documents keep embeddings of an earlier model, new
+    queries are to rank them as if all documents were embedded anew. As in their code, the gradient reaches both
+    rankings.
+
+    Args:
+        queries: (n, width). mixed: (m, width), of which some are old and constant. documents: (m, width), all new.
+        similarity: as in `multiple_negatives_ranking`, with the same temperature.
+
+    >>> documents = torch.eye(2)
+    >>> apart = ranking_alignment(documents, documents.flip(0), documents)
+    >>> bool((ranking_alignment(documents, documents, documents) < apart).all())
+    True
+    """
+    by_mixed, by_new = (_similarities(queries, rows, similarity) for rows in (mixed, documents))
+    return functional.cross_entropy(by_mixed, by_new.softmax(1), reduction="none")
+
+
+def _similarities(queries: Tensor, documents: Tensor, similarity: str) -> Tensor:
+    """(n, m) cosines, at an inverse temperature of 20, or dot products, at 1."""
+    scale = 20.0 if similarity == "cosine" else 1.0
+    return scale * comparable(queries, similarity) @ comparable(documents, similarity).T
 
 
 def quadratic_penalty(

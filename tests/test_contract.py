@@ -21,6 +21,7 @@ SETTINGS: dict[str, dict] = {
     "finetune": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "joint": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "l2p": {"epochs": 8, "batch_size": 8, "lr": 0.01},
+    "l2r": {"epochs": 8, "memory_size": 20, "replay_batch_size": 8, "batch_size": 8, "lr": 1e-3},
     "lora": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "lwf": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "interpolate": {"epochs": 8, "batch_size": 8, "lr": 1e-3},

@@ -136,6 +136,10 @@ def test_other_reasons_to_refuse(bert: Path, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "full" / "file").touch()
     with pytest.raises(EverlearnError, match="exists already"):
         model.export("sentence-transformers", tmp_path / "full")
+    ranking = toy_stream(goal="ranking", tasks=2)
+    one_side = learned({"name": "lora", "epochs": 1, "side": "query"}, bert, tmp_path / "one side", ranking)
+    with pytest.raises(EverlearnError, match=r"documents by the one it began with \(side=query\).*--method.side both$"):
+        one_side.export("sentence-transformers", tmp_path / "out")
     monkeypatch.setattr(exports, "LEAST_COSINE", 1.1)  # as if the library gave other embeddings
     with pytest.raises(EverlearnError, match="the embeddings of the export differ"):
         model.export("sentence-transformers", tmp_path / "out")
@@ -143,7 +147,6 @@ def test_other_reasons_to_refuse(bert: Path, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(EverlearnError, match=r"needs the library sentence_transformers: pip install 'everlearn\[retr"):
         model.export("sentence-transformers", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    ranking = toy_stream(goal="ranking", tasks=2)
     model = learned({"name": "finetune", "epochs": 1}, bert, tmp_path / "ranking", ranking)
     pytest.importorskip("onnxruntime")
     with pytest.raises(EverlearnError, match="an ONNX file holds a classifier, and this run ranks documents"):

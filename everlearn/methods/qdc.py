@@ -76,10 +76,9 @@ class QDC(Finetune):
         queries, documents = self._by_parts(batch.inputs, "query"), self._by_parts(texts, "document")
         losses = multiple_negatives_ranking(queries, documents, texts, self.backbone.similarity)
         if self.distill:
-            stays = cosine_similarity(queries, self.embedded_before(batch.inputs, "query"))
-            answers = documents[: len(queries)]
-            stays = stays + cosine_similarity(answers, self.embedded_before(batch.positives, "document"))
-            losses = losses + self.distill * (2 - stays)
+            queries_stay = cosine_similarity(queries, self.embedded_before(batch.inputs, "query"))
+            documents_stay = cosine_similarity(documents, self.embedded_before(texts, "document"))  # negatives too
+            losses = losses + self.distill * (2 - queries_stay - documents_stay.mean())
         return losses
 
     def embedded_before(self, texts: Sequence[Input], role: Role) -> Tensor:

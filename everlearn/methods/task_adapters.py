@@ -28,6 +28,9 @@ class TaskAdapters(Method):
     chooses it. So no task forgets, and what is lost is lost by the router; its accuracy, and that of the
     heads when the task is told, are reported apart.
 
+    Where documents are ranked, every domain gets an insertion for its queries and no head, and the domain whose mean
+    query is nearest chooses it. Documents are read by the encoder without insertions, so their index never changes.
+
     Args:
         backbone: a pre-trained encoder, frozen.
         train: the insertion that each task gets.
@@ -38,14 +41,14 @@ class TaskAdapters(Method):
         seed: of the insertions, the heads and the order of examples.
 
     Relations: `sequential` shares one insertion among all tasks, and forgets; `simplecil` is the
-    router alone.
+    router alone; `lora` with `side="query"` has one insertion for the queries of all domains.
 
     >>> from everlearn import backbones
     >>> TaskAdapters(backbones.load("tiny"), train="lora").insertion
     'lora'
     """
 
-    tags = Tags(family="peft", trains="peft", task_at_test="used")
+    tags = Tags(family="peft", trains="peft", task_at_test="used", goals=("classes", "ranking"))
 
     def __init__(
         self, backbone: Backbone, *, train: str = "houlsby", epochs: Count = 5, batch_size: Count = 32,
@@ -54,7 +57,7 @@ class TaskAdapters(Method):
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
         points_of(train)  # refuses a wrong insertion now, not when the first task begins
         self.insertion, self.head_lr = train, head_lr
-        self.head = Prototype(backbone.width)  # the router: one prototype per class and task
+        self.head = Prototype(backbone.width)  # the router: a prototype per class of a task, or one per domain
         self.insertions, self.heads = nn.ModuleList(), nn.ModuleList()
         self.classes: list[tuple[int, ...]] = []
 
@@ -66,43 +69,65 @@ class TaskAdapters(Method):
         self.heads.append(Linear(self.backbone.width))
         cast(Linear, self.heads[-1]).grow(len(task.classes))
         self.classes.append(task.classes)
-        self.head.grow(sum(map(len, self.classes)))
+        self.head.grow(len(self._owners()))
+
+    def _owners(self) -> Tensor:
+        """The task (n,) of each prototype of the router."""
+        return torch.tensor([t for t, held in enumerate(self.classes) for _ in held or (t,)])
 
     def _switch(self, active: int | None) -> None:
         for index, deltas in enumerate(self.insertions):
             cast(DeltaSet, deltas).switch(index == active)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.insertions[-1].parameters())},
-                {"params": list(self.heads[-1].parameters()), "lr": self.head_lr}]  # fmt: skip
+        head = [{"params": list(self.heads[-1].parameters()), "lr": self.head_lr}] if self.task.classes else []
+        return [{"params": list(self.insertions[-1].parameters())}, *head]
 
     def losses(self, batch: Examples) -> Tensor:
+        if batch.positives is not None:
+            return super().losses(batch)
         labels = torch.searchsorted(torch.tensor(sorted(self.task.classes)), batch.labels)
         scores = self.heads[-1](self.backbone(batch.inputs))
         return cross_entropy(scores, labels.to(scores.device), reduction="none")
 
     def end_task(self, task: Task) -> None:
         self.requires_grad_(False)
-        offset = sum(map(len, self.classes[:-1]))
-        own = torch.searchsorted(torch.tensor(sorted(task.classes)), task.train.labels)
-        self.head.add(self.frozen(task.train.inputs), offset + own.to(self.backbone.device))
+        own = torch.zeros(len(task.train), dtype=torch.long)
+        if task.classes:
+            own = torch.searchsorted(torch.tensor(sorted(task.classes)), task.train.labels)
+        first = int((self._owners() < task.index).sum())
+        self.head.add(self.frozen(task.train.inputs, self._asked()), first + own.to(self.backbone.device))
 
-    def frozen(self, inputs: Sequence[Input]) -> Tensor:
-        """Features (n, width) of the pre-trained encoder alone: what the router sees."""
-        with self.backbone.pretrained():
+    def _asked(self) -> Role | None:
+        """What the inputs are that choose an insertion."""
+        return "query" if self.task.goal == "ranking" else None
+
+    def frozen(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:
+        """Features (n, width) of the pre-trained encoder alone: what the router sees, and those of documents."""
+        with self.backbone.pretrained(), self.backbone.reading(role):
             return self.backbone.encode(inputs)
 
     def route(self, inputs: Sequence[Input]) -> Tensor:
-        """The task (n,) whose class prototype is nearest."""
-        tasks = torch.cat([torch.full((len(held),), t) for t, held in enumerate(self.classes)])
-        return tasks[self.head(self.frozen(inputs)).argmax(1).cpu()]
+        """The task (n,) whose prototype is nearest."""
+        return self._owners()[self.head(self.frozen(inputs, self._asked())).argmax(1).cpu()]
+
+    def features(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:
+        return self.frozen(inputs, role) if role == "document" else super().features(inputs, role)
 
     def embed(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:
-        """Features (n, width), each example's through the insertion that the router finds."""
+        """Features (n, width), each example's through the insertion that the router finds; of documents, and before
+        anything is learned, those without insertions."""
+        if role == "document" or not self.insertions:
+            return self.frozen(inputs, role)
         embedded = torch.empty(len(inputs), self.backbone.width, device=self.backbone.device)
-        for rows, _, features in self._each(inputs, self.route(inputs)):
-            embedded[rows] = features
+        with self.backbone.reading(role):
+            for rows, _, features in self._each(inputs, self.route(inputs)):
+                embedded[rows] = features
         return embedded
+
+    def document_space(self) -> str:
+        with self.backbone.pretrained():
+            return super().document_space()
 
     def predict(self, inputs: Sequence[Input], task: int | None = None) -> Tensor:
         """Log-probabilities (n, classes), -inf for the classes of other tasks than the one told or found."""

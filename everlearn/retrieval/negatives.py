@@ -56,7 +56,7 @@ def mined(
         from sentence_transformers.util import mine_hard_negatives
     except ImportError:
         raise EverlearnError("mining negatives needs sentence-transformers and datasets; install them with `pip "
-                             "install everlearn[retrieval]`") from None  # fmt: skip
+                             "install everlearn[retrieval,hub]`") from None  # fmt: skip
     documents = list(dict.fromkeys([*pairs.positives, *corpus]))
     triplets = mine_hard_negatives(
         Dataset.from_dict({"anchor": list(pairs.inputs), "positive": list(pairs.positives)}),

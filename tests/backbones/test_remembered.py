@@ -184,7 +184,7 @@ def trains_on_classes(name: str) -> bool:
     return tags.trains != "nothing" and "classes" in tags.goals
 
 
-@pytest.mark.parametrize("method", filter(trains_on_classes, methods.names()))
+@pytest.mark.parametrize("method", [name for name in methods.names() if trains_on_classes(name)])
 def test_methods_that_train_get_the_encoder(folder, tmp_path, method):
     """With the same result as from an encoder that was loaded at once."""
     cls = methods.get(method)

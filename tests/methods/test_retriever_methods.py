@@ -13,7 +13,7 @@ from everlearn import backbones, methods
 from everlearn.engine import learn
 from everlearn.errors import EverlearnError
 from everlearn.memory.drift_log import DriftLog
-from everlearn.methods import QDC, Finetune, Interpolate, PromptRetriever
+from everlearn.methods import QDC, Finetune, Interpolate, PromptRetriever, TaskAdapters
 from everlearn.metrics.retrieval import nearest
 from everlearn.testing.toy import toy_stream
 
@@ -216,6 +216,21 @@ def test_hard_negatives_are_learned_from() -> None:
     assert all(text != pairs[query] and text in pairs.values() for query, text in mined)
 
 
+def test_the_negatives_are_distilled_too() -> None:
+    pytest.importorskip("sentence_transformers")
+    method = QDC(backbones.load("tiny"), epochs=1, lr=1e-2, negatives=2, distill=2.0)
+    learn(method, STREAM[0])
+    batch = method.batches(STREAM[0])[0]
+    texts = [*batch.positives, *(text for own in batch.negatives for text in own)]  # type: ignore[union-attr,misc]
+    before = backbones.load("tiny")
+    apart = [1 - cosine_similarity(method.embed(part, role), before.encode(part)).mean()
+             for part, role in ((batch.inputs, "query"), (texts, "document"))]  # fmt: skip
+    assert len(texts) > len(batch)
+    found = float(method.loss(batch).detach())
+    method.distill = 0.0
+    assert found - float(method.loss(batch).detach()) == pytest.approx(2 * float(sum(apart)), rel=1e-3)
+
+
 # -- interpolate -----------------------------------------------------------------------------------
 def weights_after(method: Finetune) -> dict[str, torch.Tensor]:
     learn(method, STREAM[0])
@@ -274,6 +289,43 @@ def test_training_both_sides_changes_the_space(name: str) -> None:
     space = frozen.document_space()
     learn(frozen, STREAM[0])
     assert frozen.document_space() == space
+
+
+# -- an adapter a domain ---------------------------------------------------------------------------
+def adapters(domains: int) -> TaskAdapters:
+    method = TaskAdapters(backbones.load("tiny"), train="lora", epochs=2, lr=0.01)
+    for task in STREAM.tasks[:domains]:
+        learn(method, task)
+    return method
+
+
+def test_adapters_are_for_queries_and_the_index_stays_right() -> None:
+    before, method = adapters(0), adapters(2)
+    assert method.document_space() == before.document_space()
+    assert torch.equal(method.embed(DOCUMENTS, "document"), before.embed(DOCUMENTS, "document"))
+    assert torch.equal(before.embed(QUERIES, "query"), before.frozen(QUERIES, "query"))
+    assert not torch.allclose(method.embed(QUERIES, "query"), before.embed(QUERIES, "query"))
+
+
+def test_a_query_goes_through_the_adapter_of_the_nearest_mean_query() -> None:
+    method = adapters(3)
+    queries = [query for task in STREAM for query in task.test.inputs]
+    means = torch.stack([method.frozen(task.train.inputs, "query").mean(0) for task in STREAM])
+    expected = (normalize(method.frozen(queries, "query")) @ normalize(means).T).argmax(1)
+    found = method.route(queries)
+    assert torch.equal(found, expected) and len(found.unique()) == 3
+    embedded = method.embed(queries, "query")
+    for row in (0, 13, 30):
+        method._switch(int(found[row]))
+        assert torch.allclose(method.backbone.infer([queries[row]])[0], embedded[row], atol=1e-5)
+
+
+def test_what_a_domain_has_learned_is_not_touched_by_the_next() -> None:
+    first, both = adapters(1), adapters(2)
+    own = [query for query, task in zip(STREAM[0].test.inputs, both.route(STREAM[0].test.inputs), strict=True)
+           if task == 0]  # fmt: skip
+    assert own
+    assert torch.allclose(first.embed(own, "query"), both.embed(own, "query"), atol=1e-6)
 
 
 def test_one_side_alone_needs_an_insertion_and_documents() -> None:
