@@ -7,7 +7,9 @@ from the feature store where it is frozen.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
+from io import StringIO
 from typing import Any, cast
 
 import torch
@@ -58,11 +60,12 @@ def mined(
         raise EverlearnError("mining negatives needs sentence-transformers and datasets; install them with `pip "
                              "install everlearn[retrieval,hub]`") from None  # fmt: skip
     documents = list(dict.fromkeys([*pairs.positives, *corpus]))
-    triplets = mine_hard_negatives(
-        Dataset.from_dict({"anchor": list(pairs.inputs), "positive": list(pairs.positives)}),
-        cast(Any, _Encoder(encoder)), corpus=documents, range_min=first, range_max=min(last, len(documents)),
-        relative_margin=margin, num_negatives=most, output_format="triplet", verbose=False,
-    )  # fmt: skip
+    with redirect_stderr(StringIO()):  # its progress bar, which no argument turns off
+        triplets = mine_hard_negatives(
+            Dataset.from_dict({"anchor": list(pairs.inputs), "positive": list(pairs.positives)}),
+            cast(Any, _Encoder(encoder)), corpus=documents, range_min=first, range_max=min(last, len(documents)),
+            relative_margin=margin, num_negatives=most, output_format="triplet", verbose=False,
+        )  # fmt: skip
     negatives: dict[tuple[str, str], list[str]] = {}
     for query, positive, negative in zip(triplets["anchor"], triplets["positive"], triplets["negative"], strict=True):
         negatives.setdefault((query, positive), []).append(negative)

@@ -63,6 +63,7 @@ def load(
     max_train_per_class: Count | None = None,
     max_test_per_class: Count | None = None,
     titles: bool = False,
+    pseudo_queries: bool = False,
     augment: bool = False,
     skip_bad_rows: bool = False,
     text_column: str | None = None,
@@ -106,6 +107,9 @@ def load(
         max_test_per_class: the same for test examples.
         titles: for retrieval, put the title of a document before its text. A title often names what a query
             asks for.
+        pseudo_queries: for retrieval, learn from sentences of the documents instead of the data's own queries, as where
+            only new documents arrive. Queries for testing stay the data's own; where a domain has none, sentences of
+            held-out documents are asked for. The name may be a file `<stem>_corpus.jsonl` alone.
         augment: for images, train on random crops and mirror images, new ones in every epoch. Queries, stored
             features, memories and tests use the original images.
         skip_bad_rows: leave out rows that cannot be used, and count them in the notes of the stream.
@@ -218,7 +222,7 @@ def from_pairs(
         negatives: for each query a text that seems to answer it and does not, a list of them, or None.
         splits: for each pair train, validation or test. By default a share of the queries is used for testing.
         name: what results and messages call the data. Messages count rows from 0.
-        options: test, validation, split_seed and skip_bad_rows, as for `load`.
+        options: test, validation, split_seed, pseudo_queries and skip_bad_rows, as for `load`.
 
     Returns:
         The stream, as `from_rows`.

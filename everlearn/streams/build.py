@@ -20,13 +20,14 @@ from everlearn.streams.ir_catalogue import read_catalogue
 from everlearn.streams.packaged import IR_DATASETS, PACKAGED
 from everlearn.streams.pairs import read_pairs
 from everlearn.streams.peek import beir_folders, retrieval_format
+from everlearn.streams.pseudo import with_pseudo_queries
 from everlearn.streams.readers import COMMON_NAMES, ColumnNames, find_parts, read_table
 from everlearn.streams.records import BadRows, Table, of_split, with_ids
 from everlearn.streams.retrieval import Collection, make_retrieval_tasks
 from everlearn.streams.splits import Parts, Shares
 from everlearn.streams.steps import Step, classes_of, make_tasks
 from everlearn.streams.stream import Stream, Task
-from everlearn.streams.two_files import read_two_files
+from everlearn.streams.two_files import read_documents, read_two_files
 
 DATA = Path(__file__).parent / "data"
 """Where the files of the packaged data sets are."""
@@ -43,7 +44,7 @@ KINDS = {
     "old-then-new": SHUFFLING | EXAMPLES | {"old", "new"},
 }
 """The options that apply to each kind, in addition to those that apply to every kind."""
-PAIRS = frozenset({"domains"})
+PAIRS = frozenset({"domains", "pseudo_queries"})
 RETRIEVAL = PAIRS | {"titles"}
 ReadRows = Callable[[ColumnNames, BadRows], Table]
 
@@ -76,8 +77,11 @@ def build(
             raise EverlearnError(f"a retrieval stream is domain-incremental; kind={kind} needs labelled examples")
         is_pairs = how == "pairs"
         _refuse_other_options(given, PAIRS if is_pairs else RETRIEVAL, "pairs" if is_pairs else "a retrieval stream")
-        collection = _collection(options, how, pairs, bad)
-        tasks, notes = make_retrieval_tasks(collection, _shares(options), options.domains, seed=options.split_seed)
+        collection, shares, made = _collection(options, how, pairs, bad), _shares(options), list[str]()
+        if options.pseudo_queries:
+            collection, made = with_pseudo_queries(collection, shares, seed=options.split_seed)
+        tasks, notes = make_retrieval_tasks(collection, shares, options.domains, seed=options.split_seed)
+        notes = [*made, *notes]
     else:
         kind, why = _kind(options)
         _refuse_other_options(given, KINDS[kind], f"a stream of kind {kind}{why}")
@@ -93,6 +97,11 @@ def build(
 def _collection(options: SimpleNamespace, how: str, pairs: Columns | None, bad: BadRows) -> Collection:
     """The queries and documents that the name stands for."""
     name, titles = options.name, options.titles
+    if how == "documents":
+        if not options.pseudo_queries:
+            raise EverlearnError(f"{name} holds documents without queries: give --stream.pseudo_queries true to learn "
+                                 "from sentences of the documents, or the stem of two files")  # fmt: skip
+        return Collection(name, read_documents(Path(name), titles, bad), [])
     if how == "ir_datasets":
         return read_catalogue(name.removeprefix(IR_DATASETS), titles, bad)
     if how == "BEIR":

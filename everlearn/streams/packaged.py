@@ -20,6 +20,8 @@ OWN = {
     "that does not (negative), and a domain. Each domain is one task",
     "faq": "two files for retrieval, by their common stem: faq_corpus.jsonl with doc_id and text, and "
     "faq_queries.jsonl with query_id, text and pos (the list of the relevant doc_ids). Each domain is one task",
+    "faq_corpus.jsonl": "documents without queries, with doc_id and text, in a file whose name ends so; with "
+    "--stream.pseudo_queries true, sentences of the documents are learned from",
     "beir/": "a folder of folders for retrieval in the format of BEIR, with corpus.jsonl, queries.jsonl and "
     "qrels/train.tsv, dev.tsv and test.tsv. Each of these folders is one task",
     f"{IR_DATASETS}NAME,NAME": "data sets for retrieval of ir_datasets. Each is one task",

@@ -19,6 +19,8 @@ IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "intent", "category", "class", "target")
 QUERY, POSITIVE = "query", "positive"
 """The columns of pairs of texts."""
+CORPUS = "_corpus"
+"""How the name of a file of documents ends."""
 
 BEIR_FILES = ("corpus.jsonl", "queries.jsonl")
 LONGEST_HEADER = 2**20  # bytes
@@ -57,8 +59,8 @@ def goal_of(name: Any) -> str:
 
 
 def retrieval_format(name: str) -> str | None:
-    """How the queries and documents that a name stands for are written: `ir_datasets`, `two files`, `BEIR` or `pairs`.
-    None where it stands for something else.
+    """How the queries and documents that a name stands for are written: `ir_datasets`, `two files`, `documents` (which
+    have no queries), `BEIR` or `pairs`. None where it stands for something else.
 
     >>> retrieval_format("ir_datasets:beir/scifact"), retrieval_format("clinc150")
     ('ir_datasets', None)
@@ -70,6 +72,8 @@ def retrieval_format(name: str) -> str | None:
     with contextlib.suppress(OSError, ValueError):  # a name that no file can have
         if find_retrieval_files(name):
             return "two files"
+        if Path(name).stem.endswith(CORPUS) and os.path.isfile(name):
+            return "documents"
         if beir_folders(name):
             return "BEIR"
         columns = _columns(Path(name))

@@ -82,7 +82,7 @@ def make_retrieval_tasks(
     """
     documents, source = collection.documents, collection.source
     has_test = any(query.split == "test" for query in collection.queries)
-    queries = _with_splits(collection.queries, shares, seed)
+    queries = with_splits(collection.queries, shares, seed)
 
     by_part: dict[tuple[str, str | None], list[Entry]] = defaultdict(list)
     for query in queries:
@@ -112,7 +112,7 @@ def make_retrieval_tasks(
     return tasks, notes
 
 
-def _with_splits(queries: list[Entry], shares: Shares, seed: int) -> list[Entry]:
+def with_splits(queries: list[Entry], shares: Shares, seed: int) -> list[Entry]:
     """The data set's own splits. If it has no test (or validation) queries, a seeded share of each domain is taken."""
     splits = [query.split or "train" for query in queries]
     random = np.random.RandomState(seed)

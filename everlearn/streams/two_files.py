@@ -33,14 +33,19 @@ def read_two_files(files: tuple[Path, Path], titles: bool, bad: BadRows) -> Coll
         DataError: a file lacks a column, or a row is bad and bad rows are not skipped.
     """
     corpus, asked = files
+    documents = read_documents(corpus, titles, bad)
+    return Collection(str(asked), documents, read_queries(asked, documents, bad))
+
+
+def read_documents(file: Path, titles: bool, bad: BadRows) -> dict[str, Entry]:
+    """The documents of a file, by id. Columns and errors are those above."""
 
     def document(cell: dict[str, Any]) -> Entry:
         text = with_title(cell["title"], as_text(cell["text"])) if titles else as_text(cell["text"])
         split = None if cell["split"] == "all" else as_split(cell["split"])
-        return Entry(as_id(cell["doc_id"]), text, _domain(cell, corpus, "_corpus"), split)
+        return Entry(as_id(cell["doc_id"]), text, _domain(cell, file, "_corpus"), split)
 
-    documents = read_entries(corpus, ("doc_id", "text"), (*GROUPS, *(("title",) if titles else ())), document, bad)
-    return Collection(str(asked), documents, read_queries(asked, documents, bad))
+    return read_entries(file, ("doc_id", "text"), (*GROUPS, *(("title",) if titles else ())), document, bad)
 
 
 def read_queries(file: Path, documents: Mapping[str, Entry], bad: BadRows) -> list[Entry]:

@@ -60,6 +60,11 @@ def test_a_margin_leaves_out_likely_answers_and_a_band_easy_and_hard_ones() -> N
     assert means[0] > means[1]
 
 
+def test_mining_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    assert mined(TINY, PAIRS).negatives is not None
+    assert capfd.readouterr() == ("", "")
+
+
 def test_bad_input_in_one_line() -> None:
     with pytest.raises(EverlearnError, match="the band from rank 5 to rank 5 is empty"):
         mined(TINY, PAIRS, first=5, last=5)
