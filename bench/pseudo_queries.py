@@ -3,8 +3,8 @@
     python bench/pseudo_queries.py [--stream NAME] [--methods a,b] [--seeds 0,1,2] [--out FOLDER]
 
 Each method learns the stream one domain after another from pseudo-queries (`--stream.pseudo_queries true`), and is
-asked the real test queries. Nothing is chosen: the rows have the settings of `bench/retrieval.py`, and LoRA also a tenth
-of its learning rate. A folder that is given is gone on with: what is finished there is not learned again.
+asked the real test queries. Nothing is chosen: the rows have the settings of `bench/retrieval.py`, and LoRA also a
+tenth of its learning rate. A folder that is given is gone on with: what is finished there is not learned again.
 
 Written to docs/results/pseudo_queries.md: nDCG@10 of the real test queries on each domain before anything is learned
 (which is doing nothing), just after the domain was learned, and at the end, in the index that is served: the kept one

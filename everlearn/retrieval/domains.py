@@ -111,7 +111,7 @@ class Domains:
 
     def found(self, task: Task) -> Rankings:
         """For each test query of the domain the ids of the first ten documents, as the method searches them now."""
-        if type(self.method).search is Method.search:
+        if getattr(self.method.search, "__func__", None) is Method.search:  # and nobody has replaced it
             now = self.now(task)
             return _ids(task, nearest(now.queries, now.documents))
         documents = _documents(task)
