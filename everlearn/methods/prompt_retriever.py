@@ -13,7 +13,6 @@ from torch.nn.functional import normalize
 from everlearn.backbones.backbone import Backbone, Role
 from everlearn.backbones.digests import digest
 from everlearn.errors import EverlearnError
-from everlearn.losses import multiple_negatives_ranking
 from everlearn.memory.selection import Selection
 from everlearn.method import Method, Tags
 from everlearn.peft.prompt import PromptTokens
@@ -106,9 +105,7 @@ class PromptRetriever(Method):
         return self.prompted(inputs, self.choose(untouched), role) if self.has_prompts(role) else untouched
 
     def losses(self, batch: Examples) -> Tensor:
-        assert batch.positives is not None
-        queries, documents = self._by_parts(batch.inputs, "query"), self._by_parts(batch.positives, "document")
-        losses = multiple_negatives_ranking(queries, documents, batch.positives, self.backbone.similarity)
+        losses = super().losses(batch)
         asked = self.untouched(batch.inputs, "query")
         return losses + self.strength * (1 - self.cosines(asked).gather(1, self.choose(asked))).sum(1)
 
