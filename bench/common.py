@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def command(parser: argparse.ArgumentParser, args: argparse.Namespace, but: tupl
         if action.dest in but or value == action.default:
             continue
         told += [action.option_strings[0]] if action.option_strings else []
-        told.append("FOLDER" if isinstance(value, Path) else str(value))
+        told.append("FOLDER" if isinstance(value, Path) else shlex.quote(str(value)))
     return " ".join(told)
 
 
