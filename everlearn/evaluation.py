@@ -34,11 +34,12 @@ class Evaluation:
 
     Args:
         folder: where the index of each domain is kept, where the goal is ranking; None keeps them in memory.
+        keep: most test queries of a domain whose texts are kept there.
     """
 
-    def __init__(self, stream: Stream, method: Method, folder: Path | None = None) -> None:
+    def __init__(self, stream: Stream, method: Method, folder: Path | None = None, keep: int = 0) -> None:
         self.stream, self.method = stream, method
-        self.domains = Domains(method, folder)
+        self.domains = Domains(method, folder, keep)
         self.recall_before: float | None = None  # on the task that is learned now
         self.metric = METRIC[stream.goal]
         self._measured: set[str] | None = None  # the names that `measures` gave so far

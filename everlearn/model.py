@@ -87,7 +87,7 @@ class Model:
 
         Args:
             data: a file or folder as a run reads it, a Stream (`everlearn.streams.from_rows(texts, labels)` makes one),
-                or records.
+                or records. Where documents are ranked: queries with their documents, as a run reads them, or a Stream.
             test: the file with test examples. Without it, a fifth of the new examples of each class is held out.
             keep: how many held-out examples the folder keeps, 0 for none; by default as the run does.
             progress: whether to show progress bars.
@@ -96,7 +96,8 @@ class Model:
                 those of the run.
 
         Returns:
-            What the version is: `old` and `new` hold the accuracy on held-out examples before and after.
+            What the version is: `old` and `new` hold the accuracy on held-out examples before and after. Where
+            documents are ranked, it is nDCG@10, and `retrieval` holds the verdict on the old indexes.
 
         Raises:
             DataError: the data cannot be used; the message names the row.
@@ -245,6 +246,7 @@ def update(
 
     learned, version = learn_version(
         folder, restore, data, test=test, columns={**named, **given}, skip_bad_rows=skip_bad_rows,
+        titles=bool(config["stream"].get("titles")),
         keep=saving["keep"] if keep is None else keep, progress=progress,
     )  # fmt: skip
     return _model(learned, config, folder, version.version, version.temperature), version

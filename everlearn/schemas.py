@@ -180,6 +180,39 @@ class Retrieval(TypedDict):
     queries: list[QueryScores]
 
 
+class KeptQuery(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    id: str
+    text: str
+    relevant: Annotated[dict[str, Annotated[int, Field(ge=1, lt=2**31)]], Field(min_length=1)]
+
+
+class KeptDocument(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    id: str
+    text: str
+
+
+def _answerable(kept: Any) -> Any:
+    ids = [document["id"] for document in kept["documents"]]
+    if len({*ids}) < len(ids):
+        raise ValueError("two documents have the same id")
+    if not all(id in {*ids} for query in kept["queries"] for id in query["relevant"]):
+        raise ValueError("a query asks for a document that is not there")
+    return kept
+
+
+class _KeptDomain(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    documents_in_all: Count
+    queries: Annotated[list[KeptQuery], Field(min_length=1)]
+    documents: list[KeptDocument]
+
+
+KeptDomain = Annotated[_KeptDomain, AfterValidator(_answerable)]
+"""The texts of a domain, beside its index in a run's folder."""
+
+
 class StampRecord(TypedDict):
     """The stamp of an index (`everlearn.retrieval.stamp`)."""
 
@@ -440,7 +473,8 @@ State = Annotated[_State, AfterValidator(_consistent)]
 
 
 class Change(TypedDict):
-    """Accuracy on held-out examples before and after an update; none where there are no examples."""
+    """Accuracy on held-out examples, or nDCG@10 on held-out queries, before and after an update; none where there are
+    no examples."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
     examples: Count
@@ -467,6 +501,7 @@ class VersionRecord(TypedDict):
     temperature: Positive | None
     seconds: Seconds
     notes: list[str]
+    retrieval: NotRequired[Retrieval]
 
 
 def _continued(state: Any) -> Any:
@@ -529,6 +564,15 @@ def read_comparison(file: Path) -> dict[str, Any]:
         EverlearnError: it cannot be read, or is not what a comparison writes.
     """
     return _read_json(file, Comparison, "compare again in a new folder")
+
+
+def read_kept_domain(file: Path) -> dict[str, Any]:
+    """The texts that a run keeps of a domain.
+
+    Raises:
+        EverlearnError: they cannot be read, or are not what a run writes.
+    """
+    return _read_json(file, KeptDomain, "learn the run again")
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:

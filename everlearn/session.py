@@ -68,7 +68,7 @@ class Session(Listener):
         self._passed = Backbone.passed
         store = default_store()
         counted = store.encoded, store.served, store.seconds
-        evaluation = Evaluation(self.stream, self.method, self.folder)
+        evaluation = Evaluation(self.stream, self.method, self.folder, self.keep)
         with self._interruptible(), self._warnings(), Progress(
             len(self.stream), f"{self.config['method']['name']} on {self.stream.name}", self.progress, self.task_index
         ) as bar:  # fmt: skip

@@ -11,6 +11,8 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
+
 from everlearn import calibration, checkpoint, versions
 from everlearn.engine import learn
 from everlearn.errors import DataError, EverlearnError, printable
@@ -38,7 +40,7 @@ SHARE = 0.2
 def learn_version(
     folder: Path, restore: Callable[[], tuple[Method, checkpoint.Checkpoint]],
     data: str | Path | Stream | Sequence[Record], *, test: str | Path | None, columns: Mapping[str, str | None],
-    skip_bad_rows: bool, keep: int, progress: bool,
+    titles: bool, skip_bad_rows: bool, keep: int, progress: bool,
 ) -> tuple[Method, Version]:  # fmt: skip
     """Have what a run's folder holds learn one more task, and write it as the new version of the folder.
 
@@ -47,6 +49,7 @@ def learn_version(
         restore: gives its current version.
         data, test, skip_bad_rows, keep, progress: as for `everlearn.model.update`.
         columns: the columns of the data, by role.
+        titles: where documents are ranked, put the title of a document before its text.
 
     Returns:
         The method that has learned, and the record of the version.
@@ -58,27 +61,63 @@ def learn_version(
         number = versions.current(folder)
         try:
             method, saved = restore()
-            bad = BadRows(skip_bad_rows)
-            new = _read(data, test, columns, bad)
-            held_out = HeldOut.load(saved.held_out, len(method.task.class_names), keep)
-            task, notes = _task(method, new, held_out)
-            record = _learn(method, task, held_out, saved.state.get("temperature"), progress)
+            made = versions.new_number(folder)
+            if method.task.goal == "ranking":
+                task, record, source, notes, kept = _ranked(
+                    folder, method, saved, number, made, data, test=test, columns=columns, titles=titles,
+                    skip_bad_rows=skip_bad_rows, keep=keep, progress=progress,
+                )  # fmt: skip
+            else:
+                task, record, source, notes, kept = _labelled(
+                    method, saved, data, test=test, columns=columns, skip_bad_rows=skip_bad_rows, keep=keep,
+                    progress=progress,
+                )  # fmt: skip
             record |= {
-                "version": versions.new_number(folder), "previous": number, "everlearn": version_of("everlearn"),
+                "version": made, "previous": number, "everlearn": version_of("everlearn"),
                 "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                "data": printable(new.source, 4096), "sha256": _sha256(data, task),
-                "notes": [*new.notes, *notes, *bad.notes()],
+                "data": printable(source, 4096), "sha256": _sha256(data, task), "notes": notes,
             }  # fmt: skip
             state = {
                 "backbone": method.backbone.settings, "rounding": rounding(), "record": record,
                 "origin": checkpoint.origin_hash(method), "temperature": record["temperature"],
                 "tasks": [*saved.state["tasks"], task.metadata()],
             }  # fmt: skip
-            kept = held_out.state_dict() if keep else {}
             versions.add(folder, checkpoint.Checkpoint(state, checkpoint.method_state(method), {}, kept))
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; {folder} is still at version {number}") from None
     return method, Version(record, folder)
+
+
+_Learned = tuple[Task, dict[str, Any], str, list[str], dict[str, Tensor]]
+"""The task, what the record says of it, the name of its data, notes, and what is held out."""
+
+
+def _labelled(
+    method: Method, saved: checkpoint.Checkpoint, data: Any, *, test: str | Path | None,
+    columns: Mapping[str, str | None], skip_bad_rows: bool, keep: int, progress: bool,
+) -> _Learned:  # fmt: skip
+    """Learn labelled examples."""
+    bad = BadRows(skip_bad_rows)
+    new = _read(data, test, columns, bad)
+    held_out = HeldOut.load(saved.held_out, len(method.task.class_names), keep)
+    task, notes = _task(method, new, held_out)
+    record = _learn(method, task, held_out, saved.state.get("temperature"), progress)
+    kept = held_out.state_dict() if keep else {}
+    return task, record, new.source, [*new.notes, *notes, *bad.notes()], kept
+
+
+def _ranked(
+    folder: Path, method: Method, saved: checkpoint.Checkpoint, number: int, made: int, data: Any, *,
+    test: str | Path | None, columns: Mapping[str, str | None], **more: Any,
+) -> _Learned:  # fmt: skip
+    """Learn queries and documents of a new domain."""
+    from everlearn.retrieval.update import learn_domain
+
+    if given := [f"{role}_column" for role, column in columns.items() if column] + ["test"] * (test is not None):
+        raise EverlearnError(f"{given[0]} does not apply to a retriever: a file of queries and documents has fixed "
+                             "columns, and a column split can say which queries are for tests")  # fmt: skip
+    learned = learn_domain(folder, method, saved, versions.chain(folder, number), made, data, **more)
+    return learned.task, learned.record, learned.source, learned.notes, {}
 
 
 @dataclass(frozen=True)
@@ -133,8 +172,6 @@ def _task(method: Method, new: _New, held_out: HeldOut) -> tuple[Task, list[str]
         EverlearnError: the method cannot learn it.
     """
     last, known = method.task, method.task.class_names
-    if last.goal != "classes":
-        raise EverlearnError("a retrieval run cannot be updated yet: learn a new run on old and new data together")
     if new.input not in ("", last.input):
         raise EverlearnError(
             f"{new.source} holds {new.input}s, but the model learned {last.input}s: give {last.input}s"

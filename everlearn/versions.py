@@ -133,6 +133,28 @@ def add(folder: Path, saved: checkpoint.Checkpoint) -> None:
     _set(folder, number)
 
 
+def chain(folder: Path, number: int) -> list[Version]:
+    """The versions that led from the run itself to a version, oldest first, with that version itself.
+
+    Raises:
+        EverlearnError: one of them is not there, or its record is damaged.
+    """
+    found = {version.version: version for version in versions(folder)}
+    led: list[Version] = []
+    while number > 1:
+        if number not in found:
+            raise EverlearnError(f"version {number} of {folder}, from which later ones were made, is not there: put "
+                                 "its folder back")  # fmt: skip
+        led.insert(0, found[number])
+        number = found[number].previous
+    return led
+
+
+def index_of(folder: Path, number: int) -> Path:
+    """Where the index of the documents is kept that the version of a retriever has learned."""
+    return _place(folder) / f"{_name(number)}.index"
+
+
 def new_number(folder: Path) -> int:
     """The number of the next version: a number is never used twice, also after going back."""
     return _numbers(folder)[-1] + 1
@@ -187,15 +209,27 @@ def describe(version: Version) -> str:
     new classes: garden
     """
     lines = [f"version {version.version} of {version.directory}, made from version {version.previous}: learned "
-             f"{version.learned:,} examples of {version.data}", f"{'':<16} examples  before   after"]  # fmt: skip
+             f"{version.learned:,} {'pairs' if 'retrieval' in version.record else 'examples'} of {version.data}",
+             f"{'':<16} {'queries' if 'retrieval' in version.record else 'examples':>8}  before   after"]  # fmt: skip
     for name, change in (("old tasks", version.old), ("new data", version.new)):
         scores = (
             f"{'-':>8}" if score is None else f"{100 * score:8.1f}" for score in (change["before"], change["after"])
         )
         lines.append(f"{name:<16} {change['examples']:>8,}{''.join(scores)}")
-    lines.append("accuracy in % on held-out examples; a class that was not known before counts as wrong")
+    if "retrieval" in version.record:
+        lines += ["nDCG@10 in % on held-out queries", *_index_lines(version.retrieval)]
+    else:
+        lines.append("accuracy in % on held-out examples; a class that was not known before counts as wrong")
     lines += [f"new classes: {', '.join(version.new_classes)}"] if version.new_classes else []
     return "\n".join(printable(line, 2000) for line in [*lines, *version.notes])
+
+
+def _index_lines(retrieval: dict[str, Any]) -> list[str]:
+    """What becomes of the old indexes."""
+    verdict, stale = retrieval["verdict"], retrieval["stale_documents"]
+    cost = f"{stale:,} of {retrieval['documents']:,} documents are embedded otherwise than before" if stale else (
+        "documents are embedded as before, so that none has to be encoded again")  # fmt: skip
+    return [f"index: {verdict['answer']}: {verdict['reason']}" if verdict else "index: no verdict", cost]
 
 
 def _set(folder: Path, number: int) -> None:

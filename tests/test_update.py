@@ -247,9 +247,6 @@ def test_data_that_cannot_be_learned_is_refused_in_one_line(case: str, folder: P
 
 
 def test_runs_that_cannot_be_updated_say_so(tmp_path: Path) -> None:
-    run({"name": "finetune", "epochs": 1}, toy_stream(goal="ranking"), backbone="tiny", out=tmp_path / "ranking")
-    with pytest.raises(EverlearnError, match="a retrieval run cannot be updated yet"):
-        update(tmp_path / "ranking", [Record("a", "b")])
     run("simplecil", toy_stream(), backbone="tiny", out=tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
     with pytest.raises(EverlearnError, match="has not learned all its tasks yet: run `everlearn resume"):

@@ -3,7 +3,6 @@ their domain was learned. From both follow the pairings that decide whether an o
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.errors import ContractError, one_line
 from everlearn.method import Method
 from everlearn.metrics.retrieval import comparable, id_order, ndcg_at_k, nearest, recall_at_k
+from everlearn.retrieval.kept import read_index, write_index, write_texts
 from everlearn.retrieval.verdict import Reached, decide
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Task
@@ -50,10 +50,12 @@ class Domains:
     Args:
         method: what embeds.
         folder: the run's folder, where the index of each domain is kept; None keeps them in memory.
+        keep: most test queries of a domain whose texts are kept beside its index, with documents, so that an update
+            can be judged; 0 keeps none.
     """
 
-    def __init__(self, method: Method, folder: Path | None) -> None:
-        self.method, self.folder = method, folder and folder / "indexes"
+    def __init__(self, method: Method, folder: Path | None, keep: int = 0) -> None:
+        self.method, self.folder, self.keep_texts = method, folder, keep
         self._kept: dict[int, Embedded] = {}
         self._now: dict[int, Embedded] = {}
         self._rate = [0, 0.0]  # documents that were encoded, and the seconds that this took
@@ -66,32 +68,30 @@ class Domains:
         """Keep the queries and documents of a domain as the model embeds them now that it has learned the domain."""
         now = self._kept[task.index] = self.now(task)
         if self.folder:
-            from everlearn.retrieval.index import Index
-            from everlearn.retrieval.stamp import stamp_of
-
-            assert task.corpus is not None
-            place, stamp = self.folder / _name(task), stamp_of(self.method)
-            shutil.rmtree(place, ignore_errors=True)  # of a run that was killed after it had kept them
-            place.parent.mkdir(exist_ok=True)
-            index = Index.create(place, stamp)
-            ids = task.corpus.ids
-            index.add([ids[i] for i in id_order(ids)], now.documents.cpu().numpy(), stamp)
-            index.save()
+            place = place_of(self.folder, task)
+            write_index(place, task, now.documents.cpu().numpy(), self.method)
             save_file({"queries": now.queries.cpu().numpy()}, _queries_of(place))
+            if self.keep_texts:
+                write_texts(place, task, self.keep_texts)
+
+    def serve(self, task: Task, place: Path) -> None:
+        """Take as kept what the model searches now, before it learns more: the index at `place` that was made when the
+        domain was learned, if that is what the method searches, and otherwise all documents as it embeds them now."""
+        now = self.now(task)
+        if self.method.tags.index == "kept":
+            space, documents = read_index(place, task)
+            queries = comparable(self.method.queries_for(task.test.bare(), space), self.method.backbone.similarity)
+            now = Embedded(space, queries, self._tensor(documents))
+        self._kept[task.index] = now
 
     def kept(self, task: Task) -> Embedded | None:
         """What was kept when the domain was learned; None if it has not been learned yet."""
-        place = self.folder and self.folder / _name(task)
+        place = self.folder and place_of(self.folder, task)
         if task.index not in self._kept and place and place.exists():
-            from everlearn.retrieval.index import Index
-
-            assert task.corpus is not None
-            ids = task.corpus.ids
+            space, documents = read_index(place, task)
             with one_line(place, "learn the run again"):
-                index = Index.load(place)
-                documents = index.vectors([ids[i] for i in id_order(ids)])
                 queries = load_file(_queries_of(place))["queries"]
-            self._kept[task.index] = Embedded(index.stamp.space, *map(self._tensor, (queries, documents)))
+            self._kept[task.index] = Embedded(space, *map(self._tensor, (queries, documents)))
         return self._kept.get(task.index)
 
     def now(self, task: Task) -> Embedded:
@@ -250,8 +250,9 @@ def _short(text: str, most: int = 160) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _name(task: Task) -> str:
-    return f"domain-{task.index:03d}"
+def place_of(folder: Path, task: Task) -> Path:
+    """Where a run keeps the index of a domain."""
+    return folder / "indexes" / f"domain-{task.index:03d}"
 
 
 def _queries_of(place: Path) -> Path:
