@@ -2,9 +2,10 @@
 
     python bench/retrieval.py [--stream NAME] [--methods a,b] [--rates 3] [--seeds 0,1,2] [--out FOLDER]
 
-Every method first learns the stream with each of as many learning rates, a factor of three apart around the one of its
-row or its default, and its validation queries decide; test queries are not used. Then it learns the stream with the
-rate found, once with every seed. A folder that is given is gone on with: what is finished there is not learned again.
+Every method first learns the first two domains with each of as many learning rates, a factor of three apart around the
+one of its row or its default, and their validation queries decide; test queries and later domains are not used. Then it
+learns the stream with the rate found, once with every seed. A folder that is given is gone on with: what is finished
+there is not learned again.
 
 Written to docs/results/retrieval.md: nDCG@10 on all domains at the end, on the old ones and on the new one when it was
 learned, beside the model before any learning and joint training; how many documents would have to be encoded again;
@@ -34,9 +35,12 @@ METHODS = {
     "lora query side": {"epochs": 3, "side": "query"},
     "prompt_retriever": {"length": 1, "selected": 1, "lr": 0.03}, "prompt_retriever of source A": {"lr": 0.03},
     "qdc": {"epochs": 1}, "qdc without distillation": {"epochs": 1, "distill": 0.0},
-    "interpolate": {"epochs": 1, "weight": "auto"},
+    "l2r": {"epochs": 1}, "interpolate": {"epochs": 1, "weight": "auto"},
 }  # fmt: skip
 """The settings of each row, where lr is the middle of the learning rates tried; the first word names the method."""
+
+TUNED_ON = 2
+"""Domains of the stream on which learning rates are chosen."""
 
 
 def main() -> None:
@@ -101,7 +105,7 @@ def default_rate(method: type[Any], section: dict[str, Any]) -> float:
 
 
 def on_validation(stream: Stream) -> Stream:
-    """The stream with its validation queries in place of its test queries."""
+    """The first domains of the stream, with their validation queries in place of their test queries."""
 
     def judged(task: Task) -> Task:
         validation, corpus = task.validation, task.corpus
@@ -112,10 +116,10 @@ def on_validation(stream: Stream) -> Stream:
             ids.setdefault(text, f"validation {len(ids)}")
         relevant = [{ids[text]: 1} for text in validation.positives]
         test = Examples(validation.inputs, validation.labels, validation.ids, relevant=relevant)
-        return replace(task, examples={"train": task.train, "test": test},
+        return replace(task, examples={"train": task.train, "validation": validation, "test": test},
                        corpus=Corpus(list(ids.values()), list(ids)))  # fmt: skip
 
-    return replace(stream, tasks=tuple(judged(task) for task in stream))
+    return replace(stream, tasks=tuple(judged(task) for task in stream.tasks[:TUNED_ON]))
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -21,6 +21,7 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 MOST_JSON = 256 * 2**20
 """Bytes of a JSON file of ours; the results of 1,000 tasks take a few MB."""
 
+
 def _without_control(name: str) -> str:
     if CONTROL.search(name):
         raise ValueError("a name holds a control character")
@@ -437,8 +438,10 @@ def _check_classes(tasks: Any) -> None:
     known: list[str] = []
     for task in tasks:
         names = task["class_names"]
-        if names[: len(known)] != known or len(set(names)) != len(names) or not set(task["classes"]) <= set(
-            range(len(names))
+        if (
+            names[: len(known)] != known
+            or len(set(names)) != len(names)
+            or not set(task["classes"]) <= set(range(len(names)))
         ):
             raise ValueError(f"the classes of task {task['index'] + 1} do not continue those before it")
         known = names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,23 +46,55 @@ def encoder(name: str, method: str | None = None) -> tuple[Encoder, dict[str, st
 
 
 def encoder_of(index: Index, name: str | None = None, method: str | None = None) -> Encoder:
-    """The encoder of an index: the one that is named, or else the one that the index remembers.
+    """The encoder of the documents of an index: the one that is named, or else the one that the index remembers. Of a
+    run that has been updated since, it is the newest version that embeds documents as those of the index.
 
     Raises:
         EverlearnError: it remembers none, or the encoder embeds documents otherwise than those of the index.
     """
     from everlearn.retrieval.stamp import stamp_of
 
+    named = _named(index, name)
+    newest = encoder(named, method)[0]
+    for found in _versions(newest, method):
+        if stamp_of(found).space == index.stamp.space:
+            return found
+    raise EverlearnError(f"{printable(named)} is not the encoder of {index.folder} as it was when its documents were "
+                         f"embedded ({stamp_of(newest).differs_from(index.stamp)}): name that one with --from, or "
+                         "re-index without a verdict")  # fmt: skip
+
+
+def searcher_of(index: Index) -> Encoder:
+    """What searches an index without being named: the current version of the encoder that the index remembers, if its
+    queries fit, and otherwise the version that embedded the documents.
+
+    Raises:
+        EverlearnError: it remembers none, or there is no such version.
+    """
+    from everlearn.retrieval.stamp import method_of
+
+    newest = encoder(_named(index))[0]
+    reaches = getattr(method_of(newest), "reaches", None)
+    return newest if reaches and reaches(index.stamp.space) else encoder_of(index)
+
+
+def _named(index: Index, name: str | None = None) -> str:
     named = name or next(iter(index.made_by.values()), None)
     if named is None:
         raise EverlearnError(f"{index.folder} does not remember its encoder ({printable(index.stamp.encoder)}): name "
                              "it with --from")  # fmt: skip
-    found = encoder(named, method)[0]
-    if (stamp := stamp_of(found)).space != index.stamp.space:
-        raise EverlearnError(f"{printable(named)} is not the encoder of {index.folder} as it was when its documents "
-                             f"were embedded ({stamp.differs_from(index.stamp)}): name that one with --from, or "
-                             "re-index without a verdict")  # fmt: skip
-    return found
+    return named
+
+
+def _versions(newest: Encoder, method: str | None) -> Iterator[Encoder]:
+    """The encoder, and of the model of a run its other versions, newest first."""
+    from everlearn import model, versions
+
+    yield newest
+    if isinstance(newest, model.Model) and newest.directory:
+        for number in reversed(versions.numbers(newest.directory)):
+            if number != newest.version:
+                yield model.load(newest.directory, method=method, version=number)
 
 
 def read_texts(documents: str, queries: str | None, *, titles: bool = False, skip_bad_rows: bool = False) -> Collection:

@@ -108,7 +108,19 @@ def _add(args: argparse.Namespace) -> dict[str, Any]:
             raise EverlearnError(f"{printable(args.documents)}: {len(there):,} ids are in the index already, the first "
                                  f"is '{printable(there[0])}': remove them first, or leave them out with "
                                  "--missing")  # fmt: skip
-        return _added(index, documents, encoder_of(index, args.encoder, args.method), args)
+        by = encoder_of(index, args.encoder, args.method)
+        _tell_version(by, args.folder)
+        return _added(index, documents, by, args)
+
+
+def _tell_version(by: Encoder, folder: Path) -> None:
+    """Say so where an older version of a run is asked, because the index is of that one."""
+    from everlearn import model, versions
+
+    if isinstance(by, model.Model) and by.directory and by.version != (now := versions.current(by.directory)):
+        run = printable(by.directory)
+        print(f"note: the index is of version {by.version} of {run}, which answers here; the current one is version "
+              f"{now}: go to it with `everlearn migrate {printable(folder)} --to {run}`", file=sys.stderr)  # fmt: skip
 
 
 def _documents(args: argparse.Namespace) -> dict[str, str]:
@@ -155,7 +167,7 @@ def _remove(args: argparse.Namespace) -> dict[str, Any]:
 
 def _search(args: argparse.Namespace) -> dict[str, Any]:
     from everlearn.retrieval import Index
-    from everlearn.retrieval.given import encoder, encoder_of
+    from everlearn.retrieval.given import encoder, searcher_of
     from everlearn.streams.readers import read_inputs
 
     if bool(args.texts) == bool(args.queries):
@@ -166,7 +178,8 @@ def _search(args: argparse.Namespace) -> dict[str, Any]:
     if args.queries:
         texts, names = read_inputs(args.queries, learned={"id": "query_id"})
     # A model that is named may be another one than that of the index, to which a bridge leads.
-    by = encoder(args.encoder, args.method)[0] if args.encoder else encoder_of(index)
+    by = encoder(args.encoder, args.method)[0] if args.encoder else searcher_of(index)
+    _tell_version(by, args.folder)
     ids, scores = index.search(texts, by, args.k)
     found = [[{"id": id, "score": round(float(score), 6)} for id, score in zip(row, values, strict=True)]
              for row, values in zip(ids, scores, strict=True)]  # fmt: skip

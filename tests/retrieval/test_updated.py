@@ -72,9 +72,7 @@ def test_a_retriever_learns_a_new_domain_and_gives_a_verdict(
 
 
 @pytest.mark.parametrize(("cls", "answer"), [(TurningKept, "bridge"), (TurningAway, "re-index")])
-def test_an_index_that_is_kept_is_judged_as_it_was_kept(
-    cls: Any, answer: str, tmp_path: Path, pairs: Path
-) -> None:
+def test_an_index_that_is_kept_is_judged_as_it_was_kept(cls: Any, answer: str, tmp_path: Path, pairs: Path) -> None:
     name = f"{cls.__module__}:{cls.__qualname__}"
     everlearn.run({"name": name}, toy_stream(goal="ranking"), backbone="tiny", out=tmp_path / "run")
     for stale in (36, 66):  # the second update finds the index that the first has made
@@ -143,3 +141,27 @@ def test_what_cannot_be_learned_is_refused_in_one_line(
 def test_records_are_no_pairs(run: Path) -> None:
     with pytest.raises(EverlearnError, match="a retriever learns pairs of queries and documents"):
         update(run, [Record("a", "b")])
+
+
+def test_an_index_of_an_older_version_is_searched_by_that_version(
+    run: Path, pairs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    index, documents, queries = tmp_path / "index", tmp_path / "documents.csv", tmp_path / "queries.jsonl"
+    documents.write_text("id,text\n" + "".join(f"d{n},answer to how to plant {n * n} roses\n" for n in range(30)))
+    assert main(["index", "create", str(index), "--documents", str(documents), "--from", str(run)]) == 0
+    assert main(["index", "search", str(index), "how to plant 9 roses"]) == 0
+    before, told = capsys.readouterr()
+    assert "note:" not in told
+    update(run, pairs)
+    assert main(["index", "search", str(index), "how to plant 9 roses"]) == 0
+    after, told = capsys.readouterr()
+    assert before.endswith(after)
+    assert "note: the index is of version 1" in told and f"everlearn migrate {index} --to {run}" in told
+    queries.write_text("".join(json.dumps({"query_id": f"q{n}", "text": f"how to plant {n * n} roses",
+                                           "pos": [f"d{n}"]}) + "\n" for n in range(30)))  # fmt: skip
+    assert main(["migrate", str(index), "--to", str(run), "--documents", str(documents), "--queries", str(queries),
+                 "--reindex"]) == 0  # fmt: skip
+    assert main(["index", "search", str(index), "how to plant 9 roses"]) == 0
+    assert "note:" not in capsys.readouterr().err
+    with pytest.raises(EverlearnError, match="has no version 7: it has 1, 2"):
+        load(run, version=7)
