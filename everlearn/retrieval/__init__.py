@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Index", "Stamp", "stamp_of"]
+__all__ = ["Bridge", "Index", "Stamp", "Verdict", "decide", "judge", "stamp_of"]
 
 if TYPE_CHECKING:
+    from everlearn.retrieval.bridge import Bridge
     from everlearn.retrieval.index import Index
     from everlearn.retrieval.stamp import Stamp, stamp_of
+    from everlearn.retrieval.trial import judge
+    from everlearn.retrieval.verdict import Verdict, decide
 
-_HOMES = {"Index": "index", "Stamp": "stamp", "stamp_of": "stamp"}
+_HOMES = {"Bridge": "bridge", "Index": "index", "Stamp": "stamp", "Verdict": "verdict", "decide": "verdict",
+          "judge": "trial", "stamp_of": "stamp"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
