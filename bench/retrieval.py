@@ -3,9 +3,9 @@
     python bench/retrieval.py [--stream NAME] [--methods a,b] [--rates 3] [--seeds 0,1,2] [--out FOLDER]
 
 Every method first learns the first two domains with each of as many learning rates, a factor of three apart around the
-one of its row or its default, and their validation queries decide; test queries and later domains are not used. Then it
-learns the stream with the rate found, once with every seed. A folder that is given is gone on with: what is finished
-there is not learned again.
+one of its row or its default, and their validation queries decide; where the best is the smallest or the largest, up to
+two more are tried beyond it. Test queries and later domains are not used. Then the method learns the stream with the
+rate found, once with every seed. A folder that is given is gone on with: what is finished there is not learned again.
 
 Written to docs/results/retrieval.md: nDCG@10 on all domains at the end, on the old ones and on the new one when it was
 learned, beside the model before any learning and joint training; how many documents would have to be encoded again;
@@ -41,6 +41,8 @@ METHODS = {
 
 TUNED_ON = 2
 """Domains of the stream on which learning rates are chosen."""
+FURTHER = 2
+"""Rates that are tried besides, where the best is the smallest or the largest so far."""
 
 
 def main() -> None:
@@ -61,9 +63,9 @@ def main() -> None:
     for name in args.methods.split(","):
         section = {"name": name.split()[0], **METHODS[name]}
         if name != "frozen":
-            section["lr"] = tuned(section, stream, args, folder / "tuning" / name.replace(" ", "-"))
+            section["lr"] = tuned(section, stream, args, folder / "tuning" / name)
         rows[name] = [
-            learned(section, stream, args.backbone, seed, folder / f"{name.replace(' ', '-')}-{seed}")
+            learned(section, stream, args.backbone, seed, folder / f"{name} {section.get('lr', '')} {seed}")
             for seed in ([0] if name == "frozen" else map(int, args.seeds.split(",")))
         ]
         print("\n".join(table(rows)), flush=True)
@@ -86,14 +88,17 @@ def tuned(section: dict[str, Any], stream: Stream, args: argparse.Namespace, fol
     rate = section.get("lr") or default_rate(methods.get(section["name"]), section)
     if args.rates == 1:
         return rate
-    scores = {}
-    judged = on_validation(stream)
-    for step in range(args.rates):
-        tried = float(f"{rate * 3.0 ** (step - args.rates // 2):.3g}")
-        results = learned({**section, "lr": tried}, judged, args.backbone, 0, folder / f"{tried}")
-        scores[tried] = results["final_accuracy"]
-        print(f"{section} lr={tried}: validation nDCG@10 {scores[tried]:.4f}", flush=True)
-    return max(scores, key=scores.__getitem__)
+    scores: dict[int, float] = {}
+    judged, tried = on_validation(stream), [step - args.rates // 2 for step in range(args.rates)]
+    while tried:
+        for step in tried:
+            lr = float(f"{rate * 3.0**step:.3g}")
+            scores[step] = learned({**section, "lr": lr}, judged, args.backbone, 0, folder / f"{lr}")["final_accuracy"]
+            print(f"{section} lr={lr}: validation nDCG@10 {scores[step]:.4f}", flush=True)
+        best = max(scores, key=scores.__getitem__)
+        # A best rate at the end of those tried may have a better one beyond it.
+        tried = [step for step in (best - 1, best + 1) if step not in scores and len(scores) < args.rates + FURTHER]
+    return float(f"{rate * 3.0**best:.3g}")
 
 
 def default_rate(method: type[Any], section: dict[str, Any]) -> float:
