@@ -26,7 +26,7 @@ from typing import Any
 import common
 import torch
 
-from everlearn import methods, run, streams
+from everlearn import methods, resume, run, streams
 from everlearn.schemas import read_results
 from everlearn.streams.stream import Corpus, Examples, Stream, Task
 
@@ -77,9 +77,11 @@ def main() -> None:
 
 
 def learned(section: dict[str, Any], stream: Stream, backbone: str, seed: int, out: Path) -> dict[str, Any]:
-    """The results of a run; those in the folder where it is finished already."""
+    """The results of a run, which goes on where it was stopped; those in the folder where it is finished already."""
     if (out / "results.json").exists():
         return read_results(out / "results.json")
+    if (out / "config.yaml").exists():
+        return resume(out, stream=stream).results
     return run(section, stream, backbone=backbone, seed=seed, out=out).results
 
 
