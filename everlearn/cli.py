@@ -20,6 +20,7 @@ from everlearn import methods, streams, version_commands
 from everlearn.command_line import described, parse
 from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out
 from everlearn.errors import EverlearnError, printable, remedy_for, unknown
+from everlearn.events_command import run_events
 from everlearn.files import write_whole
 from everlearn.interrupts import Interrupted
 from everlearn.retrieval import index_commands, migrate_commands
@@ -306,6 +307,6 @@ def _only_json(redirect: bool) -> contextlib.AbstractContextManager[Any]:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "compare": _compare, "resume": _resume, "report": _report,
-    "predict": _predict, "list": _list, "cache": _cache, **version_commands.COMMANDS, **index_commands.COMMANDS,
-    **migrate_commands.COMMANDS,
+    "predict": _predict, "events": run_events, "list": _list, "cache": _cache, **version_commands.COMMANDS,
+    **index_commands.COMMANDS, **migrate_commands.COMMANDS,
 }  # fmt: skip

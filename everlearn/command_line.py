@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from everlearn import __version__
+from everlearn import __version__, events_command
 from everlearn.config import DEFAULT_METHODS
 from everlearn.errors import EverlearnError, unknown
 from everlearn.retrieval import index_commands, migrate_commands
@@ -170,6 +170,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p = verb("report", "write the HTML report of one run, or a comparison of several runs")
     p.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="run folders, or a comparison's folder")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in DIR, or here for several DIRs")
+    events_command.add_parser(verb)
     p = verb(
         "predict",
         "predict with the model of a run; writes CSV with id, prediction and score; rows that "

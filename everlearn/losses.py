@@ -70,14 +70,28 @@ def multiple_negatives_ranking(
     >>> multiple_negatives_ranking(documents[:2], documents, ["a", "b", "a"]).abs().round(decimals=4)
     tensor([0., 0.])
     """
-    scores = _similarities(queries, documents, similarity)
-    if texts is not None:
-        number = {text: i for i, text in enumerate(texts)}
-        same = torch.tensor([number[text] for text in texts], device=scores.device)
-        copies = same[: len(queries), None] == same
-        copies.fill_diagonal_(False)
-        scores = scores.masked_fill(copies, float("-inf"))
+    scores = ranking_scores(queries, documents, texts, similarity)
     return functional.cross_entropy(scores, torch.arange(len(queries), device=scores.device), reduction="none")
+
+
+def ranking_scores(
+    queries: Tensor, documents: Tensor, texts: Sequence[str] | None = None, similarity: str = "cosine"
+) -> Tensor:
+    """(n, m) scores whose cross-entropies `multiple_negatives_ranking` gives; the arguments are its own. The score of a
+    copy of the positive is −∞.
+
+    >>> documents = torch.eye(2)[[0, 1, 0]]
+    >>> ranking_scores(documents[:2], documents, ["a", "b", "a"]).tolist()
+    [[20.0, 0.0, -inf], [0.0, 20.0, 0.0]]
+    """
+    scores = _similarities(queries, documents, similarity)
+    if texts is None:
+        return scores
+    number = {text: i for i, text in enumerate(texts)}
+    same = torch.tensor([number[text] for text in texts], device=scores.device)
+    copies = same[: len(queries), None] == same
+    copies.fill_diagonal_(False)
+    return scores.masked_fill(copies, float("-inf"))
 
 
 def ranking_alignment(queries: Tensor, mixed: Tensor, documents: Tensor, similarity: str = "cosine") -> Tensor:

@@ -34,7 +34,7 @@ from everlearn.batches import Batches
 from everlearn.cached_gradients import in_parts
 from everlearn.errors import EverlearnError
 from everlearn.heads.linear import Linear
-from everlearn.losses import cross_entropy, multiple_negatives_ranking
+from everlearn.losses import cross_entropy, ranking_scores
 from everlearn.metrics.retrieval import comparable, nearest
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.schedules import Schedule, constant
@@ -42,6 +42,9 @@ from everlearn.seeds import derived_seed
 from everlearn.settings import Count, Rate, Seed, check
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
+
+Presented = tuple[Sequence[str], Tensor, Tensor]
+"""The ids of n examples, what is right and what was answered, each (n,): labels, or places of documents in a batch."""
 
 KINDS = ("class-incremental", "domain-incremental", "task-incremental", "online", "old-then-new")
 
@@ -137,6 +140,8 @@ class Method(nn.Module):
     """The keyword arguments it was built with; a run's configuration keeps them."""
     task: Task
     """The task being learned, without its data; set by `begin_task`."""
+    presented: list[Presented] | None = None
+    """Where it is a list, every batch that is trained on adds what was answered (`everlearn.presentations`)."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -216,7 +221,7 @@ class Method(nn.Module):
         if batch.positives is not None:
             texts = [*batch.positives, *(text for own in batch.negatives or () for text in own)]
             queries, documents = self._by_parts(batch.inputs, "query"), self._by_parts(texts, "document")
-            return multiple_negatives_ranking(queries, documents, texts, self.backbone.similarity)
+            return self.ranking_losses(queries, documents, texts, batch)
         return self.classification_losses(self.scores(batch.inputs), batch)
 
     def _by_parts(self, texts: Sequence[Input], role: Role) -> Tensor:
@@ -226,7 +231,20 @@ class Method(nn.Module):
 
     def classification_losses(self, scores: Tensor, batch: Examples) -> Tensor:
         """(n,): the cross-entropy of (n, classes) scores, over the task's own classes where `masked`."""
+        self._answered(batch, scores, self.labels(batch))
         return cross_entropy(scores, self.labels(batch), self.task.classes if self.masked else None)
+
+    def ranking_losses(self, queries: Tensor, documents: Tensor, texts: Sequence[str], batch: Examples) -> Tensor:
+        """(n,): the cross-entropy of finding each query's document among all (m, width) documents of the batch."""
+        scores = ranking_scores(queries, documents, texts, self.backbone.similarity)
+        own = torch.arange(len(queries), device=scores.device)
+        self._answered(batch, scores, own)
+        return cross_entropy(scores, own)
+
+    def _answered(self, batch: Examples, scores: Tensor, labels: Tensor) -> None:
+        """Tell whoever listens what the (n, answers) scores say, and what is right, while the batch is trained on."""
+        if self.presented is not None and torch.is_grad_enabled():
+            self.presented.append((batch.ids, labels.detach(), scores.detach().argmax(1)))
 
     def embed(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:
         """`features` (n, width) without gradient; of a frozen backbone they come from the feature store."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,24 +47,48 @@ class OptimizerStep:
         self.backward(loss)
         self.apply()
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Set the gradients from the loss, a scalar."""
+    def backward(self, loss: torch.Tensor, *, add: bool = False) -> None:
+        """Set the gradients from the loss, a scalar; or add them to those that are there."""
         if not torch.isfinite(loss):
             ids = list(self.batch.ids[:5]) if self.batch is not None else []
             raise EverlearnError(
                 f"the loss is {loss.item()} at a batch with the records {', '.join(map(str, ids))}…: the last "
                 "checkpoint is untouched; lower the learning rate (--method.lr) or look at these records"
             )
-        self.optimizer.zero_grad(set_to_none=True)
+        if not add:
+            self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
 
     def apply(self) -> None:
         """Change the weights by the gradients, and the learning rate as the schedule says."""
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.clip is not None:
-            nn.utils.clip_grad_norm_(trained, self.clip)
-        self.optimizer.step()
-        # Fused optimizers write without telling: features would be served of weights long gone.
-        torch.autograd.graph.increment_version(trained)
+            nn.utils.clip_grad_norm_(self._trained(), self.clip)
+        self._update()
         if self.schedule is not None:
             self.schedule.step()
+
+    @contextmanager
+    def ahead(self) -> Iterator[None]:
+        """Inside the block the weights are where the step by the present gradients would take them. After it weights,
+        gradients and the state of the optimizer are as before, to the bit."""
+        trained, state = self._trained(), self.optimizer.state
+        kept = [parameter.detach().clone() for parameter in trained]
+        copied = {parameter: {name: value.clone() if isinstance(value, torch.Tensor) else value
+                              for name, value in of_one.items()} for parameter, of_one in state.items()}  # fmt: skip
+        self.optimizer.state = defaultdict(dict, copied)
+        try:
+            self._update()
+            yield
+        finally:
+            self.optimizer.state = state
+            with torch.no_grad():
+                for parameter, values in zip(trained, kept, strict=True):
+                    parameter.copy_(values)
+
+    def _trained(self) -> list[torch.Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _update(self) -> None:
+        self.optimizer.step()
+        # Fused optimizers write without telling: features would be served of weights long gone.
+        torch.autograd.graph.increment_version(self._trained())

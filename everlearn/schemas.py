@@ -363,6 +363,26 @@ class LogLine(TypedDict):
     seconds: NotRequired[dict[str, Seconds]]
 
 
+class _PresentationsLine(TypedDict):
+    """A line of presentations.jsonl: what was right and what was answered for the examples of a step."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    task: Count
+    step: Count
+    ids: list[str]
+    labels: list[Count]
+    answers: list[Count]
+
+
+def _in_columns(line: Any) -> Any:
+    if not len(line["ids"]) == len(line["labels"]) == len(line["answers"]):
+        raise ValueError("it does not have a label and an answer for every id")
+    return line
+
+
+PresentationsLine = Annotated[_PresentationsLine, AfterValidator(_in_columns)]
+
+
 class Row(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
     scores: list[Score]
@@ -585,9 +605,22 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     Raises:
         EverlearnError: a complete line is not what a run writes.
     """
+    return _complete_lines(file, LogLine)
+
+
+def read_presentations(file: Path) -> list[dict[str, Any]]:
+    """The complete lines of presentations.jsonl, as `read_log` reads those of metrics.jsonl.
+
+    Raises:
+        EverlearnError: a complete line is not what a run writes.
+    """
+    return _complete_lines(file, PresentationsLine)
+
+
+def _complete_lines(file: Path, schema: Any) -> list[dict[str, Any]]:
     lines = read_text(file, MOST_JSON).splitlines(keepends=True)
     complete = [from_json(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line.endswith("\n")]
-    return valid(complete, list[LogLine], file)
+    return cast(list[dict[str, Any]], valid(complete, list[schema], file))
 
 
 def valid(value: Any, schema: Any, file: object, remedy: str = "correct it, or learn the run again") -> Any:

@@ -24,8 +24,9 @@ from everlearn.held_out import KEEP, HeldOut
 from everlearn.interrupts import Interrupted, Stop
 from everlearn.listeners import Bar, Clock, Log
 from everlearn.method import Method
+from everlearn.presentations import FILE, Presentations
 from everlearn.results import Measured, Result, assemble, reset_peak_memory, rounding, write_results
-from everlearn.schemas import State, read_log, valid
+from everlearn.schemas import State, read_log, read_presentations, valid
 from everlearn.streams.stream import Stream, Task
 
 SOON = 20.0  # seconds: a task boundary this close to the last checkpoint is cheaper to repeat than to save
@@ -56,7 +57,7 @@ class Session(Listener):
     step: int = 0
     measured: Measured = field(default_factory=Measured)
     stop: Stop = field(default_factory=Stop)
-    log: Log | None = None
+    logs: list[Log | Presentations] = field(default_factory=list)
     temperature: float | None = None
     _training: Training | None = None
     _last_save: float = field(default_factory=time.monotonic)
@@ -105,13 +106,16 @@ class Session(Listener):
             measured.recall_before = evaluation.recall_before
             clock.stop("evaluate")
         bar = Bar(f"task {task.index + 1} of {len(self.stream)}", self.progress)
-        self.log = Log(self.folder / "metrics.jsonl") if self.folder else None
-        listeners = [clock, bar, *([self.log] if self.log else []), self]
+        self.logs = [] if self.folder is None else [
+            Log(self.folder / "metrics.jsonl"), Presentations(self.folder, self.method)
+        ]  # fmt: skip
+        listeners = [clock, bar, *self.logs, self]
         training, self._training = self._training, None
         try:
             learn(self.method, task, *listeners, step=self.step, training=training)
         except BaseException as error:
             bar.close(type(error))
+            self.method.presented = None
             raise
         measured.rows.append({**evaluation.after(task), "before": measured.before})
         clock.stop("evaluate")
@@ -168,8 +172,8 @@ class Session(Listener):
     ) -> None:
         assert self.folder is not None
         self._count_passes()
-        if self.log:
-            self.log.flush()  # first: resume drops lines beyond the checkpoint, but cannot write one again
+        for log in self.logs:
+            log.flush()  # first: resume drops lines beyond the checkpoint, but cannot write one again
         tensors, plain = training or ({}, {})
         seen = self.stream.tasks[: self.task_index + bool(self.step)]
         state = {
@@ -187,10 +191,11 @@ class Session(Listener):
     def restore(self) -> None:
         """Load the newest checkpoint of the folder; without one the run starts from its beginning."""
         assert self.folder is not None
-        log = self.folder / "metrics.jsonl"
+        log, presentations = self.folder / "metrics.jsonl", self.folder / FILE
         name = checkpoint.newest(self.folder / "checkpoints")
         if name is None:
             rewrite_lines(log, [])
+            presentations.unlink(missing_ok=True)
             return
         saved = load_saved(self.folder / "checkpoints", name)
         state = saved.state
@@ -208,6 +213,9 @@ class Session(Listener):
             self._training = saved.training, state["training"]
         position = (self.task_index, self.step)
         rewrite_lines(log, [line for line in read_log(log) if _position(line) <= position])
+        if presentations.exists():
+            kept = [line for line in read_presentations(presentations) if _position(line) <= position]
+            rewrite_lines(presentations, kept)
 
     # -- stopping ------------------------------------------------------------------------------
     @contextmanager

@@ -23,6 +23,7 @@ SETTINGS: dict[str, dict] = {
     "l2p": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "l2r": {"epochs": 8, "memory_size": 20, "replay_batch_size": 8, "batch_size": 8, "lr": 1e-3},
     "lora": {"epochs": 8, "batch_size": 8, "lr": 0.01},
+    "mir": {"epochs": 8, "memory_size": 20, "replay_batch_size": 8, "candidates": 12, "batch_size": 8, "lr": 1e-3},
     "lwf": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "interpolate": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "prompt_retriever": {"epochs": 8, "batch_size": 8, "lr": 0.03, "length": 1, "selected": 1, "pool_size": 8},

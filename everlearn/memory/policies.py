@@ -41,10 +41,30 @@ class Balanced:
     """
 
     def __call__(self, candidates: Examples) -> Tensor:
-        order = candidates.columns["draw"].argsort(stable=True)
+        order = self.within_class(candidates)
         labels = candidates.labels[order] if len(candidates.labels) else torch.zeros_like(order)
         by_class, counts = labels.argsort(stable=True), labels.bincount()
         # The place of each example among those of its own class decides first, its draw second.
         places = torch.empty_like(labels)
         places[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
         return order[places.argsort(stable=True)]
+
+    def within_class(self, candidates: Examples) -> Tensor:
+        """The rows of all candidates, those first that are kept before others of their class."""
+        return candidates.columns["draw"].argsort(stable=True)
+
+
+class MostForgotten(Balanced):
+    """Every class keeps equally many examples: those that were forgotten most often while they were learned. Toneva et
+    al., ICLR 2019, https://arxiv.org/abs/1812.05159, find that training needs these most. The candidates have a column
+    "forgotten"; of equal ones chance decides.
+
+    >>> columns = {"draw": torch.tensor([0.1, 0.2, 0.3]), "forgotten": torch.tensor([0, 5, 1])}
+    >>> examples = Examples(["a", "b", "c"], torch.tensor([0, 0, 1]), ["1", "2", "3"], columns=columns)
+    >>> MostForgotten()(examples).tolist()
+    [1, 2, 0]
+    """
+
+    def within_class(self, candidates: Examples) -> Tensor:
+        by_chance = super().within_class(candidates)
+        return by_chance[candidates.columns["forgotten"][by_chance].argsort(descending=True, stable=True)]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from everlearn.methods.logistic import Logistic as Logistic
     from everlearn.methods.lora import SequentialLoRA as SequentialLoRA
     from everlearn.methods.lwf import LwF as LwF
+    from everlearn.methods.mir import MIR as MIR
     from everlearn.methods.prompt_retriever import PromptRetriever as PromptRetriever
     from everlearn.methods.qdc import QDC as QDC
     from everlearn.methods.ranpac import RanPAC as RanPAC

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.cosine import Cosine
@@ -79,7 +78,7 @@ class APER(Method):
         return [{"params": trained, "momentum": 0.9, "weight_decay": self.weight_decay}]
 
     def losses(self, batch: Examples) -> Tensor:
-        return cross_entropy(self.first_head(self.learner(batch.inputs)), self.labels(batch), reduction="none")
+        return self.classification_losses(self.first_head(self.learner(batch.inputs)), batch)
 
     def end_task(self, task: Task) -> None:
         self.adapted.requires_grad_(False)

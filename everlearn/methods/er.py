@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.batches import augmented
+from everlearn.memory.event_counts import EventCounts
 from everlearn.memory.memory import Memory
+from everlearn.memory.policies import Balanced, MostForgotten, Reservoir
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
 from everlearn.settings import Count, Natural
@@ -28,6 +31,9 @@ class ER(Finetune):
         backbone: a pre-trained encoder.
         memory_size: examples kept.
         replay_batch_size: examples drawn per step. The other settings are those of `finetune`.
+        policy: which examples are kept: each with the same chance ("reservoir"), equally many of each class
+            ("balanced"), or of each class those that were forgotten most often while they were learned ("most
+            forgotten"; Toneva et al., 2019, https://arxiv.org/abs/1812.05159).
 
     Relations: `finetune` without memory; `joint` with all of it.
 
@@ -39,11 +45,14 @@ class ER(Finetune):
     tags = Tags(family="replay", trains="backbone", goals=("classes", "ranking"))
 
     def __init__(
-        self, backbone: Backbone, *, memory_size: Natural = 500, replay_batch_size: Count = 32, **settings: Any
-    ) -> None:
+        self, backbone: Backbone, *, memory_size: Natural = 500, replay_batch_size: Count = 32,
+        policy: Literal["reservoir", "balanced", "most forgotten"] = "reservoir", **settings: Any,
+    ) -> None:  # fmt: skip
         super().__init__(backbone, **settings)
         self.replay_batch_size = replay_batch_size
-        self.memory = Memory(memory_size, seed=self.seed)
+        keep = {"reservoir": Reservoir, "balanced": Balanced, "most forgotten": MostForgotten}[policy]()
+        self.memory = Memory(memory_size, policy=keep, seed=self.seed)
+        self.events = EventCounts() if policy == "most forgotten" else None
 
     def loss(self, batch: Examples) -> Tensor:
         if not len(self.memory):
@@ -57,5 +66,17 @@ class ER(Finetune):
         """What is trained on together with the new batch."""
         return self.memory.sample(self.replay_batch_size, alike=True)
 
+    def _answered(self, batch: Examples, scores: Tensor, labels: Tensor) -> None:
+        super()._answered(batch, scores, labels)
+        if self.events is not None and torch.is_grad_enabled():
+            self.events.record(batch.ids, (scores.argmax(1) == labels).tolist())
+
     def end_task(self, task: Task) -> None:
-        self.memory.add(task.train)
+        self.keep(task)
+
+    def keep(self, task: Task, **columns: Tensor) -> None:
+        """Offer the task's examples to the memory, each with its row of the columns."""
+        if self.events is not None:
+            columns["forgotten"] = self.events.forgotten(task.train.ids)
+            self.events.clear()
+        self.memory.add(task.train, **columns)

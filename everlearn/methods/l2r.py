@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from everlearn.backbones.backbone import Backbone
-from everlearn.losses import multiple_negatives_ranking, ranking_alignment
+from everlearn.losses import ranking_alignment
 from everlearn.memory.drift_log import DriftLog
 from everlearn.memory.memory import Memory
 from everlearn.method import Tags
@@ -115,7 +115,7 @@ class L2R(Finetune):
         mixed = documents.clone()
         mixed[torch.tensor(is_old, device=mixed.device)] = self._as_kept(old).to(mixed)
         similarity = self.backbone.similarity
-        losses = multiple_negatives_ranking(queries, mixed, texts, similarity)
+        losses = self.ranking_losses(queries, mixed, texts, both)
         return (losses + self.align * ranking_alignment(queries, mixed, documents, similarity)).mean()
 
     def _as_kept(self, old: Examples) -> Tensor:

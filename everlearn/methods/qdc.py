@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from everlearn.backbones.backbone import Backbone, Role
-from everlearn.losses import multiple_negatives_ranking
 from everlearn.memory.drift_log import DriftLog
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
@@ -74,7 +73,7 @@ class QDC(Finetune):
         assert batch.positives is not None
         texts = [*batch.positives, *(text for own in batch.negatives or () for text in own)]
         queries, documents = self._by_parts(batch.inputs, "query"), self._by_parts(texts, "document")
-        losses = multiple_negatives_ranking(queries, documents, texts, self.backbone.similarity)
+        losses = self.ranking_losses(queries, documents, texts, batch)
         if self.distill:
             queries_stay = cosine_similarity(queries, self.embedded_before(batch.inputs, "query"))
             documents_stay = cosine_similarity(documents, self.embedded_before(texts, "document"))  # negatives too

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.cosine import Cosine
@@ -80,7 +79,7 @@ class RanPAC(SimpleCIL):
         return [{"params": [*self.adapted, *self.first_head.parameters()], "momentum": 0.9, "weight_decay": 5e-4}]
 
     def losses(self, batch: Examples) -> Tensor:
-        return cross_entropy(self.first_head(self.features(batch.inputs)), self.labels(batch), reduction="none")
+        return self.classification_losses(self.first_head(self.features(batch.inputs)), batch)
 
     def end_task(self, task: Task) -> None:
         for parameter in self.adapted:

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.heads.linear import Linear
@@ -86,9 +85,10 @@ class TaskAdapters(Method):
     def losses(self, batch: Examples) -> Tensor:
         if batch.positives is not None:
             return super().losses(batch)
-        labels = torch.searchsorted(torch.tensor(sorted(self.task.classes)), batch.labels)
-        scores = self.heads[-1](self.backbone(batch.inputs))
-        return cross_entropy(scores, labels.to(scores.device), reduction="none")
+        own = self.heads[-1](self.backbone(batch.inputs))
+        scores = own.new_full((len(batch), len(self.task.class_names)), -torch.inf)  # the classes of other tasks
+        scores[:, sorted(self.task.classes)] = own
+        return self.classification_losses(scores, batch)
 
     def end_task(self, task: Task) -> None:
         self.requires_grad_(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -279,6 +279,22 @@ class Stream:
     def class_names(self) -> tuple[str, ...]:
         """The names of all classes, in label order."""
         return self.tasks[-1].class_names
+
+    def without(self, ids: Iterable[str]) -> Stream:
+        """The stream without the training examples of these ids; those for validation and tests stay.
+
+        >>> from everlearn import streams
+        >>> stream = streams.load("digits", tasks=5)
+        >>> fewer = stream.without(stream[0].train.ids[:10])
+        >>> len(stream[0].train) - len(fewer[0].train)
+        10
+        """
+        out = set(ids)
+        tasks = [
+            replace(task, examples={**task.examples, "train": task.train[
+                [row for row, id in enumerate(task.train.ids) if id not in out]]}) for task in self.tasks
+        ]  # fmt: skip
+        return replace(self, tasks=tuple(tasks), config={})
 
     def fingerprint(self) -> str:
         """A hash of every example of every task and their order: two runs compare only if it is equal."""
