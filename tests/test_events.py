@@ -175,7 +175,13 @@ def test_what_cannot_be_read_is_one_line(
 def test_a_memory_keeps_the_most_forgotten_of_each_class() -> None:
     stream = toy_stream()
     er = methods.get("er")(
-        backbones.load("tiny"), policy="most forgotten", memory_size=8, epochs=6, batch_size=8, lr=2e-3
+        backbones.load("tiny"),
+        policy="most forgotten",
+        memory_size=8,
+        epochs=6,
+        batch_size=2,
+        train="head",
+        head_lr=3.0,
     )
     forgotten = {}
     keep = er.keep

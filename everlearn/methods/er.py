@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,11 +12,15 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.batches import augmented
 from everlearn.memory.event_counts import EventCounts
 from everlearn.memory.memory import Memory
-from everlearn.memory.policies import Balanced, MostForgotten, Reservoir
+from everlearn.memory.policies import Balanced, MostForgotten, Policy, Reservoir
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
 from everlearn.settings import Count, Natural
 from everlearn.streams.stream import Examples, Task
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "reservoir": Reservoir, "balanced": Balanced, "most forgotten": MostForgotten,
+}  # fmt: skip
 
 
 class ER(Finetune):
@@ -50,8 +55,7 @@ class ER(Finetune):
     ) -> None:  # fmt: skip
         super().__init__(backbone, **settings)
         self.replay_batch_size = replay_batch_size
-        keep = {"reservoir": Reservoir, "balanced": Balanced, "most forgotten": MostForgotten}[policy]()
-        self.memory = Memory(memory_size, policy=keep, seed=self.seed)
+        self.memory = Memory(memory_size, policy=POLICIES[policy](), seed=self.seed)
         self.events = EventCounts() if policy == "most forgotten" else None
 
     def loss(self, batch: Examples) -> Tensor:
