@@ -1,0 +1,118 @@
+"""Maximally interfered retrieval beside replay by chance and no replay, at several sizes of memory.
+
+    python bench/mir.py [--streams a,b] [--sizes 150,300,600] [--seeds 0,1,2,3,4] [--train-per-class 30] [--out FOLDER]
+
+A seed decides the order of the classes, which examples are learned and what the method draws. The learning rate is
+chosen for each set on validation examples of its first three tasks, with `er` and the middle size, and is that of all
+rows: `mir` differs from `er` only in what is replayed. Test examples choose nothing.
+
+Written to docs/results/mir.md: final accuracy, the mean difference of `mir` from `er` over the seeds with its 95 %
+interval and the p of a paired t-test, and how much longer a step takes. A folder that is given is gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import common
+import torch
+from retrieval import spread
+
+from everlearn import run, streams
+from everlearn.schemas import read_results
+from everlearn.streams.stream import Stream
+
+RATES = (3e-4, 1e-3, 3e-3)
+SETTINGS = {"train": "lora", "epochs": 2}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", default="clinc150,banking77")
+    parser.add_argument("--sizes", default="150,300,600", help="examples in the memory")
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--train-per-class", type=int, default=30)
+    parser.add_argument("--backbone", default="minilm")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder = args.out or Path(tempfile.mkdtemp())
+    seeds, sizes = ([int(number) for number in given.split(",")] for given in (args.seeds, args.sizes))
+    lines: list[str] = []
+    for name in args.streams.split(","):
+        rate = tuned(name, sizes[len(sizes) // 2], args, folder / name)
+        found = {row: [] for row in [("finetune", 0), *((method, size) for size in sizes for method in ("er", "mir"))]}
+        for seed in seeds:
+            stream = of_seed(name, seed, args.train_per_class)
+            for method, size in found:
+                section = {"name": method, **SETTINGS, "lr": rate, **({"memory_size": size} if size else {})}
+                out = folder / name / f"{method} {size} {seed}"
+                found[method, size].append(learned(section, stream, seed, args, out))
+        lines += [f"## {name}, learning rate {rate}", "", *table(found, sizes), ""]
+        print("\n".join(lines), flush=True)
+    last = next(iter(found.values()))[0]
+    common.write_page("mir", [
+        "# Replay of what is interfered with", "", f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",
+        f"Measured: {args.train_per_class} training examples of each class, train={SETTINGS['train']}, "
+        f"{SETTINGS['epochs']} epochs, {args.backbone}, seeds {args.seeds}; {common.machine(last['environment'])}.",
+        "", *lines,
+    ])  # fmt: skip
+
+
+def of_seed(name: str, seed: int, train_per_class: int) -> Stream:
+    return streams.load(name, class_seed=seed, split_seed=seed, max_train_per_class=train_per_class, validation=0.2)
+
+
+def learned(section: dict[str, Any], stream: Stream, seed: int, args: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """The results of a run; those in the folder where it is finished already."""
+    if (out / "results.json").exists():
+        return read_results(out / "results.json")
+    return run(section, stream, backbone=args.backbone, seed=seed, out=out).results
+
+
+def tuned(name: str, size: int, args: argparse.Namespace, folder: Path) -> float:
+    """The learning rate with the highest final accuracy of er on validation examples of the first three tasks."""
+    stream = of_seed(name, 0, args.train_per_class)
+    tasks = tuple(replace(task, examples={"train": task.train, "test": task.validation}) for task in stream.tasks[:3])
+    judged = replace(stream, tasks=tasks, config={})
+    scores = {}
+    for rate in RATES:
+        section = {"name": "er", **SETTINGS, "lr": rate, "memory_size": size}
+        scores[rate] = learned(section, judged, 0, args, folder / f"tuning {rate}")["final_accuracy"]
+        print(f"{name} lr={rate}: validation accuracy {scores[rate]:.4f}", flush=True)
+    return max(scores, key=scores.__getitem__)
+
+
+def table(found: dict[tuple[str, int], list[dict[str, Any]]], sizes: Sequence[int]) -> list[str]:
+    from scipy import stats
+
+    nothing = spread(result["final_accuracy"] for result in found["finetune", 0])
+    lines = ["| memory | no replay | er | mir | mir minus er | p | step of mir / er |", "|---" * 7 + "|"]
+    for size in sizes:
+        er, mir = ([result["final_accuracy"] for result in found[method, size]] for method in ("er", "mir"))
+        apart = [100 * (b - a) for a, b in zip(er, mir, strict=True)]
+        test = stats.ttest_rel(mir, er)
+        low, high = (100 * bound for bound in test.confidence_interval())
+        seconds = [[trained(result) for result in found[method, size]] for method in ("er", "mir")]
+        ratio = mean(b / a for a, b in zip(*seconds, strict=True))
+        interval = f"{mean(apart):+.1f} ({low:+.1f} to {high:+.1f})"
+        lines.append(f"| {size} | {nothing} | {spread(er)} | {spread(mir)} | {interval} | {test.pvalue:.3f} "
+                     f"| {ratio:.2f} |")  # fmt: skip
+    return lines
+
+
+def trained(result: dict[str, Any]) -> float:
+    """Seconds of training from the second task on, as the first task has nothing to replay."""
+    return sum(task["train"] for task in result["seconds_per_task"][1:])
+
+
+if __name__ == "__main__":
+    main()
