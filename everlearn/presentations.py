@@ -65,6 +65,9 @@ class History:
         label: the class that it is said to have; -1 where documents are ranked.
         events: how often it was presented, learned and forgotten.
         mistaken_for: the class that was answered most often instead, and how often; None where it was never wrong.
+
+    >>> History("row 7", 3, events_of([False, True, False]), (4, 2)).events.forgotten
+    1
     """
 
     id: str
@@ -111,7 +114,13 @@ def histories(folder: str | Path) -> list[History]:
 def doubtful(found: list[History]) -> list[History]:
     """The examples whose labels are most probably wrong, those first that are most in doubt: the model has never
     learned them, or has forgotten them, and at last still answered another class; of equally many events those that
-    were taken most often for one and the same class."""
+    were taken most often for one and the same class.
+
+    >>> right, wrong = events_of([True, True]), events_of([True, False])
+    >>> found = [History("a", 0, right, None), History("b", 0, wrong, (1, 1))]
+    >>> [history.id for history in doubtful(found)]
+    ['b']
+    """
     suspects = [history for history in found if history.mistaken_for and not history.events.right]
     return sorted(suspects, key=lambda one: (one.events.learned is not None, -one.events.forgotten,
                                              -(one.mistaken_for or (0, 0))[1] / one.events.presented))  # fmt: skip

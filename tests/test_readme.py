@@ -22,7 +22,7 @@ def commands() -> list[str]:
 
 
 def test_every_command_of_the_readme_parses() -> None:
-    assert len(commands()) == 10
+    assert len(commands()) == 11
     for line in commands():
         parse(shlex.split(line, comments=True))
 

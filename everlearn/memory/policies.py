@@ -50,7 +50,7 @@ class Balanced:
         return order[places.argsort(stable=True)]
 
     def within_class(self, candidates: Examples) -> Tensor:
-        """The rows of all candidates, those first that are kept before others of their class."""
+        """(n,): the rows of all n candidates, those first that are kept before others of their class."""
         return candidates.columns["draw"].argsort(stable=True)
 
 

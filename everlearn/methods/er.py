@@ -79,7 +79,7 @@ class ER(Finetune):
         self.keep(task)
 
     def keep(self, task: Task, **columns: Tensor) -> None:
-        """Offer the task's examples to the memory, each with its row of the columns."""
+        """Offer the task's n examples to the memory, each with its row of the columns (n, …)."""
         if self.events is not None:
             columns["forgotten"] = self.events.forgotten(task.train.ids)
             self.events.clear()
