@@ -4,8 +4,9 @@
 
 Every method first learns the first two domains with each of as many learning rates, a factor of three apart around the
 one of its row or its default, and their validation queries decide; where the best is the smallest or the largest, up to
-two more are tried beyond it. Test queries and later domains are not used. Then the method learns the stream with the
-rate found, once with every seed. A folder that is given is gone on with: what is finished there is not learned again.
+two more are tried beyond it. Then it learns them three times as long, with the best rate and the next smaller one. Test
+queries and later domains are not used. With the rate and the epochs found, the method learns the stream once with every
+seed. A folder that is given is gone on with: what is finished there is not learned again.
 
 Written to docs/results/retrieval.md: nDCG@10 on all domains at the end, on the old ones and on the new one when it was
 learned, beside the model before any learning and joint training; how many documents would have to be encoded again;
@@ -43,6 +44,8 @@ TUNED_ON = 2
 """Domains of the stream on which learning rates are chosen."""
 FURTHER = 2
 """Rates that are tried besides, where the best is the smallest or the largest so far."""
+LONGER = 3
+"""Times the epochs of a row, which are tried with the best rate and the next smaller one."""
 
 
 def main() -> None:
@@ -50,7 +53,7 @@ def main() -> None:
     parser.add_argument("--stream", default="domains4")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--backbone", default="minilm")
-    parser.add_argument("--rates", type=int, default=3, help="learning rates tried; 1 takes the method's default")
+    parser.add_argument("--rates", type=int, default=3, help="learning rates tried; 1 takes the settings of the row")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
@@ -62,10 +65,10 @@ def main() -> None:
     rows = {}
     for name in args.methods.split(","):
         section = {"name": name.split()[0], **METHODS[name]}
-        if name != "frozen":
-            section["lr"] = tuned(section, stream, args, folder / "tuning" / name)
+        if name != "frozen" and args.rates > 1:
+            section = tuned(section, stream, args, folder / "tuning" / name)
         rows[name] = [
-            learned(section, stream, args.backbone, seed, folder / f"{name} {section.get('lr', '')} {seed}")
+            learned(section, stream, args.backbone, seed, folder / " ".join([name, *_chosen(section), str(seed)]))
             for seed in ([0] if name == "frozen" else map(int, args.seeds.split(",")))
         ]
         print("\n".join(table(rows)), flush=True)
@@ -85,30 +88,48 @@ def learned(section: dict[str, Any], stream: Stream, backbone: str, seed: int, o
     return run(section, stream, backbone=backbone, seed=seed, out=out).results
 
 
-def tuned(section: dict[str, Any], stream: Stream, args: argparse.Namespace, folder: Path) -> float:
-    """The learning rate with the highest final score on validation queries."""
-    rate = section.get("lr") or default_rate(methods.get(section["name"]), section)
-    if args.rates == 1:
-        return rate
-    scores: dict[int, float] = {}
-    judged, tried = on_validation(stream), [step - args.rates // 2 for step in range(args.rates)]
-    while tried:
-        for step in tried:
-            lr = float(f"{rate * 3.0**step:.3g}")
-            scores[step] = learned({**section, "lr": lr}, judged, args.backbone, 0, folder / f"{lr}")["final_accuracy"]
-            print(f"{section} lr={lr}: validation nDCG@10 {scores[step]:.4f}", flush=True)
-        best = max(scores, key=scores.__getitem__)
-        # A best rate at the end of those tried may have a better one beyond it.
-        tried = [step for step in (best - 1, best + 1) if step not in scores and len(scores) < args.rates + FURTHER]
-    return float(f"{rate * 3.0**best:.3g}")
+def tuned(section: dict[str, Any], stream: Stream, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The settings with the learning rate and the epochs that have the highest final score on validation queries."""
+    method = methods.get(section["name"])
+    section = {"epochs": default(method, section, "epochs"), "lr": default(method, section, "lr"), **section}
+    scores: dict[tuple[int, int], float] = {}
+    judged = on_validation(stream)
+
+    def with_(step: int, times: int) -> dict[str, Any]:
+        return {**section, "lr": float(f"{section['lr'] * 3.0**step:.3g}"), "epochs": times * section["epochs"]}
+
+    def judge(step: int, times: int) -> None:
+        tried = with_(step, times)
+        out = folder / (f"{tried['lr']}" if times == 1 else f"{tried['lr']} times {times}")
+        scores[step, times] = learned(tried, judged, args.backbone, 0, out)["final_accuracy"]
+        print(f"{tried}: validation nDCG@10 {scores[step, times]:.4f}", flush=True)
+
+    def best() -> int:
+        return max(scores, key=scores.__getitem__)[0]
+
+    for step in range(-(args.rates // 2), args.rates - args.rates // 2):
+        judge(step, 1)
+    for _ in range(FURTHER):  # a best rate at the end of those tried may have a better one beyond it
+        for step in (best() - 1, best() + 1):
+            if (step, 1) not in scores:
+                judge(step, 1)
+                break
+    for step in (best() - 1, best()):
+        judge(step, LONGER)
+    return with_(*max(scores, key=scores.__getitem__))
 
 
-def default_rate(method: type[Any], section: dict[str, Any]) -> float:
-    """What the method takes where no learning rate is given."""
+def _chosen(section: dict[str, Any]) -> list[str]:
+    """The settings that were chosen, for the name of a folder."""
+    return [f"{name} {section[name]}" for name in ("lr", "epochs") if name in section]
+
+
+def default(method: type[Any], section: dict[str, Any], setting: str) -> Any:
+    """What the method takes where a setting is not given."""
     from everlearn import backbones
 
     given = {key: value for key, value in section.items() if key != "name"}
-    return float(method(backbones.load("tiny"), **given).lr)
+    return getattr(method(backbones.load("tiny"), **given), setting)
 
 
 def on_validation(stream: Stream) -> Stream:
@@ -131,18 +152,19 @@ def on_validation(stream: Stream) -> Stream:
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
     joint = mean(result["gain"] for result in rows["joint"]) if "joint" in rows else None
-    lines = ["| method | lr | all domains | old domains | retention, % | new domain | of joint's new, % "
-             "| documents to encode again | trained | seconds |", "|---" * 10 + "|"]  # fmt: skip
+    lines = ["| method | lr | epochs | all domains | old domains | retention, % | new domain | of joint's new, % "
+             "| documents to encode again | trained | seconds |", "|---" * 11 + "|"]  # fmt: skip
     for name, runs in sorted(rows.items(), key=lambda row: -mean(result["final_accuracy"] for result in row[1])):
         old = [mean(result["accuracy_matrix"][-1][:-1]) for result in runs]
         stale = [
             0 if result["retrieval"]["index"] == "kept" else result["retrieval"]["stale_documents"] for result in runs
         ]
+        chosen = runs[0]["config"]["method"]
         part = f"{100 * mean(result['gain'] for result in runs) / joint:.1f}" if joint else ""
         keys = ("final_accuracy", "retention", "gain")
         final, retention, gain = (spread(result[key] for result in runs) for key in keys)
         lines.append(
-            f"| {name} | {runs[0]['config']['method'].get('lr', '')} | {final} | {spread(old)} | {retention} | {gain} "
+            f"| {name} | {chosen.get('lr', '')} | {chosen.get('epochs', '')} | {final} | {spread(old)} | {retention} | {gain} "
             f"| {part} | {max(stale):,} of {runs[0]['retrieval']['documents']:,} "
             f"| {runs[0]['trainable_parameters']:,} | {mean(result['seconds']['total'] for result in runs):.0f} |"
         )
