@@ -164,8 +164,8 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
         keys = ("final_accuracy", "retention", "gain")
         final, retention, gain = (spread(result[key] for result in runs) for key in keys)
         lines.append(
-            f"| {name} | {chosen.get('lr', '')} | {chosen.get('epochs', '')} | {final} | {spread(old)} | {retention} | {gain} "
-            f"| {part} | {max(stale):,} of {runs[0]['retrieval']['documents']:,} "
+            f"| {name} | {chosen.get('lr', '')} | {chosen.get('epochs', '')} | {final} | {spread(old)} "
+            f"| {retention} | {gain} | {part} | {max(stale):,} of {runs[0]['retrieval']['documents']:,} "
             f"| {runs[0]['trainable_parameters']:,} | {mean(result['seconds']['total'] for result in runs):.0f} |"
         )
     return lines
