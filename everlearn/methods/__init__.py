@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from everlearn.methods.interpolate import Interpolate as Interpolate
     from everlearn.methods.joint import Joint as Joint
     from everlearn.methods.klda import KLDA as KLDA
+    from everlearn.methods.knn import KNN as KNN
     from everlearn.methods.l2p import L2P as L2P
     from everlearn.methods.l2r import L2R as L2R
     from everlearn.methods.lda import LDA as LDA
