@@ -65,7 +65,7 @@ class ExtraLayers(Method):
 
     def __init__(
         self, backbone: Backbone, *, layer: Literal["mlp", "transformer"] = "mlp",
-        blocks: Literal["per task", "shared"] = "per task", hidden: LargeSize = 512, strength: Strength = 1.0,
+        blocks: Literal["shared", "per task"] = "shared", hidden: LargeSize = 512, strength: Strength = 1.0,
         temperature: Factor = 2.0, epochs: Count = 10, batch_size: Count = 32, lr: Rate = 1e-3, head_lr: Rate = 1e-2,
         seed: Seed = 0,
     ) -> None:  # fmt: skip
