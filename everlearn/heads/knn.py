@@ -197,7 +197,7 @@ def vote(similarities: Tensor, labels: Tensor, classes: int, k: int, temperature
         similarities: (n, rows) cosines, so that the squared distance is 2 - 2 cos.
         labels: (rows,) or (n, rows).
 
-    >>> vote(torch.tensor([[1.0, 0.5, 0.5, 0.1]]), torch.tensor([0, 1, 2, 2]), 3, k=2, temperature=1.0).round(decimals=3)
+    >>> vote(torch.tensor([[1.0, 0.5, 0.5, 0.1]]), torch.tensor([0, 1, 2, 2]), 3, 2, 1.0).round(decimals=3)
     tensor([[0.5760, 0.2120, 0.2120]])
     """
     votes = similarities.new_zeros(len(similarities), classes)

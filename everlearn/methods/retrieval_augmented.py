@@ -112,7 +112,8 @@ class RetrievalAugmented(Finetune):
             if len(task):
                 similarities.diagonal(len(held) + start).fill_(-torch.inf)
             k = min(self.neighbours, len(texts) - bool(len(task)))
-            for text, near in zip(inputs[start : start + AT_ONCE], first_largest(similarities, k).tolist(), strict=True):
+            nearest = first_largest(similarities, k).tolist()
+            for text, near in zip(inputs[start : start + AT_ONCE], nearest, strict=True):
                 read = (f"{str(texts[row])[:LONGEST]}: {self.names[labels[row]]}" for row in near)
                 joined.append(" | ".join([str(text), *read]))
         return joined
