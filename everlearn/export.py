@@ -26,6 +26,7 @@ from everlearn.backbones.text import TextBackbone
 from everlearn.calibration import probabilities
 from everlearn.errors import EverlearnError, unknown
 from everlearn.files import replace_folder
+from everlearn.heads.knn import KNN
 from everlearn.method import Method, Role
 from everlearn.methods.finetune import Finetune
 from everlearn.peft.lora import LoRA
@@ -174,6 +175,9 @@ def _to_onnx(method: Method, temperature: float | None, out: Path) -> None:
     if type(method).predict is not Method.predict or type(method).scores is not Method.scores:
         raise EverlearnError(f"{type(method).__name__} does more for a prediction than its head on a feature, and this "
                              "is not exported: take a method such as ranpac, klda, lda, er or lora")  # fmt: skip
+    if isinstance(method.head, KNN):
+        raise EverlearnError(f"{type(method).__name__} compares each input with the features of all examples, and this "
+                             "is not exported: take a method such as logistic, ranpac, klda or lda")  # fmt: skip
     encoder = _plain_encoder(method, "the exported file computes one encoder for every input")
     if encoder.settings.get("prompt") and not encoder.settings.get("pools_prompt", True):
         raise EverlearnError("the encoder leaves its prompt out of the pooling, and this is not exported")

@@ -18,6 +18,7 @@ SETTINGS: dict[str, dict] = {
     "dual_prompt": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "er": {"epochs": 8, "memory_size": 20, "batch_size": 8, "lr": 1e-3},
     "ewc": {"epochs": 8, "fisher_examples": 4, "batch_size": 8, "lr": 1e-3},
+    "extra_layers": {"epochs": 8, "hidden": 16, "batch_size": 8, "lr": 0.01},
     "finetune": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "joint": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "l2p": {"epochs": 8, "batch_size": 8, "lr": 0.01},
@@ -28,6 +29,7 @@ SETTINGS: dict[str, dict] = {
     "interpolate": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "prompt_retriever": {"epochs": 8, "batch_size": 8, "lr": 0.03, "length": 1, "selected": 1, "pool_size": 8},
     "qdc": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
+    "retrieval_augmented": {"epochs": 8, "batch_size": 8, "lr": 0.01, "neighbours": 2},
     "ranpac": {"epochs": 2, "width": 64},
 }
 

@@ -107,6 +107,7 @@ REFUSED = [
     ("l2p", "onnx", "computes the features of each input in its own way"),
     ("l2p", "sentence-transformers", "computes the features of each input in its own way"),
     ("task_adapters", "onnx", "does more for a prediction than its head on a feature"),
+    ("knn", "onnx", "compares each input with the features of all examples"),
     ({"name": "ewc", "train": "houlsby", "epochs": 1}, "sentence-transformers", "only LoRA can be merged"),
     ("lda", "pickle", "unknown format 'pickle'"),
 ]

@@ -391,6 +391,7 @@ def test_a_method_that_owns_an_index_is_asked_by_search():
 
 EXACT = [
     ("simplecil", {}), ("lda", {}), ("klda", {"rff": 64, "members": 2}), ("fecam", {}), ("logistic", {}),
+    ("knn", {}), ("knn", {"head": "lda"}),
     ("ranpac", {"width": 64, "first_session": False}), ("ranpac", {"width": 0, "first_session": False}),
 ]  # fmt: skip
 

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from everlearn.methods.dual_prompt import DualPrompt as DualPrompt
     from everlearn.methods.er import ER as ER
     from everlearn.methods.ewc import EWC as EWC
+    from everlearn.methods.extra_layers import ExtraLayers as ExtraLayers
     from everlearn.methods.fecam import FeCAM as FeCAM
     from everlearn.methods.finetune import Finetune as Finetune
     from everlearn.methods.frozen import Frozen as Frozen
     from everlearn.methods.interpolate import Interpolate as Interpolate
     from everlearn.methods.joint import Joint as Joint
     from everlearn.methods.klda import KLDA as KLDA
+    from everlearn.methods.knn import KNN as KNN
     from everlearn.methods.l2p import L2P as L2P
     from everlearn.methods.l2r import L2R as L2R
     from everlearn.methods.lda import LDA as LDA
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from everlearn.methods.prompt_retriever import PromptRetriever as PromptRetriever
     from everlearn.methods.qdc import QDC as QDC
     from everlearn.methods.ranpac import RanPAC as RanPAC
+    from everlearn.methods.retrieval_augmented import RetrievalAugmented as RetrievalAugmented
     from everlearn.methods.sequential import Sequential as Sequential
     from everlearn.methods.simplecil import SimpleCIL as SimpleCIL
     from everlearn.methods.slca import SLCA as SLCA

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from everlearn.errors import ContractError, EverlearnError
 from everlearn.heads.gaussian import Gaussian
 from everlearn.heads.gaussians import Gaussians, SharedGaussians
+from everlearn.heads.knn import KNN
 from everlearn.heads.logistic import Logistic
 from everlearn.heads.mahalanobis import Mahalanobis
 from everlearn.heads.prototype import Prototype
@@ -25,6 +26,8 @@ HEADS = {
     "mahalanobis": lambda: Mahalanobis(WIDTH, power=0.5, gamma2=0.5),
     "logistic": lambda: Logistic(WIDTH),
     "logistic of a sample": lambda: Logistic(WIDTH, rows=150),
+    "knn": lambda: KNN(WIDTH),
+    "knn of a sample": lambda: KNN(WIDTH, rows=150, parametric="lda"),
     "ridge": lambda: Ridge(WIDTH, sample=80),
     "ridge of random features": lambda: Ridge(WIDTH, projection=60, sample=80),
 }

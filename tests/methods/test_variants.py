@@ -20,6 +20,8 @@ VARIANTS = [
     ("finetune", {"train": "head"}), ("finetune", {"train": "mam"}), ("er", {"train": "lora(size=2)"}),
     ("ewc", {"train": "lora"}), ("lwf", {"train": "houlsby"}), ("joint", {"train": "deep_prompt(length=2)"}),
     ("slca", {"train": "lora"}), ("lora", {"train": "full"}),
+    ("extra_layers", {"layer": "transformer", "hidden": 16}), ("extra_layers", {"blocks": "per task", "hidden": 16}),
+    ("retrieval_augmented", {"train": "head"}),
 ]  # fmt: skip
 
 
