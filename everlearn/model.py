@@ -17,7 +17,7 @@ from everlearn.errors import EverlearnError
 from everlearn.method import Method, Role
 from everlearn.protocol import read_run
 from everlearn.session import restore_method
-from everlearn.settings import Natural, checked
+from everlearn.settings import Count, Natural, checked
 from everlearn.streams.inputs import Input, listed
 from everlearn.streams.records import Record
 from everlearn.streams.stream import Stream
@@ -172,17 +172,18 @@ class Model:
         return scores
 
 
-def load(directory: str | Path, *, method: str | type[Method] | None = None) -> Model:
+def load(directory: str | Path, *, method: str | type[Method] | None = None, version: Count | None = None) -> Model:
     """The model of a run, as it was after the last task that was saved.
 
     Args:
         directory: a run's folder.
+        version: which of the folder's versions; by default the current one.
         method: the method that the folder holds. It must be given where that is not a method of everlearn, because
             code is never imported at the word of a file.
 
     Raises:
-        EverlearnError: not a run's folder, nothing saved yet, a damaged checkpoint, other weights, or a method that
-            is not the expected one.
+        EverlearnError: not a run's folder, no such version, nothing saved yet, a damaged checkpoint, other weights,
+            or a method that is not the expected one.
 
     >>> import everlearn, tempfile
     >>> folder = tempfile.mkdtemp() + "/run"
@@ -192,7 +193,8 @@ def load(directory: str | Path, *, method: str | type[Method] | None = None) -> 
     >>> len(model.class_names)
     150
     """
-    return _restored(Path(directory), method)[0]
+    checked("version", version, Count | None)
+    return _restored(Path(directory), method, version)[0]
 
 
 def update(
@@ -250,11 +252,13 @@ def update(
     return _model(learned, config, folder, version.version, version.temperature), version
 
 
-def _restored(folder: Path, method: str | type[Method] | None = None) -> tuple[Model, checkpoint.Checkpoint]:
-    """The model of the folder's current version, and all that the version holds."""
+def _restored(
+    folder: Path, method: str | type[Method] | None = None, version: int | None = None
+) -> tuple[Model, checkpoint.Checkpoint]:
+    """The model of a version of the folder, by default the current one, and all that the version holds."""
     config, _ = read_run(folder)
     cls = methods.named_by(folder, config["method"]["name"], method)
-    number, saved = versions.load(folder)
+    number, saved = versions.load(folder, version)
     given = {key: value for key, value in config["method"].items() if key != "name"}
     settings = check_arguments("method", cls, given)
     if config["backbone"] is None:

@@ -65,20 +65,24 @@ def current(folder: Path) -> int:
     file = _place(folder) / "current.json"
     if not file.exists():
         return 1
-    remedy = f"remove it to go back to version 1, or write one of {_numbers(folder)} into it"
+    remedy = f"remove it to go back to version 1, or write one of {numbers(folder)} into it"
     number: int = valid(from_json(read_bytes(file, MOST_JSON), file, remedy), Current, file, remedy)["version"]
-    if number not in _numbers(folder):
+    if number not in numbers(folder):
         raise EverlearnError(f"{file} names version {number}, which is not there: {remedy}")
     return number
 
 
-def load(folder: Path) -> tuple[int, checkpoint.Checkpoint]:
-    """The version that answers: its number and what it holds.
+def load(folder: Path, number: int | None = None) -> tuple[int, checkpoint.Checkpoint]:
+    """The version that answers, or another one: its number and what it holds.
 
     Raises:
-        EverlearnError: nothing is saved yet, the run is not finished, or what is saved is damaged.
+        EverlearnError: nothing is saved yet, the run is not finished, there is no such version, or what is saved is
+            damaged.
     """
-    number = current(folder)
+    if number is None:
+        number = current(folder)
+    elif number not in (there := numbers(folder)):
+        raise EverlearnError(f"{folder} has no version {number}: it has {', '.join(map(str, there))}")
     if number > 1:
         place = _place(folder)
         saved = checkpoint.load(place, _name(number))
@@ -111,7 +115,7 @@ def versions(folder: str | Path) -> list[Version]:
     """
     folder = Path(folder)
     place = _place(folder)
-    states = {number: checkpoint.read_state(place / _name(number)) for number in _numbers(folder)[1:]}
+    states = {number: checkpoint.read_state(place / _name(number)) for number in numbers(folder)[1:]}
     return [Version(_checked(state, number, place)["record"], folder) for number, state in states.items()]
 
 
@@ -133,9 +137,37 @@ def add(folder: Path, saved: checkpoint.Checkpoint) -> None:
     _set(folder, number)
 
 
+def numbers(folder: Path) -> list[int]:
+    """The numbers of all versions, from 1, the run itself."""
+    found = ((NAME.fullmatch(path.name), path) for path in _place(folder).glob("version-*"))
+    return [1, *sorted(int(name[1]) for name, path in found if name and path.is_dir() and not path.is_symlink())]
+
+
+def chain(folder: Path, number: int) -> list[Version]:
+    """The versions that led from the run itself to a version, oldest first, with that version itself.
+
+    Raises:
+        EverlearnError: one of them is not there, or its record is damaged.
+    """
+    found = {version.version: version for version in versions(folder)}
+    led: list[Version] = []
+    while number > 1:
+        if number not in found:
+            raise EverlearnError(f"version {number} of {folder}, from which later ones were made, is not there: put "
+                                 "its folder back")  # fmt: skip
+        led.insert(0, found[number])
+        number = found[number].previous
+    return led
+
+
+def index_of(folder: Path, number: int) -> Path:
+    """Where the index of the documents is kept that the version of a retriever has learned."""
+    return _place(folder) / f"{_name(number)}.index"
+
+
 def new_number(folder: Path) -> int:
     """The number of the next version: a number is never used twice, also after going back."""
-    return _numbers(folder)[-1] + 1
+    return numbers(folder)[-1] + 1
 
 
 def rollback(directory: str | Path) -> tuple[int, int]:
@@ -166,7 +198,7 @@ def rollback(directory: str | Path) -> tuple[int, int]:
         place = _place(folder)
         state = _checked(checkpoint.read_state(place / _name(number)), number, place)
         previous: int = state["record"]["previous"]
-        if previous not in _numbers(folder):
+        if previous not in numbers(folder):
             raise EverlearnError(f"version {previous} of {folder}, which version {number} was made from, is not there: "
                                  "put its folder back")  # fmt: skip
         _set(folder, previous)
@@ -209,11 +241,6 @@ def _checked(state: dict[str, Any], number: int, place: Path) -> dict[str, Any]:
     if checked["record"]["version"] != number:
         raise EverlearnError(f"{file} is of version {checked['record']['version']}: {remedy}")
     return checked
-
-
-def _numbers(folder: Path) -> list[int]:
-    found = ((NAME.fullmatch(path.name), path) for path in _place(folder).glob("version-*"))
-    return [1, *sorted(int(name[1]) for name, path in found if name and path.is_dir() and not path.is_symlink())]
 
 
 def _place(folder: Path) -> Path:
