@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--choose", action="store_true", help="CLINC150 and its validation examples")
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--rows", default=";".join(ROWS), help="pairs of strategies, separated by semicolons")
+    parser.add_argument("--lists", default=",".join(FIRST), help="strategies that choose a list at once")
     parser.add_argument("--backbone", default="minilm")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--out", type=Path, help="a folder for finished runs, with which it goes on")
@@ -62,8 +63,8 @@ def main() -> None:
     held = task.validation if args.choose else task.test
     backbone = backbones.load(args.backbone)
     data = [backbone.encode(task.train.inputs), task.train.labels, backbone.encode(held.inputs), held.labels]
-    rows, seeds = args.rows.split(";"), list(map(int, args.seeds.split(",")))
-    runs: dict[str, list[dict[str, Any]]] = {row: [] for row in [*rows, *FIRST]}
+    rows, lists, seeds = args.rows.split(";"), args.lists.split(","), list(map(int, args.seeds.split(",")))
+    runs: dict[str, list[dict[str, Any]]] = {row: [] for row in [*rows, *lists]}
     with Progress(len(runs) * len(seeds), f"labelling {name}") as bar:
         for row in runs:
             for seed in seeds:
@@ -81,7 +82,7 @@ def main() -> None:
              "Labels needed for an accuracy, and how many fewer than with random choice of the same pool (median of "
              "the seeds); - where 1,500 are not enough:", "", *needed({row: runs[row] for row in rows}), "",
              f"Accuracy where a list of {LIST}, chosen without a model, is labelled to here only:", "",
-             *of_beginnings({row: runs[row] for row in FIRST})]  # fmt: skip
+             *of_beginnings({row: runs[row] for row in lists})]  # fmt: skip
     common.write_page("active_choice" if args.choose else "active", lines)
 
 
@@ -197,7 +198,8 @@ def needed(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
                 cells.append("-" if any(count is None for count in counts) else f"{median(counts):,.0f}")
                 continue
             fewer = median(1 - count / other for count, other in zip(counts, base, strict=True))
-            cells.append(f"{median(counts):,.0f}" + ("" if row == "random,random" else f" ({100 * fewer:+.0f} %)"))
+            beside = f" ({abs(100 * fewer):.0f} % {'fewer' if fewer > 0 else 'more'})" if row != "random,random" else ""
+            cells.append(f"{median(counts):,.0f}{beside}")
         stops = [stop_of(run) for run in found]
         reached = [run["accuracy"][stop] for run, stop in zip(found, stops, strict=True) if stop is not None]
         there = (f"{median(LABELS[s] for s in stops if s is not None):,.0f} ({len(reached)} of {len(found)})"

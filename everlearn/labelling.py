@@ -120,8 +120,8 @@ def ask(
     if inputs and kind(inputs[0]) not in backbone.reads:
         raise EverlearnError(f"{data} holds {kind(inputs[0])}s, which {backbone.name} does not read")
     known = [record.input for file in labelled for record in read(file, columns=learned, skip_bad_rows=skip_bad_rows)]
-    seen = set(map(content, known))
-    left = [row for row, item in enumerate(inputs) if content(item) not in seen]
+    seen = dict.fromkeys(map(content, known), -1)
+    left = [row for row, item in enumerate(inputs) if seen.setdefault(content(item), row) == row]  # a copy is one row
     if not left:
         raise EverlearnError(f"{data} has no example left that is not labelled yet: give others")
     pool: list[Input] = [inputs[row] for row in left]

@@ -128,12 +128,12 @@ def test_labels_that_cannot_be_are_one_line_with_the_row(
 
 
 def test_texts_that_a_spreadsheet_would_compute_come_back_as_they_were(tmp_path: Path) -> None:
-    texts = ["=1+1", "'=1+1", "-5", "'tis tea", 'a "quoted"; cell', "two\nlines", "@home"]
+    texts = ["=1+1", "=1+1", "'=1+1", "-5", "'tis tea", 'a "quoted"; cell', "two\nlines", "@home"]
     data, out = write(tmp_path / "pool.csv", [{"text": text} for text in texts]), tmp_path / "out.csv"
     labelling.ask(everlearn.backbones.load("tiny"), data, out, 9, strategy="random")
     assert not any(row["text"].startswith(("=", "@", "-")) for row in rows_of(out))
     write(out, [{**row, "label": "a"} for row in rows_of(out)])
-    assert sorted(record.input for record in labelling.read(out)) == sorted(texts)
+    assert sorted(record.input for record in labelling.read(out)) == sorted(set(texts)), "and a copy is asked for once"
 
 
 def test_images_are_named_from_the_folder_of_the_table(tmp_path: Path) -> None:
