@@ -33,7 +33,8 @@ def command(parser: argparse.ArgumentParser, args: argparse.Namespace, but: tupl
         if action.dest in but or value == action.default:
             continue
         told += [action.option_strings[0]] if action.option_strings else []
-        told.append("FOLDER" if isinstance(value, Path) else shlex.quote(str(value)))
+        if value is not True:  # a switch
+            told.append("FOLDER" if isinstance(value, Path) else shlex.quote(str(value)))
     return " ".join(told)
 
 

@@ -44,15 +44,22 @@ class Batches(Sequence[Examples]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < self.length:
             raise IndexError(index)
+        batch = self.examples[self.rows(index)]
+        return augmented(batch, self.seed, index) if self.augment else batch
+
+    def rows(self, index: int) -> torch.Tensor:
+        """Which examples are in the batch of this number, (size,); the last batch of an epoch may have fewer."""
         epoch, position = divmod(index, self.per_epoch)
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
             order = torch.randperm(len(self.examples), generator=generator)
-            self._order = (epoch, order if self.lengths is None else self._by_length(order, generator))
-        batch = self.examples[self._order[1][position * self.size : (position + 1) * self.size]]
-        return augmented(batch, self.seed, index) if self.augment else batch
+            self._order = (epoch, self.by_length(order, generator))
+        return self._order[1][position * self.size : (position + 1) * self.size]
 
-    def _by_length(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def by_length(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The rows in an order in which each batch holds similar lengths, where the lengths are given."""
+        if self.lengths is None:
+            return order
         lengths = torch.tensor(self.lengths)
         batches: list[torch.Tensor] = []
         for window in order.split(WINDOW * self.size):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from everlearn import __version__, events_command
+from everlearn import __version__, events_command, label_commands
 from everlearn.config import DEFAULT_METHODS
 from everlearn.errors import EverlearnError, unknown
 from everlearn.retrieval import index_commands, migrate_commands
@@ -197,6 +197,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("--stream.KEY", metavar="VALUE", help="text_column, image_column, label_column, split_column or "
                    "id_column, if they differ from the run's; skip_bad_rows")  # fmt: skip
     p.add_argument("--method", metavar="NAME", help=expected)
+    label_commands.add_parser(verb)
     p = verb("rollback", "let the version before the last update answer again; nothing is removed")
     p.add_argument("directory", metavar="DIR", type=Path)
     p = verb("versions", "list the versions of a run that was updated")

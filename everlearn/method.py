@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from everlearn.backbones.backbone import Backbone, Role
 from everlearn.batches import Batches
 from everlearn.cached_gradients import in_parts
+from everlearn.curriculum import Curriculum, Order
 from everlearn.errors import EverlearnError
 from everlearn.heads.linear import Linear
 from everlearn.losses import cross_entropy, ranking_scores
@@ -99,9 +100,13 @@ class Method(nn.Module):
         batch_size: examples per step; an online stream brings its own.
         lr: learning rate of everything that `param_groups` does not give one of its own.
         seed: of everything random in the method.
+        order: which examples a step sees: "shuffled"; "easy first" or "hard first", by what the model confuses at
+            present (`everlearn.curriculum`); "mixed" draws equally often from easy, medium and hard ones.
+        rescore: where the order is not shuffled, steps after which easy and hard are told anew.
 
     Raises:
-        EverlearnError: an unknown setting, or one whose value is not in the range that its annotation gives.
+        EverlearnError: an unknown setting, one whose value is not in the range that its annotation gives, or another
+            order than shuffled on an online stream.
 
     >>> from everlearn import backbones, streams
     >>> from everlearn.engine import learn
@@ -162,14 +167,16 @@ class Method(nn.Module):
         return method
 
     def __init__(
-        self, backbone: Backbone, *, epochs: Count = 1, batch_size: Count = 32, lr: Rate = 1e-3, seed: Seed = 0
-    ) -> None:
+        self, backbone: Backbone, *, epochs: Count = 1, batch_size: Count = 32, lr: Rate = 1e-3, seed: Seed = 0,
+        order: Order = "shuffled", rescore: Count = 50,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.backbone = backbone
         for encoder in backbone.encoders():
             encoder.origin = encoder.origin or encoder.digests()
         self.epochs, self.batch_size, self.lr, self.seed = epochs, batch_size, lr, seed
         self.head = Linear(backbone.width)
+        self.curriculum = None if order == "shuffled" else Curriculum(order, rescore)
 
     # -- five verbs ----------------------------------------------------------------------------
     def begin_task(self, task: Task) -> None:
@@ -297,6 +304,11 @@ class Method(nn.Module):
         """The batches of the task in order: every epoch shuffled by the method's seed."""
         return self.shuffled(task.train, task)
 
+    def current_scores(self, inputs: Sequence[Input]) -> Tensor:
+        """(n, classes seen so far), without gradient: what training compares with the labels, by which a curriculum
+        tells easy examples from hard ones."""
+        return self.head(self.embed(inputs))
+
     # -- what is learned, taken back or joined -------------------------------------------------
     @property
     def is_exact(self) -> bool:
@@ -362,12 +374,17 @@ class Method(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def shuffled(self, examples: Examples, task: Task) -> Batches:
-        """`examples` in shuffled batches, for as many epochs as the method and the stream ask."""
+        """`examples` in batches, for as many epochs as the method and the stream ask: shuffled, unless the setting
+        `order` says otherwise."""
         seed = derived_seed(self.seed, task.index)
         if task.batch_size:
+            if self.curriculum is not None:
+                raise EverlearnError("method.order: an online stream shows each example once, as it comes, so that "
+                                     "nothing can be put off: leave it out")  # fmt: skip
             return Batches(examples, 1, task.batch_size, seed, augment=task.augment)
         lengths = self.backbone.lengths(examples.inputs if examples.positives is None else examples.positives)
-        return Batches(examples, self.epochs, self.batch_size, seed, lengths, task.augment)
+        batches = Batches(examples, self.epochs, self.batch_size, seed, lengths, task.augment)
+        return batches if self.curriculum is None else self.curriculum.ordered(batches, self)
 
     def train(self, mode: bool = True) -> Method:
         """As torch's, but the backbone stays in evaluation mode: without dropout a step takes half as

@@ -155,6 +155,7 @@ def fit(features: Tensor, labels: Tensor, strength: float, tolerance: float = 3e
         model.intercept_ = rows.new_zeros(len(present)).numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # after 300 iterations no prediction changes any more
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one or two rows a class
         model.fit(rows.numpy(), labels.numpy())
     weight, offset = torch.from_numpy(model.coef_).float().T * scale, torch.from_numpy(model.intercept_).float()
     offset = offset - mean @ weight

@@ -38,6 +38,7 @@ class APER(Method):
         lr: learning rate of the first task (SGD, momentum 0.9, cosine schedule).
         weight_decay: of the first task.
         seed: of what is inserted, the cosine head and the order of examples.
+        settings: order and rescore, as of every method that trains (`Method`).
 
     Relations: `simplecil` has the pre-trained half alone; `ranpac` has ridge regression for the means.
 
@@ -52,9 +53,9 @@ class APER(Method):
 
     def __init__(
         self, backbone: Backbone, *, train: str = "adaptformer", epochs: Count = 20, batch_size: Count = 48,
-        lr: Rate = 0.01, weight_decay: Strength = 5e-4, seed: Seed = 0,
+        lr: Rate = 0.01, weight_decay: Strength = 5e-4, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         self.weight_decay = weight_decay
         self.head = Prototype(2 * backbone.width)
         self.first_head = Cosine(backbone.width)
@@ -79,6 +80,9 @@ class APER(Method):
 
     def losses(self, batch: Examples) -> Tensor:
         return self.classification_losses(self.first_head(self.learner(batch.inputs)), batch)
+
+    def current_scores(self, inputs: Sequence[Input]) -> Tensor:
+        return self.first_head(self.learner.infer(inputs))
 
     def end_task(self, task: Task) -> None:
         self.adapted.requires_grad_(False)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class CODAPrompt(Prompted):
         batch_size: examples per step.
         lr: learning rate (Adam; it falls as in the released code, see `quarter_cosine`).
         seed: of the components, the head and the order of examples.
+        settings: order and rescore, as of every method that trains (`Method`).
 
     Relations: `l2p` and `dual_prompt` choose prompts; this one takes a weighted sum of all.
 
@@ -61,9 +62,9 @@ class CODAPrompt(Prompted):
     def __init__(
         self, backbone: Backbone, *, components: Size = 10, length: EvenSize = 8, blocks: Count = 5,
         attention: Literal["dense", "topk", "sparsemax"] = "dense", kept: Count = 5, orthogonality: Strength = 0.0,
-        epochs: Count = 20, batch_size: Count = 128, lr: Rate = 0.001, seed: Seed = 0,
+        epochs: Count = 20, batch_size: Count = 128, lr: Rate = 0.001, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         self.components, self.attention, self.kept, self.orthogonality = components, attention, kept, orthogonality
         self.blocks = min(blocks, backbone.depth)
         self.prompts = nn.Parameter(torch.empty(0, self.blocks, length, backbone.hidden_width))

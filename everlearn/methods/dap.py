@@ -46,6 +46,7 @@ class DAP(Prompted):
         batch_size: examples per step.
         lr: learning rate (Adam, betas 0.9 and 0.9, amsgrad).
         seed: of the task embeddings, keys, head and the order of examples.
+        settings: order and rescore, as of every method that trains (`Method`).
 
     Relations: `vpt` with deep prompts, made for each example.
 
@@ -61,9 +62,9 @@ class DAP(Prompted):
 
     def __init__(
         self, backbone: Backbone, *, length: Size = 10, positions: LargeSize = 512, pull: Strength = 0.1,
-        epochs: Count = 5, batch_size: Count = 16, lr: Rate = 0.01, seed: Seed = 0,
+        epochs: Count = 5, batch_size: Count = 16, lr: Rate = 0.01, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         self.strength = pull
         self.tasks = nn.Parameter(torch.empty(0, EMBEDDING))
         self.keys = nn.Parameter(torch.empty(0, backbone.width))

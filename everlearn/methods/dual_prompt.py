@@ -49,6 +49,7 @@ class DualPrompt(Prompted):
         batch_size: examples per step.
         lr: learning rate (Adam).
         seed: of the prompts, the head and the order of examples.
+        settings: order and rescore, as of every method that trains (`Method`).
 
     Raises:
         EverlearnError: lengths that do not fit the form, or a block that is given twice.
@@ -68,9 +69,9 @@ class DualPrompt(Prompted):
         self, backbone: Backbone, *, general_length: Size = 6, expert_length: Size = 20,
         general_blocks: tuple[Index, ...] = (0, 1), expert_blocks: tuple[Index, ...] = (2, 3, 4),
         form: Literal["prefix", "prompt"] = "prefix", pull: Strength = 1.0,
-        epochs: Count = 5, batch_size: Count = 16, lr: Rate = 0.001875, seed: Seed = 0,
+        epochs: Count = 5, batch_size: Count = 16, lr: Rate = 0.001875, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         if form == "prefix" and (general_length % 2 or expert_length % 2):
             raise EverlearnError("method.form: 'prefix' splits a prompt into keys and values: give even lengths, not "
                                  f"{general_length} and {expert_length}")  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -34,6 +34,7 @@ class Finetune(Method):
         seed: of the insertion, the order of examples and the new rows of the head.
         side: where documents are ranked, whose embeddings change: of "both" queries and documents, or of the "query"
             alone. Then documents are read by the encoder without the insertion, and their index never changes.
+        settings: order and rescore, as of every method that trains (`Method`).
 
     Raises:
         EverlearnError: side="query", and every weight is trained, or the goal is classes.
@@ -51,9 +52,10 @@ class Finetune(Method):
     def __init__(
         self, backbone: Backbone, *, train: str = "full", epochs: Count = 5, batch_size: Count = 32,
         lr: Rate | None = None, head_lr: Rate = 1e-2, seed: Seed = 0, side: Literal["both", "query"] = "both",
+        **settings: Any,
     ) -> None:  # fmt: skip
         rate = lr if lr is not None else 5e-5 if train == "full" else 1e-3
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=rate, seed=seed)
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=rate, seed=seed, **settings)
         if side == "query" and train in ("full", "head"):
             raise EverlearnError(f"method.side: query needs an insertion, and train={train} has none: give "
                                  "--method.train lora")  # fmt: skip

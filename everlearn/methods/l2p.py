@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class L2P(Prompted):
         batch_size: examples per step.
         lr: learning rate (Adam), of prompts, keys and head.
         seed: of the pool, the head and the order of examples.
+        settings: order and rescore, as of every method that trains (`Method`).
 
     Raises:
         EverlearnError: more prompts selected than there are.
@@ -71,9 +72,9 @@ class L2P(Prompted):
         self, backbone: Backbone, *, pool_size: Size = 10, length: Size = 5, selected: Size = 5, pull: Strength = 0.5,
         diversify: Literal["none", "frequency", "mask"] = "none", readout: Literal["prompts", "pooled"] = "prompts",
         grow: SizeOrZero = 0, paper_compat: bool = False, epochs: Count = 5, batch_size: Count = 16,
-        lr: Rate = 0.001875, seed: Seed = 0,
+        lr: Rate = 0.001875, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         if selected > pool_size:
             raise EverlearnError(f"method.selected: {selected} prompts cannot be chosen from a pool of {pool_size}: "
                                  "give at most pool_size")  # fmt: skip

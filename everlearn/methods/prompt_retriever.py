@@ -46,6 +46,7 @@ class PromptRetriever(Method):
         batch_size: pairs per step.
         lr: learning rate (AdamW), of prompts and keys.
         seed: of the pool and the order of pairs.
+        settings: order and rescore, as of every method that trains (`Method`).
 
     Raises:
         EverlearnError: more prompts selected than there are.
@@ -63,9 +64,9 @@ class PromptRetriever(Method):
     def __init__(
         self, backbone: Backbone, *, pool_size: Size = 100, length: Size = 20, selected: Size = 5,
         pull: Strength = 0.1, spread: Rate = 0.02, side: Literal["query", "both"] = "query", epochs: Count = 5,
-        batch_size: Count = 32, lr: Rate = 1e-3, seed: Seed = 0,
+        batch_size: Count = 32, lr: Rate = 1e-3, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         if selected > pool_size:
             raise EverlearnError(f"method.selected: {selected} prompts cannot be chosen from a pool of {pool_size}: "
                                  "give at most pool_size")  # fmt: skip

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
+from everlearn.curriculum import Order
 from everlearn.heads.cosine import Cosine
 from everlearn.heads.ridge import Ridge
 from everlearn.method import Method, Tags
@@ -15,6 +17,7 @@ from everlearn.methods.simplecil import SimpleCIL
 from everlearn.peft.unified import DeltaSet, train_part
 from everlearn.schedules import cosine
 from everlearn.settings import Count, LargeSizeOrZero, Rate, Seed
+from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
 
 
@@ -38,6 +41,8 @@ class RanPAC(SimpleCIL):
         select: how the ridge penalty is chosen: on a "sample" of everything seen, which depends on the
             content of the examples alone, or on the "current" task only, as published.
         seed: of the projection, the adapters and the order of examples.
+        order: of the examples in phase 1: "shuffled", "easy first", "hard first" or "mixed" (`Method`).
+        rescore: steps after which easy and hard are told anew.
 
     Relations: `simplecil` is the same without projection and ridge.
 
@@ -53,9 +58,11 @@ class RanPAC(SimpleCIL):
     def __init__(
         self, backbone: Backbone, *, width: LargeSizeOrZero = 10000, first_session: bool = True,
         train: str = "adaptformer", epochs: Count = 20, batch_size: Count = 48, lr: Rate = 0.01,
-        select: Literal["sample", "current"] = "sample", seed: Seed = 0,
+        select: Literal["sample", "current"] = "sample", seed: Seed = 0, order: Order = "shuffled",
+        rescore: Count = 50,
     ) -> None:  # fmt: skip
-        Method.__init__(self, backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        Method.__init__(self, backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, order=order,
+                        rescore=rescore)  # fmt: skip
         self.head = Ridge(backbone.width, projection=width, seed=seed, select=select)
         self.first_head = Cosine(backbone.width)
         self.deltas = train_part(backbone, train, seed=seed) if first_session else DeltaSet()
@@ -80,6 +87,9 @@ class RanPAC(SimpleCIL):
 
     def losses(self, batch: Examples) -> Tensor:
         return self.classification_losses(self.first_head(self.features(batch.inputs)), batch)
+
+    def current_scores(self, inputs: Sequence[Input]) -> Tensor:
+        return self.first_head(self.embed(inputs))
 
     def end_task(self, task: Task) -> None:
         for parameter in self.adapted:

@@ -49,6 +49,7 @@ class SLCA(Method):
         alignment_epochs: passes over the drawn features; they are drawn afresh in each.
         samples: features drawn for each class in an epoch.
         seed: of the insertion, the order of examples, the new rows of the head and the drawn features.
+        settings: order and rescore, as of every method that trains (`Method`).
 
     Relations: `finetune` without the Gaussians; `lda` and `fecam` predict by the Gaussians themselves.
 
@@ -66,8 +67,9 @@ class SLCA(Method):
     def __init__(
         self, backbone: Backbone, *, train: str = "full", epochs: Count = 20, batch_size: Count = 128, lr: Rate = 0.01,
         slowdown: Factor = 100.0, alignment_epochs: Natural = 5, samples: LargeSize = 256, seed: Seed = 0,
+        **settings: Any,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         self.slowdown, self.alignment_epochs, self.samples = slowdown, alignment_epochs, samples
         self.memory = GaussianReplay(backbone.width)
         self.register_buffer("since", torch.zeros(0, dtype=torch.long))  # the last task that had each class

@@ -38,6 +38,7 @@ class TaskAdapters(Method):
         lr: learning rate of the insertion (AdamW).
         head_lr: learning rate of the heads.
         seed: of the insertions, the heads and the order of examples.
+        settings: order and rescore, as of every method that trains (`Method`).
 
     Relations: `sequential` shares one insertion among all tasks, and forgets; `simplecil` is the
     router alone; `lora` with `side="query"` has one insertion for the queries of all domains.
@@ -51,9 +52,9 @@ class TaskAdapters(Method):
 
     def __init__(
         self, backbone: Backbone, *, train: str = "houlsby", epochs: Count = 5, batch_size: Count = 32,
-        lr: Rate = 1e-3, head_lr: Rate = 1e-2, seed: Seed = 0,
+        lr: Rate = 1e-3, head_lr: Rate = 1e-2, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         points_of(train)  # refuses a wrong insertion now, not when the first task begins
         self.insertion, self.head_lr = train, head_lr
         self.head = Prototype(backbone.width)  # the router: a prototype per class of a task, or one per domain
@@ -89,6 +90,9 @@ class TaskAdapters(Method):
         scores = own.new_full((len(batch), len(self.task.class_names)), -torch.inf)  # the classes of other tasks
         scores[:, sorted(self.task.classes)] = own
         return self.classification_losses(scores, batch)
+
+    def current_scores(self, inputs: Sequence[Input]) -> Tensor:
+        return self.predict(inputs, self.task.index)
 
     def end_task(self, task: Task) -> None:
         self.requires_grad_(False)

@@ -13,6 +13,7 @@ from io import StringIO
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from everlearn.errors import EverlearnError
 from everlearn.metrics.retrieval import comparable
@@ -73,6 +74,27 @@ def mined(
         negatives.get((str(query), positive), []) for query, positive in zip(pairs.inputs, pairs.positives, strict=True)
     ]
     return replace(pairs, negatives=found)
+
+
+def near(encoder: Encoder, pairs: Examples, documents: Sequence[str], most: int = 30) -> Tensor:
+    """(n, at most `most`) the documents nearest to each query, nearest first, as rows of `documents`; -1 where there
+    are fewer. Its positives and likely false negatives are not among them, as in `mined`: a document that ranks above
+    the positive, or just below it, is a wrong answer or one that nobody has marked, and it cannot be told which.
+
+    Args:
+        documents: the positives of all pairs, each once, and no others.
+
+    >>> from everlearn import backbones
+    >>> queries, documents = ["a rose", "a lawn"], ["the rose is red", "the lawn is green"]
+    >>> pairs = Examples(queries, torch.empty(0, dtype=torch.long), ["1", "2"], positives=documents)
+    >>> near(backbones.load("tiny"), pairs, documents).shape
+    torch.Size([2, 2])
+    """
+    most = min(most, len(documents))
+    found = mined(encoder, pairs, most=most).negatives
+    assert found is not None
+    row = {text: number for number, text in enumerate(documents)}
+    return torch.tensor([[row[text] for text in own] + [-1] * (most - len(own)) for own in found])
 
 
 class _Encoder:

@@ -1,0 +1,128 @@
+"""Does the order of examples matter? Curricula by present confusion beside shuffled order and beside their reverse.
+
+    python bench/curriculum.py [--sets clinc150,banking77] [--train head] [--epochs 2,10] [--seeds 0,1,2,3,4]
+                               [--per-class 30] [--out FOLDER]
+
+All classes of a set are learned at once, so that no forgetting is mixed in, from up to 30 examples a class. Every order
+has the same number of steps of the same size. Nothing is chosen: the rates are the defaults of `finetune`, easy and
+hard are told anew every 50 steps, and the thresholds are those of `everlearn/curriculum.py`.
+
+Written to docs/results/curriculum.md: the test accuracy, its difference to shuffled order with the same seed, the
+seconds of a run, and how many of them are for telling easy from hard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, get_args
+
+import common
+import torch
+
+from everlearn import backbones, curriculum, methods, streams
+from everlearn.console import Progress
+from everlearn.engine import learn
+from everlearn.results import environment
+from everlearn.streams.stream import Task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", default="clinc150,banking77")
+    parser.add_argument("--train", default="head", help="what finetune trains, with semicolons between several")
+    parser.add_argument("--epochs", default="2,10")
+    parser.add_argument("--orders", default=",".join(get_args(curriculum.Order)))
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--per-class", type=int, default=30)
+    parser.add_argument("--backbone", default="minilm")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--out", type=Path, help="a folder for finished runs, with which it goes on")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder = args.out or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    orders, seeds = args.orders.split(","), list(map(int, args.seeds.split(",")))
+    cells = [(name, train, int(epochs)) for train in args.train.split(";") for name in args.sets.split(",")
+             for epochs in args.epochs.split(",")]  # fmt: skip
+    lines = ["| set | trained | epochs | steps | order | accuracy | beside shuffled | seconds | of them scoring |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    with Progress(len(cells) * len(seeds) * len(orders), "curricula") as bar:
+        for name, train, epochs in cells:
+            runs: dict[str, list[dict[str, Any]]] = {order: [] for order in orders}
+            for seed in seeds:
+                for order in orders:
+                    words = f"{name}-{train}-{args.per_class}-{epochs}-{order}-{seed}.json".replace(" ", "-")
+                    if not (folder / words).exists():
+                        found = measured(name, train, epochs, order, seed, args.per_class, args.backbone)
+                        (folder / words).write_text(json.dumps(found))
+                    runs[order].append(json.loads((folder / words).read_text()))
+                    bar.advance(1, words)
+            lines += table(name, train, epochs, runs)
+            print("\n".join(lines), flush=True)
+    told = common.machine(environment(backbones.load(args.backbone)))
+    common.write_page("curriculum", [
+        "# The order of examples", "", f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",
+        f"Measured: {args.backbone}, up to {args.per_class} examples a class, seeds {args.seeds}; {told}. Test "
+        "accuracy in %, with its standard deviation; the difference to shuffled order is paired by seed.", "", *lines,
+    ])  # fmt: skip
+
+
+@cache
+def loaded(name: str, per_class: int) -> Task:
+    return streams.load(name, tasks=1, max_train_per_class=per_class)[0]
+
+
+def measured(
+    name: str, train: str, epochs: int, order: str, seed: int, per_class: int, backbone: str
+) -> dict[str, Any]:
+    """The test accuracy of one run, its steps, its seconds, and those of the scoring among them."""
+    task = loaded(name, per_class)
+    encoder = backbones.load_when_needed(backbone)
+    method = methods.get("finetune")(encoder, train=train, epochs=epochs, order=order, seed=seed)
+    scoring = 0.0
+    told = curriculum.OrderedExamples.told
+
+    def timed(batches: curriculum.OrderedExamples) -> torch.Tensor:
+        nonlocal scoring
+        before = time.monotonic()
+        found = told(batches)
+        scoring += time.monotonic() - before
+        return found
+
+    curriculum.OrderedExamples.told = timed  # type: ignore[method-assign]
+    before = time.monotonic()
+    try:
+        learning = learn(method, task)
+    finally:
+        curriculum.OrderedExamples.told = told  # type: ignore[method-assign]
+    seconds = time.monotonic() - before
+    with torch.no_grad():
+        right = method.predict(task.test.bare()).argmax(1).cpu() == task.test.labels
+    return {"accuracy": float(right.double().mean()), "steps": learning.steps, "seconds": seconds, "scoring": scoring}
+
+
+def table(name: str, train: str, epochs: int, runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = []
+    for order, found in runs.items():
+        scores = [100 * run["accuracy"] for run in found]
+        apart = [score - 100 * run["accuracy"] for score, run in zip(scores, runs["shuffled"], strict=True)]
+        beside = "" if order == "shuffled" else spread(apart, "+.1f")
+        lines.append(f"| {name} | {train} | {epochs} | {found[0]['steps']:,} | {order} | {spread(scores, '.1f')} "
+                     f"| {beside} | {mean(run['seconds'] for run in found):.1f} "
+                     f"| {mean(run['scoring'] for run in found):.1f} |")  # fmt: skip
+    return lines
+
+
+def spread(values: list[float], form: str) -> str:
+    return f"{mean(values):{form}}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The command `everlearn label`: write what a person should label next, and read the labels back."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from everlearn.errors import EverlearnError, printable
+from everlearn.settings import Count, Seed, checked
+
+STRATEGIES = ("random", "margin", "entropy", "k-center", "typical", "facility", "badge", "fass")
+"""Listed here too, so that help is fast."""
+ABOUT = (
+    "write which unlabelled examples a person should label next, the most useful first, and say when to stop; with "
+    "--read, learn the labels that were written into that file"
+)
+
+
+def add_parser(verb: Callable[[str, str], Any]) -> None:
+    """Add `label` to the command line."""
+    p = verb("label", ABOUT)
+    p.add_argument("directory", metavar="DIR", type=Path, nargs="?",
+                   help="the run whose model asks, or learns; without it nothing is learned yet, and an encoder asks "
+                        "(--backbone)")  # fmt: skip
+    p.add_argument("--data", type=Path, metavar="FILE", help="the unlabelled examples: a table, a text with one input "
+                   "per line, or images")  # fmt: skip
+    p.add_argument("--budget", type=int, default=50, metavar="N", help="how many to label (default: 50)")
+    p.add_argument("--labelled", type=Path, metavar="FILE", nargs="+", default=[],
+                   help="examples that have labels already, and are not asked for again")  # fmt: skip
+    p.add_argument("--strategy", choices=STRATEGIES,
+                   help="how to choose (default: what did best on validation examples)")  # fmt: skip
+    p.add_argument("--backbone", metavar="NAME|DIR", help="the encoder that asks where DIR is not given")
+    p.add_argument("--column", metavar="NAME", help="the column of the inputs, if its name is not a usual one")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the table to label; with --read and without DIR, the "
+                   "labelled rows as a table for `everlearn run`")  # fmt: skip
+    p.add_argument("--read", type=Path, metavar="FILE", help="the table with labels: DIR learns them as an update")
+    p.add_argument("--new-classes", action="store_true", help="allow labels that the model does not know yet")
+    p.add_argument("--test", type=Path, metavar="FILE", help="with --read: test examples (default: a fifth of the "
+                   "labelled examples of each class is held out)")  # fmt: skip
+    p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used")
+    p.add_argument("--overwrite", action="store_true", help="replace the file of --out if it exists")
+    p.add_argument("--method", metavar="NAME", help="the method that DIR holds, if it is one of yours")
+    p.add_argument("--json", action="store_true", help="write only JSON to standard output")
+
+
+def _label(args: argparse.Namespace) -> int:
+    if (args.data is None) == (args.read is None):
+        raise EverlearnError("give --data FILE to choose what to label, or --read FILE to read labels back")
+    if args.directory and not args.directory.is_dir():
+        raise EverlearnError(f"{args.directory}: no such run folder")
+    _check_out(args)
+    return _read(args) if args.read else _ask(args)
+
+
+def _check_out(args: argparse.Namespace) -> None:
+    """Refuse to replace what the user has, above all a table with labels."""
+    if args.out is None:
+        if args.data or not args.directory:
+            raise EverlearnError("--out FILE is missing: name the table to write")
+        return
+    if args.directory and args.read:
+        raise EverlearnError("--out is not written where a run learns the labels: leave it out")
+    given = [file for file in (args.data, args.read, args.test, *args.labelled) if file and file.exists()]
+    if args.out.exists() and (not args.out.is_file() or any(args.out.samefile(file) for file in given)):
+        raise EverlearnError(f"--out {args.out} is {'what is read' if args.out.is_file() else 'no file'}: give another")
+    if args.out.exists() and not args.overwrite:
+        raise EverlearnError(f"{args.out} exists already, and may hold labels: give another file, or add --overwrite")
+
+
+def _ask(args: argparse.Namespace) -> int:
+    budget, seed = checked("--budget", args.budget, Count), checked("--seed", args.seed, Seed)
+    if args.directory and args.backbone:
+        raise EverlearnError("--backbone is for the start, where nothing is learned: leave it or DIR out")
+    if not args.data.exists():
+        raise EverlearnError(f"{args.data}: no such file")
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print
+        from everlearn import backbones, labelling, model
+
+        name = args.backbone or backbones.default_for(_input_of(args.data))
+        source = (model.load(args.directory, method=args.method) if args.directory
+                  else backbones.load_when_needed(name))  # fmt: skip
+        asked = labelling.ask(source, args.data, args.out, budget, labelled=args.labelled, strategy=args.strategy,
+                              column=args.column, seed=seed, skip_bad_rows=args.skip_bad_rows,
+                              progress=True)  # fmt: skip
+    if args.json:
+        print(json.dumps({**asdict(asked), "stop": asked.stop, "out": str(args.out)}, indent=1))
+        return 0
+    print(asked.describe())
+    then = f" {printable(args.directory)}" if args.directory else ""
+    to = "" if args.directory else " --out LABELLED.csv"
+    print(f"written: {printable(args.out)}; fill in its column label, from the top as far as you like, then\n"
+          f"  everlearn label{then} --read {printable(args.out)}{to}")  # fmt: skip
+    return 0
+
+
+def _input_of(data: Path) -> str:
+    from everlearn.streams.peek import input_of
+
+    return input_of({"name": str(data)})
+
+
+def _read(args: argparse.Namespace) -> int:
+    with contextlib.redirect_stdout(sys.stderr):
+        from everlearn import labelling, model
+        from everlearn.versions import describe
+
+        if args.directory is None:
+            records = labelling.read(args.read, skip_bad_rows=args.skip_bad_rows)
+            labelling.write_labelled(records, args.out)
+        else:
+            loaded = model.load(args.directory, method=args.method)
+            known = None if args.new_classes else loaded.class_names
+            records = labelling.read(args.read, known=known, skip_bad_rows=args.skip_bad_rows)
+            tests = labelling.read(args.test, skip_bad_rows=args.skip_bad_rows) if args.test else []
+            tests = [replace(record, id=f"test {record.id}", split="test") for record in tests]
+            version = loaded.update([*records, *tests], progress=True)
+    if args.directory is None:
+        told = {"labelled": len(records), "classes": len({record.label for record in records}), "out": str(args.out)}
+        print(json.dumps(told, indent=1) if args.json else
+              f"{len(records):,} labelled rows of {told['classes']:,} classes: {printable(args.out)}; learn them with\n"
+              f"  everlearn run --stream {printable(args.out)}")  # fmt: skip
+        return 0
+    print(json.dumps(version.record, indent=1) if args.json else describe(version))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {"label": _label}
