@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict] = {
     "prompt_retriever": {"epochs": 8, "batch_size": 8, "lr": 0.03, "length": 1, "selected": 1, "pool_size": 8},
     "qdc": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "ranpac": {"epochs": 2, "width": 64},
+    "setfit": {"pairs": 4, "memory_per_class": 4, "lr": 1e-3},
 }
 
 # (method, check): why the promise cannot hold. Each row must fail, or it is out of date.
