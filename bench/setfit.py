@@ -7,6 +7,8 @@ seed draws. SetFit and the package draw R pairs of each kind for every example (
 classes, because of the cost), make the same number of steps and start from the same encoder. Nothing is chosen: all
 settings are the defaults. The package needs a Python that has it (`pip install setfit`), or its columns are left out.
 
+Beside each set stand the mean cosines of two examples of one class and of two classes, before anything is learned.
+
 Then classes are added in five tasks (`--adding SET`), and old test examples are asked again after each: among the
 classes that were known when theirs were learned, and among all.
 
@@ -72,6 +74,8 @@ def main() -> None:
         for shots in map(int, args.shots.split(",")):
             for seed in seeds:
                 found = kept(folder / f"{name}-{shots}-{seed}.json", args.page, compared, name, shots, seed, *told)
+                found |= kept(folder / f"{name}-{shots}-{seed}-cosines.json", args.page,
+                              cosines, name, shots, seed, *told)  # fmt: skip
                 if has_package or args.page:
                     found |= kept(folder / f"{name}-{shots}-{seed}-package.json", args.page,
                                   of_package, name, shots, seed, *told, args.package)  # fmt: skip
@@ -129,6 +133,15 @@ def compared(name: str, shots: int, seed: int, backbone: str, texts: Path, threa
     return found | {"steps": learning.steps, "environment": environment(method.backbone)}
 
 
+def cosines(name: str, shots: int, seed: int, backbone: str, texts: Path, threads: int) -> dict[str, float]:
+    """Of two training examples of one class, and of two classes, before anything is learned: the mean."""
+    train = few(name, texts, shots, seed)[0].train
+    features = torch.nn.functional.normalize(backbones.load(backbone).encode(train.inputs).float(), dim=1)
+    found, same = features @ features.T, train.labels[:, None] == train.labels
+    other_example = ~torch.eye(len(train), dtype=torch.bool)
+    return {"same class": found[same & other_example].mean().item(), "other class": found[~same].mean().item()}
+
+
 def of_package(
     name: str, shots: int, seed: int, backbone: str, texts: Path, threads: int, python: str
 ) -> dict[str, Any]:  # fmt: skip
@@ -178,21 +191,23 @@ def spread(values: Iterable[float | None]) -> str:
 
 
 def machine(rows: dict[Any, list[dict[str, Any]]]) -> str:
-    return common.machine(next(run for runs in rows.values() for run in runs if run)["environment"])
+    return common.machine(next(run for runs in rows.values() for run in runs if "setfit" in run)["environment"])
 
 
 def table(rows: dict[Any, list[dict[str, Any]]]) -> list[str]:
-    lines = [f"| set | examples a class | R | steps | {' | '.join(COLUMNS)} | seconds, setfit | seconds, package |",
-             "|---" * (6 + len(COLUMNS)) + "|"]  # fmt: skip
+    lines = [f"| set | examples a class | cosines before | R | steps | {' | '.join(COLUMNS)} | seconds, setfit "
+             "| seconds, package |", "|---" * (7 + len(COLUMNS)) + "|"]  # fmt: skip
     for (name, shots), runs in rows.items():
-        if not any(runs):
+        runs = [run for run in runs if "setfit" in run]
+        if not runs:
             continue
         cells = [spread(run.get(column) for run in runs) for column in COLUMNS]
         for key in ("setfit seconds", "package, seconds"):
             seconds = [run[key] for run in runs if key in run]
             cells.append(f"{mean(seconds):.0f}" if seconds else "-")
-        steps = next(run["steps"] for run in runs if run)
-        lines.append(f"| {name} | {shots} | {SETS[name][0]} | {steps} | {' | '.join(cells)} |")
+        before = [mean(run[which] for run in runs) for which in ("same class", "other class")]
+        lines.append(f"| {name} | {shots} | {before[0]:.2f}, {before[1]:.2f} | {SETS[name][0]} | {runs[0]['steps']} "
+                     f"| {' | '.join(cells)} |")  # fmt: skip
     return lines
 
 

@@ -45,8 +45,8 @@ class SetFit(Method):
     pairs of new examples with new and old ones, and as many pairs that start from old examples, so that a task costs
     at most twice what its own examples do. The head is fitted anew to the tuned features of old and new examples.
 
-    Departures: a positive pair has two different examples, except where a class has one; and the encoder has no
-    dropout while it learns.
+    Departures: a positive pair has two different examples, except where a class has one; the encoder has no dropout
+    while it learns; and C is 30, as in `logistic`, where the authors' package has 1.
 
     Args:
         backbone: a pre-trained encoder; for texts one that was trained to embed sentences.
@@ -57,7 +57,7 @@ class SetFit(Method):
         epochs: passes over the pairs.
         batch_size: pairs per step.
         lr: learning rate of the encoder (AdamW), which rises for a tenth of the steps and falls to zero; by default
-            2e-5 for every weight and 1e-3 for an insertion.
+            2e-5 for every weight, as in the authors' package, and 1e-3 for an insertion.
         strength: C of the logistic regression.
         seed: of the insertion, the pairs and their order, and the choice of the examples that are kept.
 
