@@ -206,7 +206,8 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("directory", metavar="DIR", type=Path)
     p.add_argument("--to", required=True, metavar="FORMAT",
                    help="sentence-transformers: the encoder, with trained weights and merged LoRA, as a folder; "
-                        "onnx: the classifier as model.onnx, with its tokenizer (extra: onnx)")  # fmt: skip
+                        "setfit: the same with a head of logistic regression; onnx: the classifier "
+                        "as model.onnx, with its tokenizer (extra: onnx)")  # fmt: skip
     p.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new or empty folder")
     p.add_argument("--method", metavar="NAME", help=expected)
     index_commands.add_parsers(verb, made)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.sentences import Dense, Normalize
+from everlearn.backbones.tensors import read_tensors
 from everlearn.backbones.text import TextBackbone
 from everlearn.calibration import probabilities
 from everlearn.errors import EverlearnError, unknown
@@ -31,11 +32,12 @@ from everlearn.method import Method, Role
 from everlearn.methods.finetune import Finetune
 from everlearn.peft.lora import LoRA
 from everlearn.seeds import seeded
+from everlearn.setfit_folder import HEAD, write_head
 from everlearn.streams.inputs import Input
 
 LEAST_COSINE = 0.9999
 MOST_DIFFERENCE = 1e-3
-"""Of probabilities, between this library and ONNX: the same sums in another order."""
+"""Of probabilities, between this library and another: the same sums in another order."""
 MOST_AT_ONCE = 1024
 """Inputs of one call of an ONNX model."""
 PROBES = (
@@ -52,7 +54,9 @@ def export(method: Method, to: str, out: str | Path, *, temperature: float | Non
     Args:
         method: that of a loaded model; it is not changed.
         to: "sentence-transformers" (the encoder, with trained weights and merged LoRA, as a folder for
-            `SentenceTransformer`), or "onnx" (the classifier as `model.onnx`, with its tokenizer and `everlearn.json`).
+            `SentenceTransformer`), "setfit" (the same folder with the names of the classes, and with a head of logistic
+            regression that is no pickle), or "onnx" (the classifier as `model.onnx`, with its tokenizer and
+            `everlearn.json`).
         out: a folder that does not exist yet, or is empty.
         temperature: of its probabilities.
 
@@ -71,7 +75,7 @@ def export(method: Method, to: str, out: str | Path, *, temperature: float | Non
     ...     export(method, "onxx", "for-onnx-runtime")
     ... except EverlearnError as error:
     ...     print(error)
-    unknown format 'onxx': did you mean 'onnx'? (known: onnx, sentence-transformers)
+    unknown format 'onxx': did you mean 'onnx'? (known: onnx, sentence-transformers, setfit)
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
@@ -128,6 +132,21 @@ def _to_sentence_transformers(method: Method, temperature: float | None, out: Pa
         with encoder.reading(role) if role else contextlib.nullcontext():
             mine = encoder.infer(list(PROBES)).numpy()
         _check_cosines(mine, np.asarray(encode(list(PROBES), show_progress_bar=False)), "sentence-transformers")
+
+
+def _to_setfit(method: Method, temperature: float | None, out: Path) -> None:
+    write_head(method, temperature, out)
+    _to_sentence_transformers(method, temperature, out)
+    from sklearn.linear_model import LogisticRegression
+
+    head, held = LogisticRegression(), read_tensors(out / HEAD)  # the package computes with the same numbers
+    head.coef_, head.intercept_ = held["coef_"].numpy(), held["intercept_"].numpy()
+    head.classes_ = np.arange(len(method.task.class_names))
+    library = _library("sentence_transformers", "retrieval")
+    theirs = library.SentenceTransformer(str(out), device="cpu", local_files_only=True)
+    found = head.predict_proba(theirs.encode(list(PROBES), normalize_embeddings=True, show_progress_bar=False))
+    expected = probabilities(method.head(method.backbone.infer(list(PROBES))).float(), temperature).numpy()
+    _check_probabilities(expected, found)
 
 
 def _modules_of(library: Any, encoder: TextBackbone) -> list[nn.Module]:
@@ -202,10 +221,7 @@ def _to_onnx(method: Method, temperature: float | None, out: Path) -> None:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     for tensors in given:
         found = session.run(["probabilities"], {name: tensor.numpy() for name, tensor in tensors.items()})[0]
-        difference = float(np.abs(found - expected[: len(found)]).max())
-        if not difference <= MOST_DIFFERENCE:
-            raise EverlearnError(f"the probabilities of the exported file differ by {difference:.2g}, and nothing was "
-                                 "written: please report this")  # fmt: skip
+        _check_probabilities(expected[: len(found)], found)
     told: dict[str, Any] = {"classes": method.task.class_names, "temperature": temperature, "inputs": names}
     if isinstance(encoder, TextBackbone):
         encoder.tokenizer.save_pretrained(out)
@@ -276,6 +292,13 @@ def _check_cosines(mine: np.ndarray, theirs: np.ndarray, library: str) -> None:
                              "nothing was written: please report this")  # fmt: skip
 
 
+def _check_probabilities(mine: np.ndarray, theirs: np.ndarray) -> None:
+    difference = float(np.abs(theirs - mine).max())
+    if not difference <= MOST_DIFFERENCE:
+        raise EverlearnError(f"the probabilities of the export differ by {difference:.2g}, and nothing was written: "
+                             "please report this")  # fmt: skip
+
+
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
@@ -295,5 +318,5 @@ def _library(name: str, extra: str) -> Any:
 
 
 FORMATS: dict[str, Callable[[Method, float | None, Path], None]] = {
-    "sentence-transformers": _to_sentence_transformers, "onnx": _to_onnx,
+    "sentence-transformers": _to_sentence_transformers, "setfit": _to_setfit, "onnx": _to_onnx,
 }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from everlearn import backbones, checkpoint, methods, versions
+from everlearn import backbones, checkpoint, methods, setfit_folder, versions
 from everlearn.calibration import probabilities
 from everlearn.config import check_arguments
 from everlearn.errors import EverlearnError
@@ -131,7 +131,8 @@ class Model:
         """Write the model for another library, which gives equal answers there (`everlearn.export.export`).
 
         Args:
-            to: "sentence-transformers" (the encoder as a folder) or "onnx" (the classifier as a file).
+            to: "sentence-transformers" (the encoder as a folder), "setfit" (the same with its head of logistic
+                regression) or "onnx" (the classifier as a file).
             out: a folder that does not exist yet, or is empty.
 
         Returns:
@@ -174,10 +175,11 @@ class Model:
 
 
 def load(directory: str | Path, *, method: str | type[Method] | None = None, version: Count | None = None) -> Model:
-    """The model of a run, as it was after the last task that was saved.
+    """The model of a run, as it was after the last task that was saved, or of a folder in the format of setfit.
 
     Args:
-        directory: a run's folder.
+        directory: a run's folder, or that of a SetFit model whose head is no pickle (`everlearn export --to setfit`
+            writes such a one). It answers, and cannot be updated.
         version: which of the folder's versions; by default the current one.
         method: the method that the folder holds. It must be given where that is not a method of everlearn, because
             code is never imported at the word of a file.
@@ -195,6 +197,8 @@ def load(directory: str | Path, *, method: str | type[Method] | None = None, ver
     150
     """
     checked("version", version, Count | None)
+    if setfit_folder.is_one(Path(directory)):
+        return Model(setfit_folder.read(Path(directory)))
     return _restored(Path(directory), method, version)[0]
 
 

@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict] = {
     "qdc": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "retrieval_augmented": {"epochs": 8, "batch_size": 8, "lr": 0.01, "neighbours": 2},
     "ranpac": {"epochs": 2, "width": 64},
+    "setfit": {"pairs": 4, "memory_per_class": 4, "lr": 1e-3},
 }
 
 # (method, check): why the promise cannot hold. Each row must fail, or it is out of date.

@@ -74,6 +74,11 @@ class ContentSample(Stateful):
         """Offer (n, width) rows with their (n,) labels."""
         self._add(features, labels, self.keys_of(features))
 
+    def clear(self) -> None:
+        """Be as if no row had been offered."""
+        self.limit = torch.ones_like(self.limit)
+        self._keep(self.keys < 0)
+
     def merge(self, other: ContentSample, places: Tensor) -> None:
         """Offer all rows that `other` was offered; its label k becomes label `places[k]`. Both have the same seed."""
         self.limit = torch.minimum(self.limit, other.limit.to(self.limit))

@@ -82,6 +82,14 @@ class Logistic(Statistics):
         self.sample.add(normalize(features.double(), dim=1), labels)
 
     @torch.no_grad()
+    def refit(self, features: Tensor, labels: Tensor) -> None:
+        """Forget all rows and fit to these (n, width) features and (n,) labels, because the encoder has changed."""
+        self.counts = torch.zeros_like(self.counts)
+        self.sample.clear()
+        self.add(features, labels)
+        self.solve()
+
+    @torch.no_grad()
     def remove(self, features: Tensor, labels: Tensor) -> None:
         """Undo `add` for these (n, width) features and (n,) labels; `solve` makes it felt.
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from everlearn.methods.ranpac import RanPAC as RanPAC
     from everlearn.methods.retrieval_augmented import RetrievalAugmented as RetrievalAugmented
     from everlearn.methods.sequential import Sequential as Sequential
+    from everlearn.methods.setfit import SetFit as SetFit
     from everlearn.methods.simplecil import SimpleCIL as SimpleCIL
     from everlearn.methods.slca import SLCA as SLCA
     from everlearn.methods.task_adapters import TaskAdapters as TaskAdapters
