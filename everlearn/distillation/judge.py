@@ -81,17 +81,25 @@ class Space:
         return self.solved(self.train[rows], self.hard(self.labels[rows]), weights)
 
 
-def beside(space: Space, per_class: int, *, subsets: int = SUBSETS, seed: int = 0) -> dict[str, Any]:
+def beside(
+    space: Space, per_class: int, *, chosen_in: Space | None = None, subsets: int = SUBSETS, seed: int = 0
+) -> dict[str, Any]:  # fmt: skip
     """Accuracy with all real examples, and with equally many a class: the mean of random subsets, the one of them with
-    the highest accuracy on validation examples, herding, and medoids of k-means."""
+    the highest accuracy on validation examples, herding, and medoids of k-means.
+
+    Args:
+        chosen_in: the features by which herding and k-means choose, where they are others than those that accuracy is
+            measured with.
+    """
+    by = (chosen_in or space).train
     drawn = [space.of_rows(random_rows(space.labels, per_class, derived_seed(seed, number))) for number in range(subsets)]
     everything = space.solved(space.train, space.hard(space.labels))
     return {
         "all real examples": everything,
         f"best of {subsets} random subsets": max(drawn, key=lambda accuracy: accuracy["validation"]),
         "random subsets, mean": {part: mean(accuracy[part] for accuracy in drawn) for part in space.parts},
-        "herding": space.of_rows(herding(space.train, space.labels, per_class)),
-        "medoids of k-means": space.of_rows(medoids(space.train, space.labels, per_class, seed)),
+        "herding": space.of_rows(herding(by, space.labels, per_class)),
+        "medoids of k-means": space.of_rows(medoids(by, space.labels, per_class, seed)),
     }
 
 
@@ -106,20 +114,22 @@ def nearest_real(features: Tensor, space: Space, k: int = 1) -> Tensor:
     return (normalize(features, dim=1) @ normalize(space.train, dim=1).T).topk(k, dim=1).indices
 
 
-def words() -> Callable[[list[Input]], Tensor]:
-    """A second encoder that needs no weights: the 2,000 most frequent words and pairs of words, by tf-idf, as they occur
-    in the texts that come first (the training texts)."""
+def words(size: int = 256) -> Callable[[list[Input]], Tensor]:
+    """A second encoder that needs no weights: words and pairs of words by tf-idf, reduced to `size` dimensions by their
+    singular vectors (latent semantic analysis). It is fitted on the texts that come first, the training texts."""
+    from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import Pipeline, make_pipeline
 
-    vectors = TfidfVectorizer(ngram_range=(1, 2), max_features=2000, sublinear_tf=True)
-    known = False
+    fitted: list[Pipeline] = []
 
     def encode(texts: list[Input]) -> Tensor:
-        nonlocal known
         plain = [str(text) for text in texts]
-        found = vectors.transform(plain) if known else vectors.fit_transform(plain)
-        known = True
-        return torch.from_numpy(found.toarray()).float()
+        if not fitted:
+            counts = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+            kept = min(size, *(limit - 1 for limit in counts.fit_transform(plain).shape))
+            fitted.append(make_pipeline(counts, TruncatedSVD(max(kept, 1), random_state=0)).fit(plain))
+        return torch.from_numpy(fitted[0].transform(plain)).float()
 
     return encode
 

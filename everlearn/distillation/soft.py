@@ -60,6 +60,26 @@ def embedded(backbone: Backbone, texts: Sequence[str], length: int) -> Tensor:
     return states[0][:, 1:].float()
 
 
+def features_of(backbone: Backbone, sequences: Tensor) -> Tensor:
+    """Features (n, width) of sequences (n, length, width), with gradient to them and to what is trained.
+
+    >>> from everlearn import backbones
+    >>> tiny = backbones.load("tiny")
+    >>> torch.allclose(features_of(tiny, embedded(tiny, ["one two three"], 3)), tiny(["one two three"]), atol=1e-6)
+    True
+    """
+    length = sequences.shape[1]
+    prepared = backbone.prepare([" ".join(["a"] * length)])
+    template = _first(prepared, length + 1, backbone.mask(prepared).shape[1])
+    place = PromptTokens(replaces=True)
+    backbone.attach(place, backbone.tokens)
+    try:
+        with place.given(sequences):
+            return backbone.pool(backbone.hidden({name: t.expand(len(sequences), -1) for name, t in template.items()}))
+    finally:
+        backbone.detach(place)
+
+
 class Learner(nn.Module):
     """An encoder that reads soft sequences and texts, what is inserted into it, and a head.
 
@@ -77,14 +97,11 @@ class Learner(nn.Module):
 
     def __init__(self, backbone: Backbone, train: str = "head", *, classes: int | None, seed: int = 0) -> None:
         super().__init__()
-        self.backbone, self.train_setting, self.seed = backbone, train, seed
-        self.place = PromptTokens(replaces=True)
-        backbone.attach(self.place, backbone.tokens)
+        self.backbone = backbone
         self.deltas: DeltaSet = train_part(backbone, train, seed=seed)
         self.head: nn.Module = nn.Identity() if classes is None else Linear(backbone.width)
         if isinstance(self.head, Linear):
             self.head.grow(classes or 0)
-        self._templates: dict[int, dict[str, Tensor]] = {}
 
     def forward(self, inputs: Tensor | Sequence[Input]) -> Tensor:
         """Scores of the head, or features where there is none: (n, classes or width)."""
@@ -92,15 +109,7 @@ class Learner(nn.Module):
 
     def features(self, inputs: Tensor | Sequence[Input]) -> Tensor:
         """Features (n, width) of texts, or of sequences (n, length, width)."""
-        if not isinstance(inputs, Tensor):
-            return self.backbone(inputs)
-        length = inputs.shape[1]
-        if length not in self._templates:
-            prepared = self.backbone.prepare([" ".join(["a"] * length)])
-            self._templates[length] = _first(prepared, length + 1, self.backbone.mask(prepared).shape[1])
-        template = {name: tensor.expand(len(inputs), -1) for name, tensor in self._templates[length].items()}
-        with self.place.given(inputs):
-            return self.backbone.pool(self.backbone.hidden(template))
+        return features_of(self.backbone, inputs) if isinstance(inputs, Tensor) else self.backbone(inputs)
 
     def start(self, seed: int) -> Weights:
         """What is trained, detached: the encoder's weights as they are, a new head, and new values of what is inserted,
@@ -115,7 +124,6 @@ class Learner(nn.Module):
     def close(self) -> None:
         """Take everything off the backbone, and freeze it as it was."""
         self.deltas.detach(self.backbone)
-        self.backbone.detach(self.place)
         self.backbone.requires_grad_(False)
 
 
@@ -169,12 +177,13 @@ class OnHead:
         new = self.learner.features(sequences[block])
         self.known = self.known.index_copy(0, block, new.detach())
         features = self.known.index_copy(0, block, new)
-        return lambda weights: cross_entropy(self._scores(weights, features), soft.labels())
+        return lambda weights: cross_entropy(self.scores(weights, features), soft.labels())
 
     def outer(self, weights: Weights, rows: Tensor) -> Tensor:
-        return cross_entropy(self._scores(weights, self.features[rows]), self.labels[rows])
+        return cross_entropy(self.scores(weights, self.features[rows]), self.labels[rows])
 
-    def _scores(self, weights: Weights, features: Tensor) -> Tensor:
+    def scores(self, weights: Weights, features: Tensor) -> Tensor:
+        """Scores (n, classes) of the head with these weights for features (n, width)."""
         own = {name.removeprefix("head."): tensor for name, tensor in weights.items()}
         scores: Tensor = functional_call(self.learner.head, own, (features,))
         return scores
