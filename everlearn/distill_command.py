@@ -71,7 +71,7 @@ def _distill(args: argparse.Namespace) -> int:
         backbone = backbones.load(args.backbone or backbones.default_for(stream.input))
         second = backbones.load(args.second) if args.second else None
         command = shlex.join(["everlearn", *args.words])
-        made, report = distill(stream, backbone, args.out, **given, second=second, command=command, progress=True)
+        _, report = distill(stream, backbone, args.out, **given, second=second, command=command, progress=True)
     if args.json:
         print(json.dumps({"file": str(args.out), **report}, indent=1))
     else:
@@ -87,12 +87,14 @@ def described(report: dict[str, Any]) -> list[str]:
     ...            "accuracy": {"herding": {"validation": 0.9, "test": 0.875}}})[-1].split()
     ['herding', '90.0', '87.5']
     """
-    lines = [f"{report['kind']}: {report['examples']:,} examples, {100 * report['share of the data']:.2g} % of the data, "
-             f"{report['bytes']:,} bytes"]  # fmt: skip
+    share = f"{100 * report['share of the data']:.2g} % of the data"
+    lines = [f"{report['kind']}: {report['examples']:,} examples, {share}, {report['bytes']:,} bytes"]  # fmt: skip
     for name, title in (("accuracy", "accuracy of a model trained on it, %"), ("nDCG@10", "nDCG@10, %")):
         if name in report:
             lines += _table(title, report[name])
-    starts = {name: report[name] for name in ("fresh starts", "own steps, fresh starts", "ridge regression") if name in report}
+    starts = {
+        name: report[name] for name in ("fresh starts", "own steps, fresh starts", "ridge regression") if name in report
+    }
     if starts:
         lines += _table("transfer: the set in other training", starts)
     if "second encoder" in report:
@@ -108,8 +110,9 @@ def described(report: dict[str, Any]) -> list[str]:
 
 
 def _table(title: str, rows: dict[str, Any]) -> list[str]:
-    return ["", f"{title:<52}{'validation':>14}{'test':>14}",
-            *(f"  {name:<50}{_cell(row['validation']):>14}{_cell(row['test']):>14}" for name, row in rows.items())]  # fmt: skip
+    lines = [(title, "validation", "test")]
+    lines += [(f"  {name}", _cell(row["validation"]), _cell(row["test"])) for name, row in rows.items()]
+    return ["", *(f"{name:<52}{validation:>14}{test:>14}" for name, validation, test in lines)]
 
 
 def _cell(value: Any) -> str:

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | features | a feature of the frozen encoder | ridge regression, solved exactly | `closed_form.py` |
 | texts | a real text with a weight | logistic regression, solved; implicit gradient | `texts.py` |
-| soft | a sequence of vectors that stand where embedded tokens stand | gradient steps, unrolled | `bilevel.py`, `soft.py` |
+| soft | a sequence of vectors that stand where embedded tokens stand | steps, unrolled | `bilevel.py`, `soft.py` |
 | soft, of pairs | a soft query with a soft or a real document | the same, on a ranking loss | `pairs.py` |
 
 `data_set.py` writes and reads a set, `judge.py` says what it is worth, and `distill.py` does all of it for a stream.

@@ -49,8 +49,8 @@ def trained_on(loss: Loss, weights: Weights, rates: Tensor) -> Weights:
 class Soft(nn.Module):
     """What is learned: sequences, step sizes and perhaps the labels.
 
-    Step sizes are softplus of what is learned, so they stay positive. Labels are a softmax of it (Sucholutsky & Schonlau,
-    2019, https://arxiv.org/abs/1910.02551); without `learn_labels` they stay as given.
+    Step sizes are softplus of what is learned, so they stay positive. Labels are a softmax of it (Sucholutsky &
+    Schonlau, 2019, https://arxiv.org/abs/1910.02551); without `learn_labels` they stay as given.
 
     Args:
         sequences: by name, each (m, length, width): "inputs", or "queries" and "documents".

@@ -40,7 +40,7 @@ def centred(labels: Tensor, classes: int) -> Tensor:
 
 
 def outer_loss(synthetic: Tensor, targets: Tensor, real: Tensor, wanted: Tensor, strength: float) -> Tensor:
-    """The mean squared error, summed over classes, on real features of the ridge regression of synthetic ones: a scalar.
+    """The squared error, mean over real features, of the ridge regression of synthetic ones: a scalar.
 
     Args:
         synthetic: (m, width). targets: (m, classes). real: (n, width). wanted: (n, classes).
@@ -71,7 +71,9 @@ def distil_features(
     """
     real, wanted = normalize(features.double(), dim=1), centred(labels, classes)
     parts = [centres(real[rows], min(per_class, len(rows)), seed) for rows in rows_by_class(labels)]
-    own = torch.cat([labels[rows[:1]].expand(len(part)) for rows, part in zip(rows_by_class(labels), parts, strict=True)])
+    own = torch.cat(
+        [labels[rows[:1]].expand(len(part)) for rows, part in zip(rows_by_class(labels), parts, strict=True)]
+    )
     synthetic, targets = normalize(torch.cat(parts), dim=1).requires_grad_(True), centred(own, classes)
     adam = torch.optim.Adam([synthetic], lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
@@ -92,8 +94,8 @@ def distil_features(
 
 
 def best_labels(synthetic: Tensor, real: Tensor, wanted: Tensor, strength: float) -> Tensor:
-    """The labels (m, classes) of synthetic features (m, width) whose ridge regression has the least squared error on the
-    real ones: the scores are linear in them, so they are solved for (Nguyen, Chen & Lee, Dataset Meta-Learning from
+    """The labels (m, classes) of synthetic features (m, width) whose ridge regression has the least squared error on
+    the real ones: the scores are linear in them, so they are solved for (Nguyen, Chen & Lee, Dataset Meta-Learning from
     Kernel Ridge-Regression, ICLR 2021, https://arxiv.org/abs/2011.00050).
 
     Args:

@@ -102,7 +102,9 @@ class DistilledSet:
 
     def stored_bytes(self) -> int:
         """Bytes of the examples: tensors and texts, without names and the recipe."""
-        tensors = sum(tensor.numel() * tensor.element_size() for name, tensor in self.tensors.items() if name != "rates")
+        tensors = sum(
+            tensor.numel() * tensor.element_size() for name, tensor in self.tensors.items() if name != "rates"
+        )
         return tensors + sum(len(text.encode()) for text in (*self.texts, *self.documents))
 
     def check_encoder(self, identity: str, name: str) -> None:
@@ -112,16 +114,21 @@ class DistilledSet:
             EverlearnError: the set means nothing to this encoder.
         """
         if self.kind != "texts" and identity != self.backbone["identity"]:
-            raise EverlearnError(f"the distilled set was made with the backbone '{self.backbone['name']}' "
-                                 f"({self.backbone['identity'][:8]}…), and this is '{name}' ({identity[:8]}…), to which "
-                                 "its vectors mean nothing: give that backbone, or distil --kind texts")  # fmt: skip
+            made_with = f"'{self.backbone['name']}' ({self.backbone['identity'][:8]}…)"
+            raise EverlearnError(f"the distilled set was made with the backbone {made_with}, and this is '{name}' "
+                                 f"({identity[:8]}…), to which its vectors mean nothing: give that backbone, or distil "
+                                 "--kind texts")  # fmt: skip
 
 
 def read(file: str | Path) -> DistilledSet:
-    """Read a distilled set. Everything in it is checked.
+    """Read a distilled set. Everything in it is checked, and nothing is unpickled.
 
     Raises:
         DataError: there is no such file, it is no distilled set, or its parts do not fit together.
+
+    >>> read("/dev/zero")
+    Traceback (most recent call last):
+    everlearn.errors.DataError: /dev/zero is not a regular file: give a file, not a pipe or a device
     """
     path = Path(file)
     header = _header(path)
@@ -171,7 +178,16 @@ def _fault(made: DistilledSet) -> str:
     kind, tensors, classes = made.kind, made.tensors, len(made.class_names)
     if _main(kind) not in tensors or (kind != "soft pairs" and "labels" not in tensors):
         return f"a set of kind {kind} needs {_main(kind)}" + (" and labels" if kind != "soft pairs" else "")
-    dims = {"features": 2, "labels": 1, "weights": 1, "targets": 2, "inputs": 3, "queries": 3, "documents": 3, "rates": 1}
+    dims = {
+        "features": 2,
+        "labels": 1,
+        "weights": 1,
+        "targets": 2,
+        "inputs": 3,
+        "queries": 3,
+        "documents": 3,
+        "rates": 1,
+    }
     for name, tensor in tensors.items():
         if name not in dims or tensor.dim() != dims[name]:
             return f"the tensor '{printable(name)}' of {tensor.dim()} dimensions has no place in it"

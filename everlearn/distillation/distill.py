@@ -109,10 +109,12 @@ def distill(
     tasks = stream.tasks[:until]
     settings = {"steps": 150, "rate": 0.003 if kind == "features" else 0.02, **_given(steps=steps, rate=rate)}
     recipe = {**{name: value for name, value in given.items() if name not in ("command", "progress")}, **settings,
-              "stream": stream.config, "data": stream.fingerprint(), "command": command, "everlearn": __version__}  # fmt: skip
+              "stream": stream.config, "data": stream.fingerprint(), "command": command,
+              "everlearn": __version__}  # fmt: skip
     encoder = {"name": backbone.name, "identity": backbone.identity()}
     inner: dict[str, Any] = {
-        "steps": inner_steps or (30 if train == "head" else 2), "rate": inner_rate or (20.0 if train == "head" else 0.05),
+        "steps": inner_steps or (30 if train == "head" else 2),
+        "rate": inner_rate or (20.0 if train == "head" else 0.05),
     }  # fmt: skip
     if stream.goal == "ranking":
         if train == "head":
@@ -160,7 +162,12 @@ def _given(**settings: Any) -> dict[str, Any]:
 def _written(made: DistilledSet, report: Report, out: str | Path | None, real: int) -> tuple[DistilledSet, Report]:
     if out is not None:
         made.save(Path(out))
-    size = {"kind": made.kind, "examples": len(made), "share of the data": len(made) / real, "bytes": made.stored_bytes()}
+    size = {
+        "kind": made.kind,
+        "examples": len(made),
+        "share of the data": len(made) / real,
+        "bytes": made.stored_bytes(),
+    }
     return made, {**size, **report}
 
 
@@ -173,7 +180,8 @@ def _texts(
         encode = judge.encoder_of(second) if second else judge.words()
         other = Space.of(encode, parts, space.classes)
         transfer = {"encoder": second.name if second else "words (tf-idf)",
-                    "distilled set": other.of_rows(rows, weights), **judge.beside(other, per_class, chosen_in=space, seed=seed)}  # fmt: skip
+                    "distilled set": other.of_rows(rows, weights),
+                    **judge.beside(other, per_class, chosen_in=space, seed=seed)}  # fmt: skip
     more = {"accuracy": space.of_rows(rows, weights), "second encoder": transfer,
             "fresh starts": _starts(space, features, space.hard(labels), weights, seed)}  # fmt: skip
     return {"labels": labels, "weights": weights.float()}, rows.tolist(), more

@@ -82,7 +82,7 @@ class Space:
 
 
 def beside(
-    space: Space, per_class: int, *, chosen_in: Space | None = None, subsets: int = SUBSETS, seed: int = 0
+    space: Space, per_class: int, *, chosen_in: Space | None = None, seed: int = 0
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracy with all real examples, and with equally many a class: the mean of random subsets, the one of them with
     the highest accuracy on validation examples, herding, and medoids of k-means.
@@ -92,11 +92,13 @@ def beside(
             measured with.
     """
     by = (chosen_in or space).train
-    drawn = [space.of_rows(random_rows(space.labels, per_class, derived_seed(seed, number))) for number in range(subsets)]
+    drawn = [
+        space.of_rows(random_rows(space.labels, per_class, derived_seed(seed, number))) for number in range(SUBSETS)
+    ]
     everything = space.solved(space.train, space.hard(space.labels))
     return {
         "all real examples": everything,
-        f"best of {subsets} random subsets": max(drawn, key=lambda accuracy: accuracy["validation"]),
+        f"best of {SUBSETS} random subsets": max(drawn, key=lambda accuracy: accuracy["validation"]),
         "random subsets, mean": {part: mean(accuracy[part] for accuracy in drawn) for part in space.parts},
         "herding": space.of_rows(herding(by, space.labels, per_class)),
         "medoids of k-means": space.of_rows(medoids(by, space.labels, per_class, seed)),

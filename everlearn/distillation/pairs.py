@@ -48,7 +48,9 @@ def distil_pairs(
             untouched = scored(learner, {}, tasks)
             losses = distil(problem, soft, steps=steps, lr=rate, batch_size=batch_size, seed=seed, progress=progress)
             soft.requires_grad_(False)
-            starts = [scored(learner, _after(problem, soft, derived_seed(seed, 10**6 + number)), tasks) for number in range(3)]
+            starts = [
+                scored(learner, _after(problem, soft, derived_seed(seed, 10**6 + number)), tasks) for number in range(3)
+            ]
             equal = [random_pairs(learner, real, tasks, per_domain, soft.rates(), derived_seed(seed, number))
                      for number in range(3)]  # fmt: skip
     finally:
@@ -119,7 +121,7 @@ def scored(learner: Learner, weights: Weights, tasks: Sequence[Task]) -> Judged:
 
 
 def _with_validation(task: Task) -> tuple[Corpus, Examples]:
-    """The documents of the task with those that its validation queries ask for, and these queries with their answers."""
+    """The documents of the task and those that its validation queries ask for; these queries with their answers."""
     assert task.corpus is not None
     assert task.validation.positives is not None
     ids = {text: id for id, text in zip(task.corpus.ids, task.corpus.texts, strict=True)}

@@ -38,8 +38,8 @@ class Replay(Memory):
             EverlearnError: the file is no distilled set, or not of this encoder or of this goal.
         """
         if task.goal != "classes":
-            raise EverlearnError(f"{file}: a distilled set is replayed where classes are learned, and this stream ranks "
-                                 "documents: leave --method.distilled out")  # fmt: skip
+            raise EverlearnError(f"{file}: a distilled set is replayed where classes are learned, and this stream "
+                                 "ranks documents: leave --method.distilled out")  # fmt: skip
         new = task.class_names[int(self.covered) :]
         if not new:
             return self.examples()[[]]
@@ -51,13 +51,15 @@ class Replay(Memory):
         return found
 
     def losses(self, scores: Tensor, old: Examples) -> Tensor:
-        """(n,): the cross-entropy of each replayed example, times its weight.
+        """(n,): the cross-entropy of each replayed example, times its weight, of which the mean over the set is 1.
 
         Args:
             scores: (n, classes).
         """
         loss = cross_entropy(scores, old.labels.to(scores.device), reduction="none")
-        return loss * old.columns["weight"].to(loss) if "weight" in old.columns else loss
+        if "weight" not in old.columns:
+            return loss
+        return loss * (old.columns["weight"] / self.examples().columns["weight"].mean()).to(loss)
 
 
 def as_examples(made: DistilledSet, names: tuple[str, ...], first: int, file: str) -> Examples:

@@ -37,8 +37,8 @@ def _first(prepared: dict[str, Tensor], tokens: int, known: int) -> dict[str, Te
 
 
 def embedded(backbone: Backbone, texts: Sequence[str], length: int) -> Tensor:
-    """The first `length` tokens of each text behind CLS as they enter the first block, (n, length, width). A shorter text
-    is repeated until it is long enough.
+    """The first `length` tokens of each text behind CLS as they enter the first block, (n, length, width). A shorter
+    text is repeated until it is long enough.
 
     Raises:
         EverlearnError: the encoder reads fewer tokens, or no texts.
@@ -48,8 +48,8 @@ def embedded(backbone: Backbone, texts: Sequence[str], length: int) -> Tensor:
     torch.Size([1, 6, 32])
     """
     if "text" not in backbone.reads:
-        raise EverlearnError(f"soft sequences stand for texts, which the backbone '{backbone.name}' does not read: give "
-                             "--kind features")  # fmt: skip
+        raise EverlearnError(f"soft sequences stand for texts, which the backbone '{backbone.name}' does not read: "
+                             "give --kind features")  # fmt: skip
     prepared = backbone.prepare([" ".join([text] * length) for text in texts])
     known = backbone.mask(prepared).shape[1]
     if known < length + 1 or not bool(backbone.mask(prepared)[:, : length + 1].all()):

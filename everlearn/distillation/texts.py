@@ -15,14 +15,16 @@ STEPS, EXCHANGED_AFTER, RATE, MOST = 30, 5, 0.1, 10.0
 and the largest weight; the smallest is its inverse."""
 
 
-def select(rows: Tensor, labels: Tensor, classes: int, per_class: int, *, progress: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows (m,) of at most `per_class` examples of each class, and their weights (m,), whose mean is 1.
+def select(
+    rows: Tensor, labels: Tensor, classes: int, per_class: int, *, progress: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Rows (m,) of at most `per_class` examples of each class, and their weights (m,), from 0.1 to 10.
 
     The weights minimise the loss on all examples of the logistic regression that is trained on the weighted rows
     (Borsos, Mutný & Krause, Coresets via Bilevel Optimization for Continual Learning and Streaming, NeurIPS 2020,
     https://arxiv.org/abs/2006.03875). The gradient goes through the solution (`inner.py`). Selection begins with
     herding; after a few steps each class exchanges the example that helps least for the one outside that would help
-    most.
+    most. Of all steps the one with the lowest loss counts.
 
     Args:
         rows: (n, width) features, as `inner.with_offset` gives them.
@@ -38,12 +40,16 @@ def select(rows: Tensor, labels: Tensor, classes: int, per_class: int, *, progre
     logs = rows.new_zeros(len(chosen), requires_grad=True)
     adam = torch.optim.Adam([logs], lr=RATE)
     solution: Tensor | None = None
+    best = float("inf"), chosen, logs.detach().exp()
     with Progress(STEPS, "weighting examples", progress) as bar:
         for step in range(STEPS):
             weights = logs.detach().exp()
             own, wanted = rows[chosen], targets[chosen]
-            solution = solve(own, wanted, weights, solution, steps=20)
+            solution = solve(own, wanted, weights, solution, steps=40)
             scores = rows @ solution
+            loss = float(-(targets * scores.log_softmax(1)).sum(1).mean())
+            if loss < best[0]:
+                best = loss, chosen, weights
             outer = rows.T @ (scores.softmax(1) - targets) / len(rows)
             gradient = by_weight(rows, targets, solution, adjoint(own, weights, solution, outer))
             logs.grad = gradient[chosen] * weights
@@ -52,9 +58,8 @@ def select(rows: Tensor, labels: Tensor, classes: int, per_class: int, *, progre
             if step + 1 == EXCHANGED_AFTER:
                 chosen, moved = _exchanged(chosen, gradient, labels)
                 logs.data[moved] = 0.0
-            bar.advance(text=f"loss {float(-(targets * scores.log_softmax(1)).sum(1).mean()):.4f}")
-    weights = logs.detach().exp()
-    return chosen, weights / weights.mean()
+            bar.advance(text=f"loss {loss:.4f}")
+    return best[1], best[2]
 
 
 def _exchanged(chosen: Tensor, gradient: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The bilevel gradient is that of the loss on real data through the training steps, and training changes no real model."""
+"""The bilevel gradient is that of the loss on real data through the training steps, and no real model changes."""
 
 import copy
 
@@ -57,8 +57,8 @@ def test_finite_differences_agree_with_the_bilevel_gradient(train):
 
 
 def test_the_gradient_is_that_of_the_real_loss_and_not_of_the_synthetic_one():
-    """The first source's code multiplies the gradient of the synthetic loss by the real loss as a number: where the real
-    labels are exchanged it points the same way. The true one turns round."""
+    """The first source's code multiplies the gradient of the synthetic loss by the real loss as a number: where the
+    real labels are exchanged it points the same way. The true one turns round."""
     learner = learner_of("head")
     gradients = []
     for labels in (LABELS, 1 - LABELS):

@@ -20,7 +20,9 @@ def test_the_gradient_through_the_solution_of_ridge_regression_agrees_with_diffe
     real, wanted = normalize(features.double(), dim=1), closed_form.centred(labels, 3)
     for m in (4, 9):  # fewer rows than columns, and more: the two systems
         made, targets = real[:m].clone().requires_grad_(True), wanted[:m].clone().requires_grad_(True)
-        assert torch.autograd.gradcheck(lambda x, y: closed_form.outer_loss(x, y, real, wanted, 0.1), (made, targets), rtol=1e-4)
+        assert torch.autograd.gradcheck(
+            lambda x, y: closed_form.outer_loss(x, y, real, wanted, 0.1), (made, targets), rtol=1e-4
+        )
 
 
 def test_both_systems_of_ridge_regression_are_the_same():
@@ -37,7 +39,7 @@ def test_distilled_features_lower_the_loss_and_learned_labels_lower_it_further()
         made, _, targets = closed_form.distil_features(features, labels, 3, per_class, lr=0.02, **settings)
         return float(closed_form.outer_loss(made.double(), targets.double(), real, wanted, 0.1))
 
-    began, distilled, learned = loss(1, steps=1), loss(1, steps=60), loss(1, steps=60, learn_labels=True)
+    began, distilled, learned = loss(1, steps=1), loss(1, steps=20), loss(1, steps=20, learn_labels=True)
     assert learned < distilled < began
     # As many learned labels as dimensions give the least squared error that a linear map can have.
     best = closed_form.outer_loss(real, closed_form.best_labels(real, real, wanted, 0.1), real, wanted, 0.1)
@@ -53,19 +55,25 @@ def test_the_implicit_gradient_of_the_weights_agrees_with_differences():
     own, weights = torch.arange(12), torch.linspace(0.5, 2.0, 12).double()
 
     def outer(weights):
-        solution = inner.solve(rows[own], targets[own], weights, steps=500)
+        solution = inner.solve(rows[own], targets[own], weights, steps=300)
+        for _ in range(2):  # steps of Newton: differences ask for more digits than a line search can give
+            slope = rows[own].T @ (weights[:, None] * ((rows[own] @ solution).softmax(1) - targets[own]))
+            slope += solution / inner.STRENGTH
+            solution = solution - inner.adjoint(rows[own], weights, solution, slope, steps=500)
         return solution, float(-(targets * (rows @ solution).log_softmax(1)).sum(1).mean())
 
     solution, _ = outer(weights)
     gradient = rows.T @ ((rows @ solution).softmax(1) - targets) / len(rows)
-    found = inner.by_weight(rows[own], targets[own], solution, inner.adjoint(rows[own], weights, solution, gradient, steps=200))
+    found = inner.by_weight(
+        rows[own], targets[own], solution, inner.adjoint(rows[own], weights, solution, gradient, steps=500)
+    )
     for place in (0, 5, 11):
         sides = []
-        for move in (1e-4, -1e-4):
+        for move in (1e-3, -1e-3):
             moved = weights.clone()
             moved[place] += move
             sides.append(outer(moved)[1])
-        assert (sides[0] - sides[1]) / 2e-4 == pytest.approx(float(found[place]), rel=1e-4)
+        assert (sides[0] - sides[1]) / 2e-3 == pytest.approx(float(found[place]), rel=1e-4)
 
 
 def test_selected_and_weighted_rows_beat_the_mean_of_random_ones():
@@ -79,9 +87,10 @@ def test_selected_and_weighted_rows_beat_the_mean_of_random_ones():
 
     chosen, weights = texts.select(rows, labels, 3, 3)
     assert labels[chosen].bincount().tolist() == [3, 3, 3] and len(set(chosen.tolist())) == 9
-    assert weights.mean() == pytest.approx(1.0, rel=1e-5) and (weights > 0).all()
-    drawn = [loss(subsets.random_rows(labels, 3, seed), torch.ones(9)) for seed in range(10)]
-    assert loss(chosen, weights) < min(drawn)
+    assert (weights >= 0.0999).all() and (weights <= 10.001).all()
+    drawn = [loss(subsets.random_rows(labels, 3, seed), torch.ones(9)) for seed in range(8)]
+    assert loss(chosen, weights) < sum(drawn) / len(drawn)
+    assert loss(chosen, weights) < 0.95 * loss(subsets.herding(rows, labels, 3), torch.ones(9))
     few = texts.select(rows[:7], labels[:7], 3, 5)[0]  # a class with fewer examples gives all that it has
     assert sorted(few.tolist()) == list(range(7))
 
