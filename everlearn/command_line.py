@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from everlearn import __version__, events_command, label_commands
+from everlearn import __version__, distill_command, events_command, label_commands
 from everlearn.config import DEFAULT_METHODS
 from everlearn.errors import EverlearnError, unknown
 from everlearn.retrieval import index_commands, migrate_commands
@@ -49,11 +49,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser, verbs = _parsers()
     if argv and not argv[0].startswith("-") and argv[0] not in verbs:
         raise unknown("command", argv[0], verbs)
+    words = list(argv)
     argv, settings = split_settings(argv)
     if empty := [word for word in argv if word.startswith("--") and word.endswith("=--")]:  # argparse gives [] for it
         raise EverlearnError(f"{empty[0].removesuffix('=--')} needs a value")
     args, rest = parser.parse_known_args(argv)
-    args.settings = settings
+    args.settings, args.words = settings, words
     args.parser = verbs.get(f"{args.verb} {getattr(args, 'action', None)}", verbs.get(args.verb, parser))
     if rest and rest[0].startswith("-"):
         raise unknown("option", rest[0].split("=")[0], args.parser._option_string_actions)
@@ -212,6 +213,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("--method", metavar="NAME", help=expected)
     index_commands.add_parsers(verb, made)
     migrate_commands.add_parser(verb)
+    distill_command.add_parser(verb)
     p = verb("list", "list the available methods, streams and backbones")
     p.add_argument("kind", nargs="?", choices=("methods", "streams", "backbones"))
     p = verb("cache", "show or clear the stored features of frozen backbones")

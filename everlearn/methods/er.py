@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.batches import augmented
+from everlearn.distillation.replay import Replay, features_for
+from everlearn.errors import EverlearnError
 from everlearn.memory.event_counts import EventCounts
 from everlearn.memory.memory import Memory
 from everlearn.memory.policies import Balanced, MostForgotten, Policy, Reservoir
@@ -35,10 +37,16 @@ class ER(Finetune):
     Args:
         backbone: a pre-trained encoder.
         memory_size: examples kept.
-        replay_batch_size: examples drawn per step. The other settings are those of `finetune`.
+        replay_batch_size: examples drawn per step.
         policy: which examples are kept: each with the same chance ("reservoir"), equally many of each class
             ("balanced"), or of each class those that were forgotten most often while they were learned ("most
             forgotten"; Toneva et al., 2019, https://arxiv.org/abs/1812.05159).
+        distilled: a file that `everlearn distill` wrote, of kind texts or soft, in whose examples old data are replayed
+            besides those of the memory. It must be there while tasks are learned. The other settings are those of
+            `finetune`.
+
+    Raises:
+        EverlearnError: the file is no such set, or its sequences are of another encoder.
 
     Relations: `finetune` without memory; `joint` with all of it.
 
@@ -51,20 +59,40 @@ class ER(Finetune):
 
     def __init__(
         self, backbone: Backbone, *, memory_size: Natural = 500, replay_batch_size: Count = 32,
-        policy: Literal["reservoir", "balanced", "most forgotten"] = "reservoir", **settings: Any,
+        policy: Literal["reservoir", "balanced", "most forgotten"] = "reservoir",
+        distilled: str | None = None, **settings: Any,
     ) -> None:  # fmt: skip
+        self.made_for = backbone.identity() if distilled else ""
         super().__init__(backbone, **settings)
-        self.replay_batch_size = replay_batch_size
+        self.replay_batch_size, self.file = replay_batch_size, distilled
         self.memory = Memory(memory_size, policy=POLICIES[policy](), seed=self.seed)
         self.events = EventCounts() if policy == "most forgotten" else None
+        self.distilled = Replay(seed=self.seed) if distilled else None
+
+    def batches(self, task: Task) -> Sequence[Examples]:
+        if self.distilled is not None and self.file is not None:
+            found = self.distilled.take(self.file, task, self.backbone, self.made_for)
+            if "feature" in found.columns:
+                raise EverlearnError(f"{self.file}: the set holds features, on which no encoder can be trained: distil "
+                                     "--kind texts or soft, or give the set to the method logistic")  # fmt: skip
+        return super().batches(task)
 
     def loss(self, batch: Examples) -> Tensor:
-        if not len(self.memory):
-            return super().loss(batch)
-        old = self.replayed(batch)  # first: whoever chooses by a trial step changes weights meanwhile
-        if self.task.augment:
-            old = augmented(old, self.seed, int(self.memory.draws))
-        return super().loss(batch) + super().loss(old)
+        loss = self._of_distilled()
+        if len(self.memory):
+            old = self.replayed(batch)  # first: whoever chooses by a trial step changes weights meanwhile
+            if self.task.augment:
+                old = augmented(old, self.seed, int(self.memory.draws))
+            loss = loss + super().loss(old)
+        return super().loss(batch) + loss
+
+    def _of_distilled(self) -> Tensor | float:
+        if self.distilled is None or not len(self.distilled):
+            return 0.0
+        old = self.distilled.sample(self.replay_batch_size)
+        features = features_for(self.backbone, old)
+        scores = self.scores(old.inputs) if features is None else self.head(features)
+        return self.distilled.losses(scores, old).mean()
 
     def replayed(self, batch: Examples) -> Examples:
         """What is trained on together with the new batch."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 from everlearn.backbones.backbone import Backbone
+from everlearn.distillation.replay import Replay, features_for
 from everlearn.heads.logistic import Logistic as Head
 from everlearn.method import Tags
 from everlearn.methods.simplecil import SimpleCIL
 from everlearn.settings import Factor, LargeCount, Seed
+from everlearn.streams.stream import Task
 
 
 class Logistic(SimpleCIL):
@@ -28,6 +30,11 @@ class Logistic(SimpleCIL):
         strength: C, the weight of the data against the penalty; "auto" chooses it on held-out features, which
             takes about as long as the fit.
         seed: of the choice of rows, where there are more.
+        distilled: a file that `everlearn distill` wrote, whose examples stand beside the new
+            ones. It must be there while tasks are learned. Weights of texts are not used.
+
+    Raises:
+        EverlearnError: the file is no such set, or of another encoder.
 
     Relations: `lda` and `ranpac` keep sums instead of features; `finetune` with `train="head"` fits the same
     head to the new task alone, and forgets; `er` with `train="head"` adds a sample of old examples.
@@ -41,7 +48,20 @@ class Logistic(SimpleCIL):
 
     def __init__(
         self, backbone: Backbone, *, rows: LargeCount = 100_000, strength: Factor | Literal["auto"] = 30.0,
-        seed: Seed = 0,
+        seed: Seed = 0, distilled: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(backbone, seed=seed)
         self.head = Head(backbone.width, rows=rows, strength=strength, seed=seed)
+        self.file = distilled
+        self.distilled = Replay(seed=seed) if distilled else None
+
+    def end_task(self, task: Task) -> None:
+        if self.distilled is not None and self.file is not None:
+            old = self.distilled.take(self.file, task, self.backbone, self.backbone.identity())
+            if len(old):
+                features = old.columns.get("feature")
+                if features is None:
+                    sequences = features_for(self.backbone, old)
+                    features = self.embed(old.inputs) if sequences is None else sequences
+                self.head.add(features.detach().to(self.backbone.device), self.labels(old))
+        super().end_task(task)

@@ -59,7 +59,7 @@ class MIR(ER):
         old = self.most_interfered(optimizer_step)
         if self.task.augment:
             old = augmented(old, self.seed, int(self.memory.draws))
-        replayed = self.losses(old).mean()
+        replayed = self.losses(old).mean() + self._of_distilled()
         optimizer_step.backward(replayed, add=True)
         optimizer_step.apply()
         return (new + replayed).detach()
