@@ -24,7 +24,7 @@ import common
 import torch
 from families import spread
 
-from everlearn import run
+from everlearn import resume, run
 
 METHODS: dict[str, dict[str, Any]] = {
     "simplecil": {},
@@ -82,7 +82,8 @@ def learned(row: str, name: str, seed: int, args: argparse.Namespace, folder: Pa
         stream["max_test_per_class"] = args.test_per_class
     if args.data:
         stream |= {"name": str(args.data / f"{name}_train.parquet"), "test": str(args.data / f"{name}_test.parquet")}
-    result = run(section, stream, backbone=args.backbone, seed=seed, out=place)
+    begun = (place / "config.yaml").exists()
+    result = resume(place) if begun else run(section, stream, backbone=args.backbone, seed=seed, out=place)
     print(f"{name} {row} seed {seed}: {result.final_accuracy:.4f}", flush=True)
 
 
