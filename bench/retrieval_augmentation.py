@@ -4,7 +4,7 @@
     python bench/retrieval_augmentation.py --sets tinyimagenet100 --data FOLDER --backbone vit-tiny@112
 
 The streams are those of bench/families.py: 10 tasks, 30 training examples per class, class order seed 1993. Settings
-are the defaults of the methods, or those of the clinc150 recipes where there is no other. What is chosen (λ, k, T of
+are those of the clinc150 recipes, with the changes that a row names. What is chosen (λ, k, T of
 `knn`) is chosen on training examples; test examples choose nothing. Runs of FOLDER are not repeated, so the same
 command goes on with a stopped one, and the table has every finished run of it. Rows without anything random run once.
 
@@ -24,7 +24,7 @@ import common
 import torch
 from families import spread
 
-from everlearn import run
+from everlearn import resume, run
 
 METHODS: dict[str, dict[str, Any]] = {
     "simplecil": {},
@@ -71,18 +71,19 @@ def main() -> None:
 
 
 def learned(row: str, name: str, seed: int, args: argparse.Namespace, folder: Path) -> None:
-    place = folder / f"{name}--{written(row)}--{seed}"
+    place = folder / f"{name} {args.train_per_class} {args.test_per_class}--{written(row)}--{seed}"
     if (place / "results.json").exists():
         return
     method, settings = row.replace(",", "").split()[0], METHODS[row]
-    section = {"name": method, **settings} if settings else common.recipe_settings("clinc150", method)
+    section = common.recipe_settings("clinc150", method, **settings)
     stream: dict[str, Any] = {"name": name, "tasks": 10, "class_seed": 1993}
     stream["max_train_per_class"] = args.train_per_class
     if args.test_per_class:
         stream["max_test_per_class"] = args.test_per_class
     if args.data:
         stream |= {"name": str(args.data / f"{name}_train.parquet"), "test": str(args.data / f"{name}_test.parquet")}
-    result = run(section, stream, backbone=args.backbone, seed=seed, out=place)
+    begun = (place / "config.yaml").exists()
+    result = resume(place) if begun else run(section, stream, backbone=args.backbone, seed=seed, out=place)
     print(f"{name} {row} seed {seed}: {result.final_accuracy:.4f}", flush=True)
 
 
@@ -93,16 +94,18 @@ def written(row: str) -> str:
 
 def page(folder: Path, parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
     lines = ["# Neighbours and new layers", "", f"From `{common.command(parser, args, ('out', 'methods', 'seeds'))}`."]
-    for name in dict.fromkeys(place.name.split("--")[0] for place in sorted(folder.glob("*--*--*"), reverse=True)):
+    for measured in dict.fromkeys(place.name.split("--")[0] for place in sorted(folder.glob("*--*--*"), reverse=True)):
         found = {row: [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(
-                 f"{name}--{written(row)}--*/results.json"))] for row in METHODS}  # fmt: skip
+                 f"{measured}--{written(row)}--*/results.json"))] for row in METHODS}  # fmt: skip
         rows = {row: runs for row, runs in found.items() if runs}
         if not rows:
             continue
         first = next(iter(rows.values()))[0]
-        lines += ["", f"## {name}", "",
-                  f"{len(first['tasks'])} tasks, {first['backbone']}, at most {args.train_per_class} training examples "
-                  f"per class; {common.machine(first['environment'])}.", "",
+        name, train, test = measured.split()
+        lines += ["", f"## {name}, {train} training examples per class", "",
+                  f"{len(first['tasks'])} tasks, {first['backbone']}, at most {train} training and "
+                  f"{'all' if test == 'None' else f'at most {test}'} test examples per class; "
+                  f"{common.machine(first['environment'])}.", "",
                   "| method | seeds | final | forgetting | retention | gain | trained | stored, MB | seconds |",
                   "|---" * 9 + "|"]  # fmt: skip
         for row, runs in sorted(rows.items(), key=lambda item: -mean(one["final_accuracy"] for one in item[1])):

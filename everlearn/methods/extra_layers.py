@@ -33,7 +33,8 @@ class ExtraLayers(Method):
         backbone: a pre-trained encoder, frozen.
         layer: "mlp" reads the pooled feature, which is computed once per example; "transformer" reads the states of
             all tokens before they are pooled, which takes a pass of the encoder per step.
-        blocks: "per task" puts a new block on the older ones, which are frozen; "shared" trains one block further.
+        blocks: "shared" trains one block further and further; "per task" puts a new block on the older ones, which are
+            frozen.
         hidden: units between the two layers of a block.
         strength: weight of the distillation; 0 leaves it out.
         temperature: of the distillation.
@@ -66,7 +67,7 @@ class ExtraLayers(Method):
     def __init__(
         self, backbone: Backbone, *, layer: Literal["mlp", "transformer"] = "mlp",
         blocks: Literal["shared", "per task"] = "shared", hidden: LargeSize = 512, strength: Strength = 1.0,
-        temperature: Factor = 2.0, epochs: Count = 10, batch_size: Count = 32, lr: Rate = 1e-3, head_lr: Rate = 1e-2,
+        temperature: Factor = 2.0, epochs: Count = 10, batch_size: Count = 32, lr: Rate = 1e-4, head_lr: Rate = 1e-2,
         seed: Seed = 0,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
