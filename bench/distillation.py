@@ -158,7 +158,7 @@ def claim(args: argparse.Namespace, folder: Path) -> list[str]:
              "distilled features | with learned labels | all real examples |",
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name in args.sets.split(","):
-        nothing = kept(folder / f"{name}-untouched.json", lambda name=name: untouched(name, args.backbone))
+        nothing = kept(folder / f"{name}-untouched.json", functools.partial(untouched, name, args.backbone))
         for per_class in (1, 4):
             found = judged(args, folder, name, 0, per_class)
             rows = ("random subsets, mean", "distilled texts", "distilled features",
@@ -209,16 +209,22 @@ def replay(args: argparse.Namespace, folder: Path) -> list[str]:
              "in % after the last task, retention, and bytes of what is replayed.", "",
              "| replayed | accuracy | old tasks | bytes |", "|---|---|---|---|"]  # fmt: skip
     for row, file in files.items():
-        results = []
-        for seed in map(int, args.seeds.split(",")):
-            section = {"name": "er", "train": "lora", "epochs": 1, "memory_size": 0,
-                       **({"distilled": str(file)} if file else {})}  # fmt: skip
-            results.append(kept(folder / f"replay-{row.replace(' ', '-')}-{seed}.json", lambda s=section, k=seed: (
-                run(s, stream, backbone=args.backbone, seed=k).results["accuracy_matrix"])))  # fmt: skip
+        section = {"name": "er", "train": "lora", "epochs": 1, "memory_size": 0,
+                   **({"distilled": str(file)} if file else {})}  # fmt: skip
+        results = [
+            kept(folder / f"replay-{row.replace(' ', '-')}-{seed}.json",
+                 functools.partial(_matrix, section, stream, args.backbone, seed))
+            for seed in map(int, args.seeds.split(","))
+        ]  # fmt: skip
         last = [matrix[-1] for matrix in results]
         size = f"{read(file).stored_bytes():,}" if file else "0"
         lines.append(f"| {row} | {of([mean(one) for one in last])} | {of([mean(one[:-1]) for one in last])} | {size} |")
     return lines
+
+
+def _matrix(section: dict[str, Any], stream: Stream, backbone: str, seed: int) -> list[list[float]]:
+    """The accuracy matrix of a run."""
+    return run(section, stream, backbone=backbone, seed=seed).accuracy_matrix
 
 
 def _as_set(like: DistilledSet, train: Examples, rows: torch.Tensor, file: Path) -> Path:

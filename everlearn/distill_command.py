@@ -92,9 +92,8 @@ def described(report: dict[str, Any]) -> list[str]:
     for name, title in (("accuracy", "accuracy of a model trained on it, %"), ("nDCG@10", "nDCG@10, %")):
         if name in report:
             lines += _table(title, report[name])
-    starts = {
-        name: report[name] for name in ("fresh starts", "own steps, fresh starts", "ridge regression") if name in report
-    }
+    others = ("fresh starts", "own steps, fresh starts", "ridge regression")
+    starts: dict[str, Any] = {name: report[name] for name in others if name in report}
     if starts:
         lines += _table("transfer: the set in other training", starts)
     if "second encoder" in report:
