@@ -25,11 +25,11 @@ import common
 import torch
 from torch.nn.functional import normalize
 
-from everlearn import backbones, run, streams
+from everlearn import backbones, run
 from everlearn.distillation import judge
 from everlearn.distillation.closed_form import distil_features, ridge
 from everlearn.distillation.data_set import DistilledSet, read
-from everlearn.distillation.distill import distill
+from everlearn.distillation.distill import distill, with_validation
 from everlearn.distillation.pairs import scored
 from everlearn.distillation.soft import Learner, OnPairs
 from everlearn.distillation.subsets import herding, random_rows
@@ -76,10 +76,6 @@ def kept(file: Path, compute: Callable[[], Any]) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def stream_of(name: str) -> Stream:
-    return streams.load(name, validation=0.2)
-
-
 def report_of(args: argparse.Namespace, folder: Path, name: str, row: str, seed: int, **settings: Any) -> Any:
     """The report of one distilled set; the set lies beside it."""
     text = "-".join(f"{key}={value}" for key, value in settings.items())
@@ -89,7 +85,9 @@ def report_of(args: argparse.Namespace, folder: Path, name: str, row: str, seed:
     def compute() -> Any:
         file.unlink(missing_ok=True)
         kind: Any = row
-        report = distill(stream_of(name), backbones.load(args.backbone), file, kind=kind, seed=seed, **settings)[1]
+        report = distill(with_validation(name), backbones.load(args.backbone), file, kind=kind, seed=seed, **settings)[
+            1
+        ]
         report.pop("nearest", None)
         return report
 
@@ -146,7 +144,7 @@ def judged(args: argparse.Namespace, folder: Path, name: str, seed: int, per_cla
 
 @functools.cache
 def space_of(name: str, backbone: str) -> judge.Space:
-    stream, encoder = stream_of(name), backbones.load_when_needed(backbone)
+    stream, encoder = with_validation(name), backbones.load_when_needed(backbone)
     parts = {part: Examples.concatenate([getattr(task, part) for task in stream]) for part in PARTS}
     return judge.Space.of(judge.encoder_of(encoder), parts, len(stream.class_names))
 
@@ -171,7 +169,7 @@ def claim(args: argparse.Namespace, folder: Path) -> list[str]:
 
 def untouched(name: str, backbone: str) -> float:
     """Accuracy of the nearest class name."""
-    stream, encoder = stream_of(name), backbones.load(backbone)
+    stream, encoder = with_validation(name), backbones.load(backbone)
     names = [name.replace("_", " ").lower() for name in stream.class_names]
     test = Examples.concatenate([task.test for task in stream])
     of_names, of_texts = (normalize(encoder.encode(texts).float(), dim=1) for texts in (names, test.inputs))
@@ -196,7 +194,7 @@ def soft(args: argparse.Namespace, folder: Path) -> list[str]:
 
 def replay(args: argparse.Namespace, folder: Path) -> list[str]:
     """ER whose memory is a set of old texts: distilled, herded or random, 4 a class."""
-    name, stream = "banking77", streams.load("banking77", tasks=5, validation=0.2)
+    name, stream = "banking77", with_validation("banking77", tasks=5)
     train = Examples.concatenate([task.train for task in stream])
     texts = report_of(args, folder, name, "texts", 0, per_class=4)[1]
     features = backbones.load(args.backbone).encode(train.inputs).float()
@@ -257,7 +255,7 @@ def pairs(args: argparse.Namespace, folder: Path) -> list[str]:
 
 def all_pairs(backbone: str) -> Row:
     """nDCG@10 after one epoch of LoRA on all training pairs together."""
-    stream = stream_of("domains4")
+    stream = with_validation("domains4")
     real = Examples.concatenate([task.train for task in stream])
     learner = Learner(backbones.load(backbone), "lora", classes=None)
     problem, weights = OnPairs(learner, real.inputs, real.positives or ()), learner.start(0)

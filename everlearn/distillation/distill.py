@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from everlearn import __version__
+from everlearn import __version__, streams
 from everlearn.backbones.backbone import Backbone
 from everlearn.console import Progress
 from everlearn.distillation import judge
@@ -34,6 +34,19 @@ SHOWN = 3
 """Nearest real examples of a synthetic one."""
 
 Report = dict[str, Any]
+
+
+def with_validation(name: str, **settings: Any) -> Stream:
+    """The stream of `everlearn.streams.load`; where the data have no validation examples and the settings do not say
+    otherwise, a fifth of the training examples is held out for validation.
+
+    >>> [len(with_validation("banking77", tasks=1)[0].validation), len(with_validation("clinc150")[0].validation)]
+    [1998, 300]
+    """
+    stream = streams.load(name, **settings)
+    if "validation" in settings or all(len(task.validation) for task in stream):
+        return stream
+    return streams.load(name, **settings, validation=0.2)
 
 
 def distill(
