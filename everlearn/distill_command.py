@@ -61,13 +61,13 @@ def _distill(args: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # libraries print
         from everlearn import backbones, streams
         from everlearn.config import check_arguments
-        from everlearn.distillation.distill import distill
+        from everlearn.distillation.distill import distill, with_validation
 
         given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
-        of_stream = {"validation": 0.2, **args.settings["stream"]}
+        of_stream: dict[str, Any] = dict(args.settings["stream"])
         if args.tasks is not None:
             of_stream["tasks"] = args.tasks
-        stream = streams.load(args.stream, **check_arguments("stream", streams.load, of_stream))
+        stream = with_validation(args.stream, **check_arguments("stream", streams.load, of_stream))
         backbone = backbones.load(args.backbone or backbones.default_for(stream.input))
         second = backbones.load(args.second) if args.second else None
         command = shlex.join(["everlearn", *args.words])
@@ -92,9 +92,8 @@ def described(report: dict[str, Any]) -> list[str]:
     for name, title in (("accuracy", "accuracy of a model trained on it, %"), ("nDCG@10", "nDCG@10, %")):
         if name in report:
             lines += _table(title, report[name])
-    starts = {
-        name: report[name] for name in ("fresh starts", "own steps, fresh starts", "ridge regression") if name in report
-    }
+    others = ("fresh starts", "own steps, fresh starts", "ridge regression")
+    starts: dict[str, Any] = {name: report[name] for name in others if name in report}
     if starts:
         lines += _table("transfer: the set in other training", starts)
     if "second encoder" in report:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from everlearn import __version__
+from everlearn import __version__, streams
 from everlearn.backbones.backbone import Backbone
 from everlearn.console import Progress
 from everlearn.distillation import judge
 from everlearn.distillation.bilevel import Soft, Weights, distil, trained_on
 from everlearn.distillation.closed_form import centred, distil_features, ridge
-from everlearn.distillation.data_set import DistilledSet
+from everlearn.distillation.data_set import DistilledSet, Encoder
 from everlearn.distillation.judge import Space
 from everlearn.distillation.pairs import distil_pairs
 from everlearn.distillation.soft import Learner, OnEncoder, OnHead, called, differentiable_twice, embedded
@@ -34,6 +34,19 @@ SHOWN = 3
 """Nearest real examples of a synthetic one."""
 
 Report = dict[str, Any]
+
+
+def with_validation(name: str, **settings: Any) -> Stream:
+    """The stream of `everlearn.streams.load`; where the data have no validation examples and the settings do not say
+    otherwise, a fifth of the training examples is held out for validation.
+
+    >>> [len(with_validation("banking77", tasks=1)[0].validation), len(with_validation("clinc150")[0].validation)]
+    [1998, 300]
+    """
+    stream = streams.load(name, **settings)
+    if "validation" in settings or all(len(task.validation) for task in stream):
+        return stream
+    return streams.load(name, **settings, validation=0.2)
 
 
 def distill(
@@ -99,6 +112,10 @@ def distill(
     check("distillation", distill, given)
     if out is not None and Path(out).exists():
         raise EverlearnError(f"{out} exists already: give another file with --out")
+    if out is not None and not Path(out).absolute().parent.is_dir():
+        raise EverlearnError(
+            f"{Path(out).parent}: no such folder, so {Path(out).name} cannot be written there: make it"
+        )
     if until is not None and until > len(stream):
         raise EverlearnError(f"--until {until}: the stream has {len(stream)} tasks: give fewer")
     if kind != "features" and stream.input != "text":
@@ -111,7 +128,7 @@ def distill(
     recipe = {**{name: value for name, value in given.items() if name not in ("command", "progress")}, **settings,
               "stream": stream.config, "data": stream.fingerprint(), "command": command,
               "everlearn": __version__}  # fmt: skip
-    encoder = {"name": backbone.name, "identity": backbone.identity()}
+    encoder = Encoder(name=backbone.name, identity=backbone.identity())
     inner: dict[str, Any] = {
         "steps": inner_steps or (30 if train == "head" else 2),
         "rate": inner_rate or (20.0 if train == "head" else 0.05),
@@ -136,10 +153,10 @@ def distill(
     report = {"accuracy": judge.beside(space, per_class, seed=seed)}
     if kind == "texts":
         tensors, rows, more = _texts(space, parts, per_class, second, seed, progress)
-        texts, ids = [str(parts["train"].inputs[row]) for row in rows], [parts["train"].ids[row] for row in rows]
-        own, ids, more_texts = space.train[rows], ids, tuple(texts)
+        chosen = parts["train"][rows]
+        texts, ids = tuple(map(str, chosen.inputs)), tuple(chosen.ids)
     else:
-        ids, more_texts = [], ()
+        texts, ids = (), ()
         learn = labels == "learned"
         if kind == "features":
             made_features = distil_features(space.train, space.labels, len(names), per_class, learn_labels=learn,
@@ -151,7 +168,7 @@ def distill(
                                        batch_size, seed, progress)  # fmt: skip
         more["nearest"] = _nearest(own, tensors["labels"], space, parts["train"], names)
     report["accuracy"] = {"distilled set": more.pop("accuracy"), **report["accuracy"]}
-    made = DistilledSet(kind, names, encoder, recipe, tensors, more_texts, tuple(ids))
+    made = DistilledSet(kind, names, encoder, recipe, tensors, texts, ids)
     return _written(made, {**report, **more}, out, len(parts["train"]))
 
 
