@@ -9,7 +9,7 @@ order seldom matters where there is time enough.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from everlearn.batches import Batches
 from everlearn.errors import EverlearnError
 from everlearn.seeds import derived_seed
 from everlearn.state import Stateful, check_saved
-from everlearn.streams.stream import Examples
 
 if TYPE_CHECKING:
     from everlearn.method import Method
@@ -173,7 +172,7 @@ class OrderedNegatives(Batches):
         self.curriculum, self.method = curriculum, method
         self.documents = list(dict.fromkeys(self.examples.positives or ()))
 
-    def __getitem__(self, index: int) -> Examples:
+    def __getitem__(self, index: Any) -> Any:
         from everlearn.retrieval.negatives import near
 
         batch = super().__getitem__(index)
