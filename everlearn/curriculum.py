@@ -109,7 +109,7 @@ class Curriculum(Stateful):
         return 3 * step // steps
 
     def allowed(self, stage: int, least: int) -> Tensor:
-        """The rows that a stage draws from, at least `least` where there are as many."""
+        """The rows (m,) that a stage draws from, at least `least` where there are as many."""
         sequence = (EASY, MEDIUM, HARD) if self.order == "easy first" else (HARD, MEDIUM, EASY)
         while True:
             rows = torch.isin(self.bands, torch.tensor(sequence[: stage + 1])).nonzero()[:, 0]
