@@ -63,7 +63,8 @@ def main() -> None:
     held = task.validation if args.choose else task.test
     backbone = backbones.load(args.backbone)
     data = [backbone.encode(task.train.inputs), task.train.labels, backbone.encode(held.inputs), held.labels]
-    rows, lists, seeds = args.rows.split(";"), args.lists.split(","), list(map(int, args.seeds.split(",")))
+    rows, seeds = args.rows.split(";"), list(map(int, args.seeds.split(",")))
+    lists = list(filter(None, args.lists.split(",")))
     runs: dict[str, list[dict[str, Any]]] = {row: [] for row in [*rows, *lists]}
     with Progress(len(runs) * len(seeds), f"labelling {name}") as bar:
         for row in runs:
@@ -81,7 +82,6 @@ def main() -> None:
              *at_labels({row: runs[row] for row in rows}), "",
              "Labels needed for an accuracy, and how many fewer than with random choice of the same pool (median of "
              "the seeds); - where 1,500 are not enough:", "", *needed({row: runs[row] for row in rows}), "",
-             f"Accuracy where a list of {LIST}, chosen without a model, is labelled to here only:", "",
              *of_beginnings({row: runs[row] for row in lists})]  # fmt: skip
     common.write_page("active_choice" if args.choose else "active", lines)
 
@@ -216,7 +216,10 @@ def stop_of(run: dict[str, Any]) -> int | None:
 
 
 def of_beginnings(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
-    lines = [f"| strategy | {' | '.join(map(str, BEGINNINGS))} |", "|---" * (1 + len(BEGINNINGS)) + "|"]
+    if not runs:
+        return []
+    lines = [f"Accuracy where a list of {LIST}, chosen without a model, is labelled to here only:", "",
+             f"| strategy | {' | '.join(map(str, BEGINNINGS))} |", "|---" * (1 + len(BEGINNINGS)) + "|"]  # fmt: skip
     for row, found in runs.items():
         cells = [f"{100 * median(run['accuracy'][k] for run in found):.1f}" for k in range(len(BEGINNINGS))]
         lines.append(f"| {row} | {' | '.join(cells)} |")

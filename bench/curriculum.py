@@ -17,6 +17,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
@@ -25,10 +26,13 @@ from typing import Any, get_args
 import common
 import torch
 
-from everlearn import backbones, curriculum, methods, streams
+from everlearn import backbones, curriculum, streams
+from everlearn.backbones.backbone import Role
 from everlearn.console import Progress
 from everlearn.engine import learn
+from everlearn.methods.finetune import Finetune
 from everlearn.results import environment
+from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Task
 
 
@@ -74,6 +78,17 @@ def main() -> None:
     ])  # fmt: skip
 
 
+class Head(Finetune):
+    """`finetune` with train="head", whose features come from the feature store in training too."""
+
+    def features(self, inputs: Sequence[Input], role: Role | None = None) -> torch.Tensor:
+        return self.backbone.encode(inputs)
+
+
+encoder = cache(backbones.load)
+"""A frozen encoder, loaded once."""
+
+
 @cache
 def loaded(name: str, per_class: int) -> Task:
     return streams.load(name, tasks=1, max_train_per_class=per_class)[0]
@@ -84,8 +99,9 @@ def measured(
 ) -> dict[str, Any]:
     """The test accuracy of one run, its steps, its seconds, and those of the scoring among them."""
     task = loaded(name, per_class)
-    encoder = backbones.load_when_needed(backbone)
-    method = methods.get("finetune")(encoder, train=train, epochs=epochs, order=order, seed=seed)
+    cls = Head if train == "head" else Finetune
+    method = cls(encoder(backbone) if train == "head" else backbones.load(backbone), train=train, epochs=epochs,
+                 order=order, seed=seed)  # fmt: skip
     scoring = 0.0
     told = curriculum.OrderedExamples.told
 

@@ -103,8 +103,8 @@ def default(has_model: bool, labelled: int) -> Strategy:
 
 
 def margin(probabilities: Tensor, budget: int) -> Tensor:
-    """The rows whose two likeliest classes are nearest to each other (Scheffer, Decomain & Wrobel, 2001,
-    https://doi.org/10.1007/3-540-44816-0_31).
+    """The rows, of (n, classes), whose two likeliest classes are nearest to each other (Scheffer, Decomain & Wrobel,
+    2001, https://doi.org/10.1007/3-540-44816-0_31).
 
     >>> margin(torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]]), 2).tolist()
     [2, 1]
@@ -113,7 +113,7 @@ def margin(probabilities: Tensor, budget: int) -> Tensor:
 
 
 def entropy(probabilities: Tensor, budget: int) -> Tensor:
-    """The rows whose classes are least certain as a whole (Shannon's entropy; Settles & Craven, 2008,
+    """The rows, of (n, classes), that are least certain as a whole (Shannon's entropy; Settles & Craven, 2008,
     https://aclanthology.org/D08-1112/).
 
     >>> entropy(torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]]), 2).tolist()

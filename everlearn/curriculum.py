@@ -8,8 +8,9 @@ order seldom matters where there is time enough.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,10 +19,8 @@ from everlearn.batches import Batches
 from everlearn.errors import EverlearnError
 from everlearn.seeds import derived_seed
 from everlearn.state import Stateful, check_saved
-from everlearn.streams.stream import Examples
-
-if TYPE_CHECKING:
-    from everlearn.method import Method
+from everlearn.streams.inputs import Input
+from everlearn.streams.stream import Task
 
 Order = Literal["shuffled", "easy first", "hard first", "mixed"]
 
@@ -100,7 +99,7 @@ class Curriculum(Stateful):
         if len(found) and not 0 <= int(found.min()) <= int(found.max()) <= HARD:
             raise EverlearnError("the checkpoint is damaged: bands of examples are not easy, medium or hard")
 
-    def ordered(self, batches: Batches, method: Method) -> Batches:
+    def ordered(self, batches: Batches, method: Learner) -> Batches:
         """As many batches of the same examples, in the order of this curriculum."""
         ranks = batches.examples.positives is not None
         return (OrderedNegatives if ranks else OrderedExamples)(self, batches, method)
@@ -110,7 +109,7 @@ class Curriculum(Stateful):
         return 3 * step // steps
 
     def allowed(self, stage: int, least: int) -> Tensor:
-        """The rows that a stage draws from, at least `least` where there are as many."""
+        """The rows (m,) that a stage draws from, at least `least` where there are as many."""
         sequence = (EASY, MEDIUM, HARD) if self.order == "easy first" else (HARD, MEDIUM, EASY)
         while True:
             rows = torch.isin(self.bands, torch.tensor(sequence[: stage + 1])).nonzero()[:, 0]
@@ -119,11 +118,27 @@ class Curriculum(Stateful):
             stage += 1
 
 
+class Learner(Protocol):
+    """What is asked of a method."""
+
+    masked: ClassVar[bool]
+    task: Task
+
+    def current_scores(self, inputs: Sequence[Input]) -> Tensor:
+        """(n, classes)."""
+
+    def eval(self) -> Any:
+        """Be as for answers."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Be as in training."""
+
+
 class OrderedExamples(Batches):
     """Batches of examples in the order of a curriculum. They are asked for in order, as training does: number k has
     the bands told where k was last a multiple of `rescore`, by the method as it was then."""
 
-    def __init__(self, curriculum: Curriculum, batches: Batches, method: Method) -> None:
+    def __init__(self, curriculum: Curriculum, batches: Batches, method: Learner) -> None:
         self.__dict__ |= batches.__dict__
         self.curriculum, self.method = curriculum, method
         self.size = min(self.size, len(self.examples))
@@ -168,12 +183,12 @@ class OrderedExamples(Batches):
 class OrderedNegatives(Batches):
     """Shuffled batches of queries, whose negatives follow the order of a curriculum."""
 
-    def __init__(self, curriculum: Curriculum, batches: Batches, method: Method) -> None:
+    def __init__(self, curriculum: Curriculum, batches: Batches, method: Any) -> None:
         self.__dict__ |= batches.__dict__
         self.curriculum, self.method = curriculum, method
         self.documents = list(dict.fromkeys(self.examples.positives or ()))
 
-    def __getitem__(self, index: int) -> Examples:
+    def __getitem__(self, index: Any) -> Any:
         from everlearn.retrieval.negatives import near
 
         batch = super().__getitem__(index)
