@@ -29,6 +29,8 @@ CONFIDENT = 0.5
 """τ: from this probability on, the model takes a class for the right one."""
 DOUBTFUL = 0.1
 """τm: from this probability of a wrong class on, a right answer is not easy."""
+REPEATS = 4
+"""An example is drawn at most so many times before the bands are told anew, if there are enough examples in all."""
 RANKS = {EASY: slice(0), MEDIUM: slice(5, 30), HARD: slice(5)}
 """Where the goal is ranking: places among the documents that are nearest to a query, without likely answers."""
 
@@ -65,8 +67,9 @@ class Curriculum(Stateful):
 
     The steps are cut into thirds. "easy first" draws from the easy examples, then from the easy and medium ones, then
     from all; "hard first" from the hard ones, then from the hard and medium ones, then from all; "mixed" equally often
-    from each band that has examples, all the time. Where a third has fewer examples than a batch, the next band joins
-    it. The number of steps, and of examples in a step, is the same in every order.
+    from each band that has examples, all the time. Until the bands are told anew, no example is drawn more than REPEATS
+    times, so that a band of few is not learned by heart: where a third has too few examples, the next band joins it,
+    and in a mix the others take more. The number of steps, and of examples in a step, is the same in every order.
 
     Where the goal is ranking, the queries stay shuffled, and the bands are those of their negatives
     (`everlearn.retrieval.negatives.near`): easy is the rest of the batch, which is always there; medium and hard
@@ -172,11 +175,12 @@ class OrderedExamples(Batches):
         curriculum, count = self.curriculum, self.size * self.curriculum.rescore
         generator = torch.Generator().manual_seed(derived_seed(self.seed, start, stage))
         if curriculum.order == "mixed":
-            parts = [rows for band in (EASY, MEDIUM, HARD) if len(rows := (curriculum.bands == band).nonzero()[:, 0])]
-            drawn = torch.cat([_repeated(rows, -(-count // len(parts)), generator) for rows in parts])
-            drawn = drawn[torch.randperm(len(drawn), generator=generator)[:count]]
+            bands = [(curriculum.bands == band).nonzero()[:, 0] for band in (EASY, MEDIUM, HARD)]
+            parts = _shares([len(rows) for rows in bands], count)
+            drawn = torch.cat([_repeated(rows, share, generator) for rows, share in zip(bands, parts, strict=True)])
+            drawn = drawn[torch.randperm(len(drawn), generator=generator)]
         else:
-            drawn = _repeated(curriculum.allowed(stage, self.size), count, generator)
+            drawn = _repeated(curriculum.allowed(stage, -(-count // REPEATS)), count, generator)
         return self.by_length(drawn, generator)
 
 
@@ -211,7 +215,18 @@ class OrderedNegatives(Batches):
         return replace(batch, negatives=own)
 
 
+def _shares(sizes: Sequence[int], count: int) -> list[int]:
+    """How many of `count` examples are drawn from bands of these sizes: equally many from each, unless one has too few,
+    whose rest the others take."""
+    shares, left = [0] * len(sizes), count
+    for done, band in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        is_last = done == len(sizes) - 1  # the largest takes what is left, however few it has
+        shares[band] = left if is_last else min(left // (len(sizes) - done), REPEATS * sizes[band])
+        left -= shares[band]
+    return shares
+
+
 def _repeated(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` of the rows: all of them shuffled, then all of them again."""
-    times = -(-count // len(rows))
-    return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(times)])[:count]
+    times = -(-count // len(rows)) if count else 0
+    return torch.cat([rows[:0], *(rows[torch.randperm(len(rows), generator=generator)] for _ in range(times))])[:count]

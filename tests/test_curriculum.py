@@ -10,7 +10,7 @@ import torch
 
 from everlearn import backbones, methods
 from everlearn.batches import Batches
-from everlearn.curriculum import EASY, HARD, MEDIUM, Curriculum, bands
+from everlearn.curriculum import EASY, HARD, MEDIUM, REPEATS, Curriculum, bands
 from everlearn.engine import Listener, learn
 from everlearn.errors import EverlearnError
 from everlearn.streams.stream import Examples
@@ -92,9 +92,17 @@ def test_easy_first_and_its_reverse_widen_by_thirds_and_take_equally_many_steps(
     assert set(seen(easy, range(12, 18))) == {EASY, MEDIUM, HARD} and method.asked == 3
     assert seen(easy, range(12, 18)) == Counter({EASY: 12, MEDIUM: 8, HARD: 4}), "at last all, each once an epoch"
     hard, _ = ordered("hard first")
-    assert set(seen(hard, range(6))) == {HARD} and set(seen(hard, range(6, 12))) == {HARD, MEDIUM}
+    assert set(seen(hard, range(6))) == {HARD, MEDIUM}, "the four hard ones alone would be drawn six times each"
+    assert set(seen(hard, range(6, 12))) == {HARD, MEDIUM}
     mixed, _ = ordered("mixed")
-    assert seen(mixed, range(6)) == Counter({EASY: 8, MEDIUM: 8, HARD: 8}), "a third each, whatever there is"
+    assert seen(mixed, range(6)) == Counter({EASY: 8, MEDIUM: 8, HARD: 8}), "a third each"
+
+
+def test_a_band_of_few_is_not_learned_by_heart() -> None:
+    mixed, _ = ordered("mixed", every=18)
+    found = seen(mixed, range(18))
+    assert found[HARD] == 4 * REPEATS and found.total() == 72
+    assert found[MEDIUM] == found[EASY] == 28
 
 
 def test_a_band_that_fills_no_batch_is_joined_by_the_next() -> None:
