@@ -57,7 +57,7 @@ class Batches(Sequence[Examples]):
         return self._order[1][position * self.size : (position + 1) * self.size]
 
     def by_length(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The rows in an order in which each batch holds similar lengths, where the lengths are given."""
+        """The rows (n,) in an order in which each batch holds similar lengths, where the lengths are given."""
         if self.lengths is None:
             return order
         lengths = torch.tensor(self.lengths)

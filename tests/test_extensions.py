@@ -35,37 +35,6 @@ from everlearn.testing import check_method, session, toy_stream
 SMALL: dict[str, Any] = {"epochs": 8, "batch_size": 8, "lr": 1e-3}
 
 
-class MIR(ER):
-    """Online Continual Learning with Maximally Interfered Retrieval, Aljundi et al., NeurIPS 2019,
-    https://arxiv.org/abs/1908.04742: replay what the next step would harm most.
-
-    Args:
-        backbone: a pre-trained encoder.
-        candidates: examples drawn, of which the most interfered are replayed.
-
-    >>> MIR(backbones.load("tiny"), candidates=20).candidates
-    20
-    """
-
-    def __init__(self, backbone: Backbone, *, candidates: int = 50, **settings: Any) -> None:
-        super().__init__(backbone, **settings)
-        self.candidates = candidates
-
-    def replayed(self, batch: Examples) -> Examples:
-        pool, weights = self.memory.sample(self.candidates), list(self.trained().values())
-        kept = [weight.detach().clone() for weight in weights]
-        gradients = torch.autograd.grad(self.losses(batch).mean(), weights, allow_unused=True)
-        with torch.no_grad():
-            before = self.losses(pool)
-            for weight, gradient in zip(weights, gradients, strict=True):
-                if gradient is not None:
-                    weight.sub_(self.lr * gradient)
-            interference = self.losses(pool) - before
-            for weight, value in zip(weights, kept, strict=True):
-                weight.copy_(value)
-        return pool[interference.topk(min(self.replay_batch_size, len(pool))).indices]
-
-
 class DERpp(ER):
     """Dark Experience for General Continual Learning, Buzzega et al., NeurIPS 2020,
     https://arxiv.org/abs/2004.07211: replay labels, and the scores that the model gave when it stored them.
@@ -273,32 +242,10 @@ def lines_of(cls: type) -> int:
     return sum(bool(line.strip()) for number, line in enumerate(source.splitlines(), 1) if number not in doc)
 
 
-@pytest.mark.parametrize("cls", [MIR, DERpp])
+@pytest.mark.parametrize("cls", [DERpp])
 def test_a_subclass_of_er_in_25_lines_holds_the_contract(cls):
     assert lines_of(cls) <= 25
     check_method(cls, memory_size=20, replay_batch_size=8, **SMALL)
-
-
-def test_mir_replays_what_the_step_would_harm_most_and_leaves_the_weights_as_they_were():
-    stream, method = toy_stream(), MIR(backbones.load("tiny"), candidates=12, replay_batch_size=4, **SMALL)
-    learn(method, stream[0])
-    method.begin_task(stream[1].sealed())
-    batch = stream[1].train[range(8)]
-    before = {name: tensor.clone() for name, tensor in method.state_dict().items() if not name.startswith("memory")}
-    drawn = int(method.memory.draws)
-    chosen = method.replayed(batch)
-    after = method.state_dict()
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    method.memory.draws.fill_(drawn)
-    pool = method.memory.sample(12)
-    weights = list(method.trained().values())
-    gradients = torch.autograd.grad(method.losses(batch).mean(), weights, allow_unused=True)
-    with torch.no_grad():
-        old = method.losses(pool)
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.sub_(method.lr * (torch.zeros_like(weight) if gradient is None else gradient))
-        harm = method.losses(pool) - old
-    assert set(chosen.ids) == {pool.ids[i] for i in harm.argsort(descending=True)[:4].tolist()}
 
 
 def test_der_stores_the_scores_of_its_time():

@@ -35,7 +35,7 @@ def trained_on(loss: Loss, weights: Weights, rates: Tensor) -> Weights:
     >>> weight = torch.tensor(1.0, requires_grad=True)
     >>> x = torch.tensor(3.0, requires_grad=True)
     >>> after = trained_on(lambda w: (w["w"] - x) ** 2, {"w": weight}, torch.tensor([0.25]))["w"]
-    >>> float(after), float(torch.autograd.grad(after, x)[0])  # halfway to x, and it moves with x by a half
+    >>> after.item(), torch.autograd.grad(after, x)[0].item()  # halfway to x, and it moves with x by a half
     (2.0, 0.5)
     """
     for rate in rates:

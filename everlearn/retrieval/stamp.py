@@ -11,17 +11,32 @@ import numpy as np
 from everlearn.errors import EverlearnError, shown
 
 if TYPE_CHECKING:
-    from everlearn.backbones.backbone import Backbone
-    from everlearn.method import Method
+    from torch import Tensor
+
+    from everlearn.backbones.backbone import Backbone, Role
+
+
+class Embeds(Protocol):
+    """What is asked of a method."""
+
+    backbone: Backbone
+
+    def embed(self, inputs: Sequence[Any], role: Role | None = None) -> Tensor:
+        """(n, width)."""
+
+    def document_space(self) -> str:
+        """A hash of all that determines the embedding of a document."""
 
 
 class Learned(Protocol):
     """What holds a method, as a loaded model does."""
 
-    method: Method
+    @property
+    def method(self) -> Embeds:
+        """What embeds."""
 
 
-Encoder: TypeAlias = "Learned | Method | Backbone"
+Encoder: TypeAlias = "Learned | Embeds | Backbone"
 """What can embed queries and documents: a loaded model, a method or a backbone."""
 
 
