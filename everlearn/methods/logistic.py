@@ -6,8 +6,9 @@ from typing import Literal
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.distillation.replay import Replay, features_for
+from everlearn.errors import EverlearnError
 from everlearn.heads.logistic import Logistic as Head
-from everlearn.method import Tags
+from everlearn.method import Method, Tags
 from everlearn.methods.simplecil import SimpleCIL
 from everlearn.settings import Factor, LargeCount, Seed
 from everlearn.streams.stream import Task
@@ -34,7 +35,7 @@ class Logistic(SimpleCIL):
             ones. It must be there while tasks are learned. Weights of texts are not used.
 
     Raises:
-        EverlearnError: the file is no such set, or of another encoder.
+        EverlearnError: the file is no such set, or of another encoder; or two models that have one are merged.
 
     Relations: `lda` and `ranpac` keep sums instead of features; `finetune` with `train="head"` fits the same
     head to the new task alone, and forgets; `er` with `train="head"` adds a sample of old examples.
@@ -65,3 +66,9 @@ class Logistic(SimpleCIL):
                     features = self.embed(old.inputs) if sequences is None else sequences
                 self.head.add(features.detach().to(self.backbone.device), self.labels(old))
         super().end_task(task)
+
+    def merge(self, other: Method) -> None:
+        if self.file is not None:
+            raise EverlearnError("merge: both models hold the examples of the distilled set, which would count twice: "
+                                 "learn both without method.distilled")  # fmt: skip
+        super().merge(other)

@@ -196,6 +196,8 @@ def test_logistic_takes_features_beside_new_examples(sets, data):
         learn(plain, task)
         learn(helped, task)
     assert (helped.head.counts - plain.head.counts).tolist() == [2, 2, 2, 2]
+    with pytest.raises(EverlearnError, match="the distilled set, which would count twice"):
+        helped.merge(helped)
 
 
 def test_er_refuses_features_and_other_encoders(sets, data):
