@@ -43,6 +43,7 @@ class ExtraLayers(Method):
         lr: learning rate of the block (AdamW).
         head_lr: learning rate of the head.
         seed: of the blocks, new rows of the head and the order of examples.
+        settings: order and rescore, as of every method that trains (`Method`).
 
     Raises:
         EverlearnError: layer="transformer" on a backbone whose features are those of several layers.
@@ -68,9 +69,9 @@ class ExtraLayers(Method):
         self, backbone: Backbone, *, layer: Literal["mlp", "transformer"] = "mlp",
         blocks: Literal["shared", "per task"] = "shared", hidden: LargeSize = 512, strength: Strength = 1.0,
         temperature: Factor = 2.0, epochs: Count = 10, batch_size: Count = 32, lr: Rate = 1e-4, head_lr: Rate = 1e-2,
-        seed: Seed = 0,
+        seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         if layer == "transformer" and backbone.layers > 1:
             raise EverlearnError("method.layer: a transformer layer reads one state per token, and the backbone "
                                  f"'{backbone.name}' gives several: leave @layers= out, or give mlp")  # fmt: skip
