@@ -71,6 +71,28 @@ class Batches(Sequence[Examples]):
         return torch.cat(batches)
 
 
+class Interleaved(Sequence[Examples]):
+    """The batches of several sequences, each in its own order, in turns that a seed decides.
+
+    >>> data = Examples(["a", "b", "c"], torch.tensor([0, 1, 0]), ["1", "2", "3"])
+    >>> both = Interleaved([Batches(data, 1, 2, seed=0), Batches(data[[0]], 1, 2, seed=0)], seed=1)
+    >>> sorted(len(both[k]) for k in range(len(both)))
+    [1, 1, 2]
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Examples]], seed: int) -> None:
+        self.parts = parts
+        turns = torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)])
+        self.turns = turns[torch.randperm(len(turns), generator=torch.Generator().manual_seed(derived_seed(seed)))]
+
+    def __len__(self) -> int:
+        return len(self.turns)
+
+    def __getitem__(self, index: Any) -> Any:
+        turn = self.turns[index]
+        return self.parts[int(turn)][int((self.turns[:index] == turn).sum())]
+
+
 def of_similar_length(lengths: Sequence[int], most_tokens: int, most: int) -> list[list[int]]:
     """All rows in batches of similar length, the shortest first, so that little is padded.
 

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from everlearn.backbones.backbone import Backbone
+from everlearn.batches import Interleaved
 from everlearn.memory.memory import Memory
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
 from everlearn.schedules import cosine
+from everlearn.seeds import derived_seed
 from everlearn.streams.stream import Examples, Task
 
 
@@ -19,6 +21,9 @@ class Joint(Finetune):
     """What continual learning tries to reach without paying for it: each task starts again from the
     first weights and trains on every example so far (Caruana, 1997,
     https://doi.org/10.1023/A:1007379606734). It keeps all data, and its cost grows with every task.
+
+    Where documents are ranked, a batch holds pairs of one domain: the other documents of the batch are what a query
+    must not find, and documents of other domains are too easy to tell from its own.
 
     Args:
         backbone: a pre-trained encoder. All settings are those of `finetune`.
@@ -46,7 +51,14 @@ class Joint(Finetune):
         super().begin_task(task)
 
     def batches(self, task: Task) -> Sequence[Examples]:
-        return self.shuffled(Examples.concatenate([self.memory.examples(), task.train]), task)
+        old, new = self.memory.examples(), task.train
+        every = Examples.concatenate([old, new])
+        if task.goal == "classes" or self.curriculum is not None or not len(old):
+            return self.shuffled(every, task)
+        domain = torch.cat([old.columns["domain"], torch.full((len(new),), task.index)])
+        parts = [self.shuffled(every[(domain == number).nonzero()[:, 0]], task) for number in domain.unique()]
+        return Interleaved(parts, derived_seed(self.seed, task.index))
 
     def end_task(self, task: Task) -> None:
-        self.memory.add(task.train)
+        columns = {"domain": torch.full((len(task.train),), task.index)} if task.goal == "ranking" else {}
+        self.memory.add(task.train, **columns)

@@ -333,3 +333,22 @@ def test_one_side_alone_needs_an_insertion_and_documents() -> None:
         Finetune(backbones.load("tiny"), side="query")
     with pytest.raises(EverlearnError, match="this stream has classes"):
         learn(Finetune(backbones.load("tiny"), train="lora", side="query"), toy_stream()[0])
+
+
+def test_joint_ranks_within_one_domain_at_a_time_and_presents_all_pairs() -> None:
+    stream = toy_stream(goal="ranking")
+    joint = methods.get("joint")(backbones.load("tiny"), epochs=2, batch_size=8)
+    for task in stream.tasks[:2]:
+        learn(joint, task)
+    batches = joint.batches(stream[2])
+    seen: list[str] = []
+    domains = []
+    for number in range(len(batches)):
+        ids = list(batches[number].ids)
+        of = {task.index for task in stream for id in ids if id in task.train.ids}
+        assert len(of) == 1
+        domains += of
+        seen += ids
+    everything = [id for task in stream for id in task.train.ids]
+    assert sorted(seen) == sorted(2 * everything)
+    assert domains != sorted(domains)
