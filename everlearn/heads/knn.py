@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import zlib
 from typing import Literal
 
 import torch
@@ -12,11 +11,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from everlearn.errors import EverlearnError, unknown
-from everlearn.heads.content_sample import ContentSample
 from everlearn.heads.gaussian import LEAST, Gaussian
+from everlearn.heads.kept_rows import KeptRows
 from everlearn.heads.logistic import Logistic
 from everlearn.heads.ridge import Ridge
-from everlearn.heads.statistics import Statistics
 
 WEIGHTS = tuple(tenth / 10 for tenth in range(11))
 NEIGHBOURS = (1, 2, 4, 8, 16, 32, 64)
@@ -29,7 +27,7 @@ PARAMETRIC = {"logistic": Logistic, "lda": Gaussian, "ridge": Ridge}
 Kind = Literal["logistic", "lda", "ridge"]
 
 
-class KNN(Statistics):
+class KNN(KeptRows):
     """Log-probabilities ln(λ p_kNN + (1 - λ) p_head), as kNN-LM mixes them (Khandelwal et al., 2020,
     https://arxiv.org/abs/1911.00172), with f̂ = f / |f| and
 
@@ -81,7 +79,7 @@ class KNN(Statistics):
         neighbours: int | Literal["auto"] = "auto", temperature: float | Literal["auto"] = "auto",
         rows: int = 100_000, seed: int = 0,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(width, rows, seed)
         if parametric not in PARAMETRIC:
             raise unknown("parametric head", parametric, PARAMETRIC)
         self.kind, self.wanted = parametric, (interpolation, neighbours, temperature)
@@ -89,9 +87,6 @@ class KNN(Statistics):
                                               ((0, 1), (1, math.inf), (1e-9, math.inf)), strict=True):  # fmt: skip
             if value != "auto" and (isinstance(value, str) or not least <= value <= most):
                 raise EverlearnError(f"knn: {name} is 'auto' or from {least:g} to {most:g}, but it is {value!r}")
-        self.sample = ContentSample(width, rows, seed, dtype=torch.float16)
-        drawn = self.sample.directions.numpy().tobytes()
-        self.register_buffer("checksum", torch.tensor([width, rows, zlib.crc32(drawn)]))
         self.register_buffer("weight", torch.zeros(width, 0))
         self.register_buffer("offset", torch.zeros(0))
         given = [start if value == "auto" else value for start, value in zip(UNTIL_CHOSEN, self.wanted, strict=True)]
@@ -110,29 +105,6 @@ class KNN(Statistics):
                 mixed += (1 - share) * (part @ self.weight + self.offset).softmax(1)
             scores.append(mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log())
         return torch.cat(scores)
-
-    @torch.no_grad()
-    def add(self, features: Tensor, labels: Tensor) -> None:
-        super().add(features, labels)
-        self.sample.add(normalize(features.double(), dim=1), labels)
-
-    @torch.no_grad()
-    def remove(self, features: Tensor, labels: Tensor) -> None:
-        """Undo `add` for these (n, width) features and (n,) labels; `solve` makes it felt.
-
-        Raises:
-            ContractError: where more examples of a class leave than were added.
-            EverlearnError: where an example was never added.
-        """
-        counts = self._counted(labels, -1)  # refuses before anything changes
-        self.sample.remove(normalize(features.double(), dim=1), labels)
-        self.counts = counts
-
-    @torch.no_grad()
-    def merge(self, other: Statistics) -> None:
-        super().merge(other)
-        assert isinstance(other, KNN)
-        self.sample.merge(other.sample, torch.tensor([self.class_names.index(name) for name in other.class_names]))
 
     @torch.no_grad()
     def solve(self) -> Tensor:
@@ -184,9 +156,6 @@ class KNN(Statistics):
         head.add(features, torch.searchsorted(present, labels))
         head.solve()
         return head.weight, getattr(head, "offset", head.weight.new_zeros(len(present))), present
-
-    def _accumulate(self, features: Tensor, labels: Tensor, sign: int) -> None:
-        """Nothing but rows is kept."""
 
 
 def vote(similarities: Tensor, labels: Tensor, classes: int, k: int, temperature: float) -> Tensor:

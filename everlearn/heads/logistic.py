@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-import zlib
 from typing import Literal
 
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from everlearn.errors import EverlearnError
-from everlearn.heads.content_sample import ContentSample
 from everlearn.heads.gaussian import LEAST
-from everlearn.heads.statistics import Statistics
+from everlearn.heads.kept_rows import KeptRows
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 FIRST = 3  # where the search for the best one begins
@@ -24,7 +22,7 @@ ITERATIONS = 300  # of L-BFGS, at most
 SPREAD = 6.0  # root mean square length of the rows that L-BFGS is given: with it, iterations are fewest
 
 
-class Logistic(Statistics):
+class Logistic(KeptRows):
     """Scores W f̂ + b with f̂ = f / |f|: multinomial logistic regression with a squared penalty,
 
         min over W, b of  C Σ cross-entropy(W f̂ + b, y) + ½ |W|²,
@@ -61,13 +59,10 @@ class Logistic(Statistics):
     def __init__(
         self, width: int, *, rows: int = 100_000, strength: float | Literal["auto"] = 30.0, seed: int = 0
     ) -> None:
-        super().__init__()
+        super().__init__(width, rows, seed)
         if strength != "auto" and (isinstance(strength, str) or not 0 < strength < math.inf):
             raise EverlearnError(f"logistic: strength is 'auto' or above 0 and finite, but it is {strength!r}")
         self.strength = strength
-        self.sample = ContentSample(width, rows, seed, dtype=torch.float16)
-        drawn = self.sample.directions.numpy().tobytes()
-        self.register_buffer("checksum", torch.tensor([width, rows, zlib.crc32(drawn)]))
         self.register_buffer("weight", torch.zeros(width, 0))
         self.register_buffer("offset", torch.zeros(0))
         self.register_buffer("chosen", torch.tensor(1.0))  # C
@@ -77,35 +72,12 @@ class Logistic(Statistics):
         return normalize(features.float(), dim=1) @ self.weight + self.offset
 
     @torch.no_grad()
-    def add(self, features: Tensor, labels: Tensor) -> None:
-        super().add(features, labels)
-        self.sample.add(normalize(features.double(), dim=1), labels)
-
-    @torch.no_grad()
     def refit(self, features: Tensor, labels: Tensor) -> None:
         """Forget all rows and fit to these (n, width) features and (n,) labels, because the encoder has changed."""
         self.counts = torch.zeros_like(self.counts)
         self.sample.clear()
         self.add(features, labels)
         self.solve()
-
-    @torch.no_grad()
-    def remove(self, features: Tensor, labels: Tensor) -> None:
-        """Undo `add` for these (n, width) features and (n,) labels; `solve` makes it felt.
-
-        Raises:
-            ContractError: where more examples of a class leave than were added.
-            EverlearnError: where an example was never added.
-        """
-        counts = self._counted(labels, -1)  # refuses before anything changes
-        self.sample.remove(normalize(features.double(), dim=1), labels)
-        self.counts = counts
-
-    @torch.no_grad()
-    def merge(self, other: Statistics) -> None:
-        super().merge(other)
-        assert isinstance(other, Logistic)
-        self.sample.merge(other.sample, torch.tensor([self.class_names.index(name) for name in other.class_names]))
 
     @torch.no_grad()
     def solve(self) -> Tensor:
@@ -125,9 +97,6 @@ class Logistic(Statistics):
         self.weight[:, by_name[present]] = weight.to(self.weight)
         self.offset[by_name[present]] = offset.to(self.offset)
         return self.weight
-
-    def _accumulate(self, features: Tensor, labels: Tensor, sign: int) -> None:
-        """Nothing but rows is kept."""
 
 
 Fit = tuple[Tensor, Tensor, Tensor]
