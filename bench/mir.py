@@ -22,10 +22,9 @@ from typing import Any
 
 import common
 import torch
-from retrieval import spread
+from retrieval import learned, spread
 
-from everlearn import run, streams
-from everlearn.schemas import read_results
+from everlearn import streams
 from everlearn.streams.stream import Stream
 
 RATES = (3e-4, 1e-3, 3e-3)
@@ -55,7 +54,7 @@ def main() -> None:
             for method, size in found:
                 section = {"name": method, **SETTINGS, "lr": rate, **({"memory_size": size} if size else {})}
                 out = folder / name / f"{method} {size} {seed}"
-                found[method, size].append(learned(section, stream, seed, args, out))
+                found[method, size].append(learned(section, stream, args.backbone, seed, out))
         lines += [f"## {name}, learning rate {rate}", "", *table(found, sizes), ""]
         print("\n".join(lines), flush=True)
     last = next(iter(found.values()))[0]
@@ -71,13 +70,6 @@ def of_seed(name: str, seed: int, train_per_class: int) -> Stream:
     return streams.load(name, class_seed=seed, split_seed=seed, max_train_per_class=train_per_class, validation=0.2)
 
 
-def learned(section: dict[str, Any], stream: Stream, seed: int, args: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """The results of a run; those in the folder where it is finished already."""
-    if (out / "results.json").exists():
-        return read_results(out / "results.json")
-    return run(section, stream, backbone=args.backbone, seed=seed, out=out).results
-
-
 def tuned(name: str, size: int, args: argparse.Namespace, folder: Path) -> float:
     """The learning rate with the highest final accuracy of er on validation examples of the first three tasks."""
     stream = of_seed(name, 0, args.train_per_class)
@@ -86,7 +78,7 @@ def tuned(name: str, size: int, args: argparse.Namespace, folder: Path) -> float
     scores = {}
     for rate in RATES:
         section = {"name": "er", **SETTINGS, "lr": rate, "memory_size": size}
-        scores[rate] = learned(section, judged, 0, args, folder / f"tuning {rate}")["final_accuracy"]
+        scores[rate] = learned(section, judged, args.backbone, 0, folder / f"tuning {rate}")["final_accuracy"]
         print(f"{name} lr={rate}: validation accuracy {scores[rate]:.4f}", flush=True)
     return max(scores, key=scores.__getitem__)
 

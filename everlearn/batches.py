@@ -84,13 +84,15 @@ class Interleaved(Sequence[Examples]):
         self.parts = parts
         turns = torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)])
         self.turns = turns[torch.randperm(len(turns), generator=torch.Generator().manual_seed(derived_seed(seed)))]
+        self.places = torch.empty_like(self.turns)  # of each batch within its own sequence
+        for number, part in enumerate(parts):
+            self.places[self.turns == number] = torch.arange(len(part))
 
     def __len__(self) -> int:
         return len(self.turns)
 
     def __getitem__(self, index: Any) -> Any:
-        turn = self.turns[index]
-        return self.parts[int(turn)][int((self.turns[:index] == turn).sum())]
+        return self.parts[int(self.turns[index])][int(self.places[index])]
 
 
 def of_similar_length(lengths: Sequence[int], most_tokens: int, most: int) -> list[list[int]]:
