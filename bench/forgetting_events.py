@@ -1,0 +1,157 @@
+"""Which examples may be left out, and which labels are wrong, from what a run forgot while it trained.
+
+    python bench/forgetting_events.py [--sets clinc150,banking77] [--train head;lora] [--epochs 10] [--seeds 0,1,2]
+                                      [--share 0.05] [--shown 20] [--out FOLDER]
+
+All classes of a set are learned at once by `finetune`, so that what is forgotten is forgotten while one task is trained.
+
+* Pruning: a third of the training examples is left out, drawn from those that a first run learned and never forgot, and
+  the rest is trained on as often. Beside it a third drawn from all examples.
+* Flipped labels: a share of the training labels is replaced by another class drawn at random. How many of the flipped
+  ones stand in the lists of `everlearn events`, beside what chance would put there.
+* The labels of the data as they are, that `everlearn events` doubts most.
+
+Test examples choose nothing. Written to docs/results/forgetting_events.md. A folder that is given is gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from retrieval import learned, spread
+
+from everlearn import streams
+from everlearn.presentations import History, doubtful, histories
+from everlearn.streams.stream import Stream
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", default="clinc150,banking77")
+    parser.add_argument("--train", default="head;lora", help="what finetune trains, with semicolons between several")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--share", type=float, default=0.05, help="of the training labels that are flipped")
+    parser.add_argument("--shown", type=int, default=20, help="doubtful labels of each set that are shown")
+    parser.add_argument("--backbone", default="minilm")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder = args.out or Path(tempfile.mkdtemp())
+    seeds = list(map(int, args.seeds.split(",")))
+    pruning = ["| set | trained | never forgotten, % | all examples | without a third of the never forgotten "
+               "| cost | without a third by chance | cost |", "|---" * 8 + "|"]  # fmt: skip
+    flips = ["| set | trained | flipped | never learned: how many | flipped among them, % | as many of the most forgotten "
+             "as were flipped, % flipped | as many of the most doubtful, % flipped |", "|---" * 7 + "|"]  # fmt: skip
+    shown: list[str] = []
+    for name in args.sets.split(","):
+        for train in args.train.split(";"):
+            section = {"name": "finetune", "train": train, "epochs": args.epochs}
+            found: dict[str, list[Any]] = {key: [] for key in ("all", "pruned", "chance", "share", "flipped")}
+            for seed in seeds:
+                stream, out = streams.load(name, tasks=1), folder / f"{name} {train} {args.epochs} {seed}"
+                results, seen = trained(section, stream, args.backbone, seed, out / "all")
+                never = [one.id for one in seen if one.events.is_never_forgotten]
+                found["all"].append(results)
+                found["share"].append(len(never) / len(seen))
+                for kind, ids in (("pruned", never), ("chance", [one.id for one in seen])):
+                    fewer = stream.without(drawn(ids, len(seen) // 3, seed))
+                    found[kind].append(trained(section, fewer, args.backbone, seed, out / kind)[0])
+                wrong, ids = flipped(stream, args.share, seed)
+                _, marked = trained(section, wrong, args.backbone, seed, out / f"flipped {args.share}")
+                found["flipped"].append(lists(marked, ids))
+                if train == args.train.split(";")[-1] and seed == seeds[0]:
+                    shown += [f"## {name}, {train}", "", *told(stream, seen, args.shown), ""]
+            pruning.append(f"| {name} | {train} | {spread(found['share'])} | " + " | ".join(costs(found)) + " |")
+            flips.append(f"| {name} | {train} | " + " | ".join(caught(found["flipped"])) + " |")
+            print("\n".join([*pruning, "", *flips, "", *shown]), flush=True)
+    common.write_page("forgetting_events", [
+        "# What forgetting events tell", "", f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",
+        f"Measured: {args.backbone}, {args.epochs} epochs, seeds {args.seeds}; "
+        f"{common.machine(found['all'][0]['environment'])}. Test accuracy in % with its standard deviation; a cost is the "
+        "mean of the differences to the run on all examples with the same seed, in points.", "",
+        "## A third of the examples left out", "", *pruning, "",
+        f"## {100 * args.share:g} % of the labels flipped", "", *flips, "", *shown,
+    ])  # fmt: skip
+
+
+def trained(
+    section: dict[str, Any], stream: Stream, backbone: str, seed: int, out: Path
+) -> tuple[dict[str, Any], list[History]]:
+    """The results of a run and the history of its examples, the most forgotten first."""
+    results = learned(section, stream, backbone, seed, out)
+    return results, histories(out)
+
+
+def drawn(ids: Sequence[str], count: int, seed: int) -> list[str]:
+    """`count` of the ids by chance; all of them where there are fewer."""
+    ids = sorted(ids)
+    rows = np.random.default_rng(seed).permutation(len(ids))[:count]
+    return [ids[row] for row in rows]
+
+
+def flipped(stream: Stream, share: float, seed: int) -> tuple[Stream, set[str]]:
+    """The stream with another class, drawn at random, for a share of its training examples, and their ids."""
+    rng = np.random.default_rng(seed)
+    task, classes = stream[0], len(stream.class_names)
+    labels = task.train.labels.clone()
+    rows = torch.from_numpy(rng.permutation(len(labels))[: round(share * len(labels))])
+    labels[rows] = (labels[rows] + torch.from_numpy(rng.integers(1, classes, len(rows)))) % classes
+    train = replace(task.train, labels=labels)
+    other = replace(stream, tasks=(replace(task, examples={**task.examples, "train": train}),), config={})
+    return other, {task.train.ids[row] for row in rows.tolist()}
+
+
+def lists(seen: Sequence[History], flipped: set[str]) -> dict[str, float]:
+    """What share of each list is flipped. Each list but that of the never learned is cut to as many as were flipped."""
+
+    def share(found: Sequence[History]) -> float:
+        return mean(one.id in flipped for one in found) if found else 0.0
+
+    never = [one for one in seen if one.events.learned is None]
+    forgotten = [one for one in seen if one.events.learned is not None][: len(flipped)]
+    return {"flipped": len(flipped) / len(seen), "count": len(never), "never": share(never),
+            "forgotten": share(forgotten), "doubtful": share(doubtful(list(seen))[: len(flipped)])}  # fmt: skip
+
+
+def costs(found: dict[str, list[Any]]) -> list[str]:
+    accuracies = {kind: [run["final_accuracy"] for run in found[kind]] for kind in ("all", "pruned", "chance")}
+    cells = [spread(accuracies["all"])]
+    for kind in ("pruned", "chance"):
+        lost = mean(full - part for full, part in zip(accuracies["all"], accuracies[kind], strict=True))
+        cells += [spread(accuracies[kind]), f"{100 * lost:+.2f}"]
+    return cells
+
+
+def caught(found: Sequence[dict[str, float]]) -> list[str]:
+    count = f"{mean(one['count'] for one in found):.0f}"
+    shares = [spread([one[key] for one in found]) for key in ("flipped", "never", "forgotten", "doubtful")]
+    return [shares[0], count, *shares[1:]]
+
+
+def told(stream: Stream, seen: list[History], count: int) -> list[str]:
+    """The examples whose labels are doubted most, as a table."""
+    texts = dict(zip(stream[0].train.ids, stream[0].train.inputs, strict=True))
+    names = stream.class_names
+    lines = ["| text | label | the model's answer | times |", "|---|---|---|---|"]
+    for one in doubtful(seen)[:count]:
+        assert one.mistaken_for
+        answer, times = one.mistaken_for
+        text = str(texts[one.id]).replace("|", "/")
+        lines.append(f"| {text} | {names[one.label]} | {names[answer]} | {times} of {one.events.presented} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
