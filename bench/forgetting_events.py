@@ -3,7 +3,7 @@
     python bench/forgetting_events.py [--sets clinc150,banking77] [--train head;lora] [--epochs 10] [--seeds 0,1,2]
                                       [--share 0.05] [--shown 20] [--out FOLDER]
 
-All classes of a set are learned at once by `finetune`, so that what is forgotten is forgotten while one task is trained.
+All classes of a set are learned at once by `finetune`, so that nothing is forgotten but within one task.
 
 * Pruning: a third of the training examples is left out, drawn from those that a first run learned and never forgot, and
   the rest is trained on as often. Beside it a third drawn from all examples.
@@ -52,8 +52,8 @@ def main() -> None:
     seeds = list(map(int, args.seeds.split(",")))
     pruning = ["| set | trained | never forgotten, % | all examples | without a third of the never forgotten "
                "| cost | without a third by chance | cost |", "|---" * 8 + "|"]  # fmt: skip
-    flips = ["| set | trained | flipped | never learned: how many | flipped among them, % | as many of the most forgotten "
-             "as were flipped, % flipped | as many of the most doubtful, % flipped |", "|---" * 7 + "|"]  # fmt: skip
+    flips = ["| set | trained | flipped, % | never learned: how many | flipped among them, % | flipped among as many "
+             "of the most forgotten, % | flipped among as many of the most doubtful, % |", "|---" * 7 + "|"]  # fmt: skip
     shown: list[str] = []
     for name in args.sets.split(","):
         for train in args.train.split(";"):
@@ -79,8 +79,8 @@ def main() -> None:
     common.write_page("forgetting_events", [
         "# What forgetting events tell", "", f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",
         f"Measured: {args.backbone}, {args.epochs} epochs, seeds {args.seeds}; "
-        f"{common.machine(found['all'][0]['environment'])}. Test accuracy in % with its standard deviation; a cost is the "
-        "mean of the differences to the run on all examples with the same seed, in points.", "",
+        f"{common.machine(found['all'][0]['environment'])}. Test accuracy in % with its standard deviation; a cost is "
+        "the mean of the differences to the run on all examples with the same seed, in points.", "",
         "## A third of the examples left out", "", *pruning, "",
         f"## {100 * args.share:g} % of the labels flipped", "", *flips, "", *shown,
     ])  # fmt: skip

@@ -274,7 +274,7 @@ def _is_data(name: str) -> bool:
 def _is_backbone(name: str) -> bool:
     """Whether `backbones.load` accepts a text that is no short name; timm is imported only for a possible timm name."""
     bare, _, size = name.partition("@")
-    if "/" in name or os.path.exists(name) or bare.endswith(".safetensors") or (size and bare == "vit-tiny"):
+    if "/" in name or os.path.exists(name) or bare.endswith(".safetensors") or (size and bare in ("vit-tiny", "lit")):
         return True
     if "_" not in bare:
         return False

@@ -41,7 +41,7 @@ from everlearn.optimizer_step import OptimizerStep
 from everlearn.schedules import Schedule, constant
 from everlearn.seeds import derived_seed
 from everlearn.settings import Count, Rate, Seed, check
-from everlearn.streams.inputs import Input
+from everlearn.streams.inputs import Input, original
 from everlearn.streams.stream import Examples, Task
 
 Presented = tuple[Sequence[str], Tensor, Tensor]
@@ -210,12 +210,15 @@ class Method(nn.Module):
 
     # -- the ladder ----------------------------------------------------------------------------
     def features(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:
-        """(n, width), with gradient where something is trained.
+        """(n, width), with gradient where something is trained; of a frozen backbone they come from the feature store.
 
         Args:
             role: where the goal is ranking, whether these are queries or documents.
         """
         with self.backbone.reading(role) if role else nullcontext():
+            # The store has the features of whole images, and none of the views that augmentation makes of them.
+            if self.backbone.is_frozen and all(item is original(item) for item in inputs):
+                return self.backbone.encode(inputs)
             return self.backbone(inputs)
 
     def scores(self, inputs: Sequence[Input]) -> Tensor:
@@ -255,10 +258,15 @@ class Method(nn.Module):
 
     def embed(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:
         """`features` (n, width) without gradient; of a frozen backbone they come from the feature store."""
-        if type(self).features is Method.features and self.backbone.is_frozen:
+        if self._is_read_from_the_store:
             with self.backbone.reading(role) if role else nullcontext():
                 return self.backbone.encode(inputs)
         return self.backbone.infer(inputs, lambda batch, rows: self.features(batch, role))
+
+    @property
+    def _is_read_from_the_store(self) -> bool:
+        """Whether `features` are those of a frozen backbone."""
+        return type(self).features is Method.features and self.backbone.is_frozen
 
     def search(self, queries: Sequence[Input], documents: Sequence[Input], k: int = 10) -> list[list[int]]:
         """For each query the positions of up to k documents, best first: those whose embeddings are most similar, by
@@ -382,6 +390,8 @@ class Method(nn.Module):
                 raise EverlearnError("method.order: an online stream shows each example once, as it comes, so that "
                                      "nothing can be put off: leave it out")  # fmt: skip
             return Batches(examples, 1, task.batch_size, seed, augment=task.augment)
+        if self._is_read_from_the_store and examples.positives is None and not task.augment:
+            self.backbone.encode(examples.inputs)  # all at once, so that a resumed run forms the same batches
         lengths = self.backbone.lengths(examples.inputs if examples.positives is None else examples.positives)
         batches = Batches(examples, self.epochs, self.batch_size, seed, lengths, task.augment)
         return batches if self.curriculum is None else self.curriculum.ordered(batches, self)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "minilm": "all-MiniLM-L6-v2 sentence encoder, 22.7 M parameters, width 384 (extra: offline)",
     "vit-tiny": "ViT-Ti/16 of timm, 5.5 M parameters, width 192; vit-tiny@112 reads 112-pixel images (extra: vision)",
+    "lit": "the pair of encoders in EVERLEARN_WEIGHTS/lit_*.safetensors: images and texts in one space (everlearn lit)",
     "tiny": "two transformer blocks with random weights, width 32, for tests with texts or images",
 }
 
@@ -29,7 +30,7 @@ def names() -> dict[str, str]:
     its hub name or timm name, a local folder, or a safetensors file named after its timm model.
 
     >>> list(names())
-    ['minilm', 'vit-tiny', 'tiny']
+    ['minilm', 'vit-tiny', 'lit', 'tiny']
     """
     return dict(_NAMES)
 
@@ -120,7 +121,7 @@ def _files_of(name: str, files_in: Callable[[Path], list[Path]]) -> list[Path]:
 
 
 def _load(name: str) -> Backbone:
-    from everlearn.backbones import text, tiny, vision
+    from everlearn.backbones import image_text, lit, text, tiny, vision
     from everlearn.backbones.folder import ModelFolder
 
     if name == "tiny":
@@ -128,10 +129,14 @@ def _load(name: str) -> Backbone:
     if name == "minilm":
         return text.minilm()
     bare = name.split("@")[0]
+    if bare == "lit" or (bare.endswith(".safetensors") and lit.is_pair(Path(bare))):
+        return lit.load(name)
     if bare == "vit-tiny" or bare.endswith(".safetensors"):
         return vision.load_timm(name)
     if Path(name).is_dir() or "/" in name:
         folder = ModelFolder(name)
+        if folder.is_pair:
+            return image_text.load_transformers(folder)
         return vision.load_transformers(folder) if folder.reads_images else text.TextBackbone(folder)
     if "_" in bare and vision.is_timm_name(bare):  # every ViT has "_" in its name; importing timm takes seconds
         return vision.load_timm(name)

@@ -106,6 +106,8 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.attached: list[Delta] = []
+        self.after = nn.Sequential()  # what follows the pooling
+        self._token_width: int | None = None  # where something after the pooling gives features another size
         self.origin: dict[str, str] = {}  # digests of the pre-trained tensors; empty until a method is built on it
         self._exact: dict[int, torch.Tensor] = {}  # in `inference`: the float32 weights, by parameter id
         self._digests = Digests()
@@ -152,7 +154,31 @@ class Backbone(nn.Module):
     @property
     def hidden_width(self) -> int:
         """The size of a token's state, and so of prompts; a layer after the pooling can give features another size."""
-        return self.width // self.layers
+        return self._token_width or self.width // self.layers
+
+    def project(self, *layers: nn.Module, width: int) -> None:
+        """Let these layers follow the pooling from now on; they give features (n, width).
+
+        >>> from everlearn import backbones
+        >>> tiny = backbones.load("tiny")
+        >>> tiny.project(nn.Linear(32, 8), width=8)
+        >>> tiny(["a cup of tea"]).shape, tiny.hidden_width
+        (torch.Size([1, 8]), 32)
+        """
+        self._token_width = self.hidden_width
+        self.after.extend(layers)
+        self.after.requires_grad_(False).eval()
+        self.width, self.settings["after"] = width, [str(layer) for layer in self.after]
+
+    def class_features(
+        self, names: Sequence[str], encode: Callable[[Sequence[Input]], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """(classes, width): what the encoder says of the names of classes, with which zero-shot scores compare.
+
+        Args:
+            encode: gives the features of texts; `encode` of the backbone by default.
+        """
+        return (encode or self.encode)([name.replace("_", " ") for name in names])
 
     def reading(self, role: Role | None) -> AbstractContextManager[None]:
         """Inside the `with` statement the inputs are queries or documents, which some encoders read after a prompt of
@@ -194,8 +220,7 @@ class Backbone(nn.Module):
         if not 1 <= layers <= self.depth:
             raise EverlearnError(f"backbone '{self.name}' has {self.depth} layers: give a number from 1 to "
                                  f"{self.depth} after @layers=, not {layers}")  # fmt: skip
-        after = getattr(self, "after", nn.Identity())
-        if layers > 1 and (self.hidden_width != self.width or any(True for _ in after.parameters())):
+        if layers > 1 and (self.hidden_width != self.width or any(True for _ in self.after.parameters())):
             raise EverlearnError(f"backbone '{self.name}' goes on after its pooling with what was trained for the last "
                                  "layer alone: leave @layers= out")  # fmt: skip
         if layers > 1:

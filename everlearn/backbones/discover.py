@@ -20,7 +20,7 @@ PROJECTIONS = {
 }
 FUSED = ("qkv", "Wqkv")
 ATTENTION = ("attention", "attn", "self_attn")
-ATTENTION_OUT = ("o_proj", "out_lin", "proj", "Wo", "o", "dense")
+ATTENTION_OUT = ("o_proj", "out_proj", "out_lin", "proj", "Wo", "o", "dense")
 MLP = ("mlp", "ffn")
 MLP_IN = ("intermediate",)
 MLP_OUT = ("output.dense",)

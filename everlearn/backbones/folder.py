@@ -48,6 +48,9 @@ RANGES = {
 OTHER = (-10_000_000, 10_000_000)
 """The same for all other whole numbers in it."""
 
+PAIRS = ("clip", "siglip")
+"""The types of models that are an image encoder and a text encoder, trained together."""
+
 # Keys of config.json that say how transformers loads and runs a model, not what the model computes.
 HOW = ("auto_map", "attn_implementation", "experts_implementation", "fusion_config", "transformers_weights", "dtype",
        "torch_dtype", "name_or_path", "distributed_config", "kernel_config", "use_kernels")  # fmt: skip
@@ -121,6 +124,8 @@ class ModelFolder:
         if told.get("quantization_config"):
             raise DataError(f"{file}: quantised weights are not supported: take the model in float32 or bfloat16")
         config_class = CONFIG_MAPPING[kind]
+        if kind in PAIRS:
+            return self._pair_config(config_class, told)
         if config_class.sub_configs or kind.startswith("timm_"):  # these can load a part, or all of it, from the hub
             raise DataError(f"{file}: a model of the type {kind} is not a single encoder: give a BERT-like text "
                             "encoder or a plain ViT")  # fmt: skip
@@ -136,6 +141,31 @@ class ModelFolder:
             raise DataError(f"{file}: a width of {width} cannot be divided among {heads} attention heads: it is "
                             "damaged; copy the folder again")  # fmt: skip
         return config
+
+    def _pair_config(self, config_class: Any, told: dict[str, Any]) -> Any:
+        """The configuration of an image encoder and a text encoder that were trained together."""
+        file = self.path / CONFIG
+        settings: dict[str, Any] = {
+            key: told[key] for key in ("projection_dim", "logit_scale_init_value") if key in told
+        }
+        in_range(settings, {}, file)
+        for name in ("text_config", "vision_config"):
+            part = told[name] if isinstance(told.get(name), dict) else {}
+            in_range(part, getattr(config_class.sub_configs[name], "attribute_map", {}), file)
+            settings[name] = {key: value for key, value in part.items() if key not in HOW and not key.startswith("_")}
+        with one_line(file, "copy the folder again"):
+            config = config_class.from_dict(settings)
+        for one in (config.text_config, config.vision_config):
+            width, heads = one.hidden_size, one.num_attention_heads
+            if width % heads:
+                raise DataError(f"{file}: a width of {width} cannot be divided among {heads} attention heads: it is "
+                                "damaged; copy the folder again")  # fmt: skip
+        return config
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is an image encoder and a text encoder that were trained together."""
+        return self.config.model_type in PAIRS
 
     @property
     def reads_images(self) -> bool:
@@ -227,7 +257,10 @@ class ModelFolder:
                     Path(copy, name).write_bytes(read_bytes(self.path / name, MOST_VOCABULARY))
             with one_line(f"the tokenizer in {self.path}", "copy the folder again"), no_panic(self.source), quiet():
                 tokenizer = AutoTokenizer.from_pretrained(copy, config=self.config, trust_remote_code=False)
-        highest, rows = max(tokenizer.get_vocab().values(), default=0), getattr(self.config, "vocab_size", 0)
+        highest, rows = (
+            max(tokenizer.get_vocab().values(), default=0),
+            getattr(self.config.get_text_config(), "vocab_size", 0),
+        )
         if highest >= rows:
             raise DataError(f"the tokenizer in {self.path} gives tokens the numbers up to {highest}, but the model has "
                             f"{rows} embeddings: they are of different models; copy the folder again")  # fmt: skip

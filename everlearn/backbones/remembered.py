@@ -158,6 +158,8 @@ def remembered(name: str, files: list[Path], load: Callable[[], Backbone]) -> Ba
     if (facts := _recall(kept)) is not None:
         return Remembered(facts, load)
     encoder = load()
+    if len(encoder.encoders()) > 1:
+        return encoder
     facts = facts_of(encoder)
     if type(encoder).identity is Backbone.identity and kept.stem == _key(name, files):
         with contextlib.suppress(OSError, TypeError):  # a cache that is read only, or settings that are no JSON

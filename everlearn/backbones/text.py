@@ -58,7 +58,7 @@ class TextBackbone(Discovered):
         self.settings = {
             "max_length": _max_length(folder, told, self.tokenizer, self.model), "lower_case": told.lower_case,
             "prompt": told.prompts[None], "pools_prompt": told.pools_prompt, "pooling": list(told.pooling),
-            "after": [str(layer) for layer in told.layers], "tokenizer": _vocabulary_hash(self.tokenizer),
+            "after": [str(layer) for layer in told.layers], "tokenizer": vocabulary_hash(self.tokenizer),
             "config": config_hash(self.model.config),
         }  # fmt: skip
         self._known: dict[str, list[int]] = {}  # the tokens of the texts whose lengths were asked for last
@@ -185,6 +185,6 @@ def _positions(model: Any) -> int:
     return positions if padding is None else positions - padding - 1
 
 
-def _vocabulary_hash(tokenizer: Any) -> str:
+def vocabulary_hash(tokenizer: Any) -> str:
     vocabulary = json.dumps([sorted(tokenizer.get_vocab().items()), repr(getattr(tokenizer, "backend_tokenizer", ""))])
     return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]

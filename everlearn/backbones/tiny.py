@@ -109,7 +109,7 @@ class TinyBackbone(Backbone):
     def pool(self, hidden: Hidden) -> torch.Tensor:
         length = hidden.states.shape[1] - hidden.prompts
         weights = hidden.mask[:, :length, None].to(hidden.states.dtype)
-        return (hidden.states[:, :length] * weights).sum(1) / weights.sum(1)
+        return self.after((hidden.states[:, :length] * weights).sum(1) / weights.sum(1))
 
     @property
     def tokens(self) -> Site:

@@ -10,15 +10,17 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from everlearn.backbones.backbone import Backbone, Role
+from everlearn.backbones.backbone import Backbone, Block, Hidden, Role
 from everlearn.errors import EverlearnError
-from everlearn.peft.delta import only
+from everlearn.peft.delta import Delta, Site, only
 from everlearn.streams.inputs import Input, kind
 
 
 class TwoTowers(Backbone):
     """An input goes to the tower that reads its kind. The features of each tower are stored under the tower's own
     identity, so training one tower leaves those of the other in the feature store.
+
+    The sites are those of the first tower, which the examples go to: what a method inserts, it inserts there.
 
     Args:
         towers: the encoders by name, the one that the examples go to first; `towers["image"].block(0)` is a site.
@@ -67,6 +69,52 @@ class TwoTowers(Backbone):
     def lengths(self, inputs: Sequence[Input]) -> list[int]:
         return self.tower(inputs).lengths(inputs)
 
+    # -- the first tower ---------------------------------------------------------------------------
+    @property
+    def first(self) -> Backbone:
+        """The tower that the examples go to."""
+        return cast(Backbone, next(iter(self.towers.values())))
+
+    @property
+    def depth(self) -> int:  # type: ignore[override]
+        return self.first.depth
+
+    @property
+    def hidden_width(self) -> int:
+        return self.first.hidden_width
+
+    @property
+    def tokens(self) -> Site:
+        return self.first.tokens
+
+    def block(self, index: int) -> Block:
+        return self.first.block(index)
+
+    def blocks_of(self) -> Sequence[nn.Module]:
+        return self.first.blocks_of()
+
+    def last_norm(self) -> nn.Module | None:
+        return self.first.last_norm()
+
+    def prepare(self, inputs: Sequence[Input]) -> Any:
+        return self.first.prepare(inputs)
+
+    def mask(self, prepared: Any) -> torch.Tensor:
+        return self.first.mask(prepared)
+
+    def hidden(self, prepared: Any) -> Hidden:
+        return self.first.hidden(prepared)
+
+    def pool(self, hidden: Hidden) -> torch.Tensor:
+        return self.first.pool(hidden)
+
+    def attach(self, delta: Delta, site: Site) -> Delta:
+        return self.first.attach(delta, site)
+
+    def detach(self, delta: Delta) -> None:
+        self.first.detach(delta)
+
+    # -- all of them -------------------------------------------------------------------------------
     def encoders(self) -> list[Backbone]:
         return [encoder for tower in self.towers.values() for encoder in cast(Backbone, tower).encoders()]
 

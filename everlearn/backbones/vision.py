@@ -34,7 +34,8 @@ class VisionBackbone(Discovered):
         name: the name of the backbone.
         size: height and width of the input in pixels.
         mean, std: mean and standard deviation of each channel, for pixels in [0, 1]. Wrong values lower the accuracy.
-        crop: the share of the resized image that the centre crop keeps.
+        crop: the share of the resized image that the centre crop keeps; None resizes height and width to `size`
+            without a crop.
 
     Passes without gradients stay in float32. In bfloat16, the features of ViT-Ti turn further away from their float32
     values than those of text encoders do.
@@ -43,7 +44,14 @@ class VisionBackbone(Discovered):
     reads = ("image",)
 
     def __init__(
-        self, model: Any, *, name: str, size: int, mean: Sequence[float], std: Sequence[float], crop: float = 1.0
+        self,
+        model: Any,
+        *,
+        name: str,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop: float | None = 1.0,
     ) -> None:
         super().__init__(model, name)
         self.is_timm = hasattr(model, "forward_features")
@@ -59,13 +67,19 @@ class VisionBackbone(Discovered):
     def _pixels(self, item: Input) -> torch.Tensor:
         image = decode(item)
         size = self.settings["size"]
+        whole = self.settings["crop"] is None  # all of the image, whatever its shape
+        image = image.resize((size, size), 3) if whole else self._centre(image, size)
+        pixels = np.asarray(image, dtype=np.float32) / 255
+        pixels = (pixels - np.float32(self.settings["mean"])) / np.float32(self.settings["std"])
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+    def _centre(self, image: Any, size: int) -> Any:
+        """The centre of the resized image, of `size` pixels in height and width."""
         shorter = math.floor(size / self.settings["crop"])
         wide, high = (int(shorter * side / min(image.size)) for side in image.size)  # rounded as torchvision does
         image = image.resize((wide, high), 3)  # 3 is bicubic
         left, top = (round((side - size) / 2) for side in (wide, high))
-        pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
-        pixels = (pixels - np.float32(self.settings["mean"])) / np.float32(self.settings["std"])
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        return image.crop((left, top, left + size, top + size))
 
     def mask(self, prepared: torch.Tensor) -> torch.Tensor:
         if self.is_timm:
@@ -85,7 +99,7 @@ class VisionBackbone(Discovered):
         return Hidden(states.float(), torch.ones(states.shape[:2], dtype=torch.long, device=states.device), added)
 
     def pool(self, hidden: Hidden) -> torch.Tensor:
-        return hidden.states[:, 0]
+        return self.after(hidden.states[:, 0])
 
     @property
     def tokens(self) -> Site:
@@ -148,17 +162,31 @@ def load_transformers(folder: ModelFolder) -> VisionBackbone:
     Raises:
         EverlearnError: a file is missing or damaged, or the files do not fit together.
     """
+    told = preprocessing(folder, folder.config.image_size)
+    backbone = VisionBackbone(folder.model(), name=folder.source, **told)
+    backbone.check_forward(torch.zeros(1, 3, told["size"], told["size"]), folder.path)
+    return backbone
+
+
+def preprocessing(folder: ModelFolder, image_size: int) -> dict[str, Any]:
+    """Size, mean, std and crop of a `VisionBackbone`, as the folder's preprocessor_config.json says.
+
+    Args:
+        image_size: in pixels, where the file does not say it.
+
+    Raises:
+        DataError: a value in it cannot be what it should be.
+    """
     told, half = folder.read_json(PREPROCESSOR), [0.5, 0.5, 0.5]
     for name, fits in PREPROCESSING.items():
         if told.get(name) is not None and not fits(told[name]):
             raise DataError(f"{folder.path / PREPROCESSOR}: {name} is {printable(told[name], 60)}: copy the file again")
     pixels = _side(told.get("crop_size") if told.get("do_center_crop") else told.get("size"))
-    pixels = pixels or folder.config.image_size
-    crop = min(1.0, pixels / (_side(told.get("size")) or pixels))
-    mean, std = told.get("image_mean") or half, told.get("image_std") or half
-    backbone = VisionBackbone(folder.model(), name=folder.source, size=pixels, mean=mean, std=std, crop=crop)
-    backbone.check_forward(torch.zeros(1, 3, pixels, pixels), folder.path)
-    return backbone
+    pixels = pixels or image_size
+    return {
+        "size": pixels, "mean": told.get("image_mean") or half, "std": told.get("image_std") or half,
+        "crop": min(1.0, pixels / (_side(told.get("size")) or pixels)),
+    }  # fmt: skip
 
 
 def is_timm_name(name: str) -> bool:

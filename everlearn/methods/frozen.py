@@ -39,4 +39,4 @@ class Frozen(Method):
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
         if task.goal == "classes":
-            self.head.set(self.backbone.encode([name.replace("_", " ") for name in task.class_names]))
+            self.head.set(self.backbone.class_features(task.class_names))
