@@ -157,7 +157,7 @@ def final_table(results: Results, directory: Path | None = None) -> None:
     n = len(results["tasks"])
     some = f" ({SHOWN_TASKS} of {n} tasks shown; the report shows all)" if n > SHOWN_TASKS else ""
     out.print(_safe(f"{metric} in %; row: after learning the task; column: tests of the task{some}"))
-    for part in (_matrix, _figures, _gate_line, _index_line, _worst_classes, _costs):
+    for part in (_matrix, _figures, _gate_line, _index_line, _zero_shot_line, _worst_classes, _costs):
         if (shown := part(results)) is not None:
             out.print(shown)
     for warning in results["warnings"]:
@@ -337,6 +337,16 @@ def _index_line(results: Results) -> Text | None:
     cost = (f"{stale:,} of {found['documents']:,} documents would be embedded in another way now" if stale
             else "no document has to be encoded again")  # fmt: skip
     return _safe(f"index: {found['verdict']['answer']}", style="bold").append(f" ({cost})", style="not bold")
+
+
+def _zero_shot_line(results: Results) -> Text | None:
+    """What the encoders still know of classes that are not learned."""
+    found = results.get("zero_shot")
+    if not found:
+        return None
+    before, now = ([value for value in found[name] if value is not None] for name in ("untouched", "now"))
+    return _safe(f"zero-shot on classes not learned yet: {percent(sum(now) / len(now))} % now, "
+                 f"{percent(sum(before) / len(before))} % before any learning (means over the tasks)")  # fmt: skip
 
 
 def _worst_classes(results: Results) -> Text | None:

@@ -20,6 +20,7 @@ from everlearn.metrics.retrieval import ndcg_at_k, score_rankings
 from everlearn.retrieval.domains import Domains
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Stream, Task
+from everlearn.unseen import Unseen
 
 CHUNK = 1024  # inputs handed to `predict` at once; its answers may not depend on it
 METRIC = {"classes": "accuracy", "ranking": "nDCG@10"}
@@ -39,7 +40,7 @@ class Evaluation:
 
     def __init__(self, stream: Stream, method: Method, folder: Path | None = None, keep: int = 0) -> None:
         self.stream, self.method = stream, method
-        self.domains = Domains(method, folder, keep)
+        self.domains, self.unseen = Domains(method, folder, keep), Unseen(stream, method)
         self.recall_before: float | None = None  # on the task that is learned now
         self.metric = METRIC[stream.goal]
         self._measured: set[str] | None = None  # the names that `measures` gave so far
@@ -76,7 +77,8 @@ class Evaluation:
         counts = [len(old.test) for old in seen]
         total = sum(score[self.metric] * count for score, count in zip(scores, counts, strict=True))
         others = {name: [score[name] for score in scores] for name in scores[0] if name != self.metric}
-        return {"scores": [s[self.metric] for s in scores], "others": others, "all": total / sum(counts)}
+        return {"scores": [s[self.metric] for s in scores], "others": others, "all": total / sum(counts),
+                "unseen": self.unseen.after(task)}  # fmt: skip
 
     def score(self, task: Task) -> dict[str, float]:
         """The scores on one task's test examples."""
@@ -215,8 +217,8 @@ def supports(tags: Tags, stream: Stream, backbone: Backbone | None = None) -> st
         return f"reads the names of the classes, and backbone '{backbone.name}' reads no text"
     if "last layer" in tags.needs and backbone.layers > 1:
         return f"pools the last layer itself, and backbone '{backbone.name}' gives several: leave @layers= out"
-    if "two towers" in tags.needs and len(backbone.encoders()) < 2:
-        return f"needs a backbone with two encoders, and '{backbone.name}' has one"
+    if "two towers" in tags.needs and not hasattr(backbone, "towers"):
+        return f"needs a backbone with two encoders, one of images and one of texts, and '{backbone.name}' is none"
     return None
 
 

@@ -28,6 +28,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from everlearn.backbones.backbone import Backbone, Role
 from everlearn.batches import Batches
@@ -262,6 +263,16 @@ class Method(nn.Module):
             with self.backbone.reading(role) if role else nullcontext():
                 return self.backbone.encode(inputs)
         return self.backbone.infer(inputs, lambda batch, rows: self.features(batch, role))
+
+    def zero_shot(self, inputs: Sequence[Input], names: Sequence[str]) -> Tensor:
+        """(n, names), without gradient: how near each image is to the names of classes that are not learned, by a
+        backbone with an image encoder and a text encoder (`everlearn.unseen`)."""
+        backbone = self.backbone
+        images = self.embed(inputs)
+        if images.shape[1] != backbone.width:  # a method that joins further features to those of the pair
+            images = backbone.infer(inputs)
+        texts = backbone.class_features(names, None if backbone.is_frozen else backbone.infer)
+        return normalize(images) @ normalize(texts).T
 
     @property
     def _is_read_from_the_store(self) -> bool:

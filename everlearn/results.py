@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from everlearn import unseen
 from everlearn.checkpoint import method_state
 from everlearn.evaluation import METRIC
 from everlearn.files import write_whole
@@ -39,6 +40,7 @@ class Measured:
         initial: the score of the untouched model on each task.
         before: the score on the present task before it is learned.
         recall_before: the same as recall@10, where the goal is ranking.
+        untouched: the untouched model's zero-shot accuracy on the classes unseen after each task (`everlearn.unseen`).
         trainable: the most parameters that received gradient in a task.
         passes: examples that went through an encoder; an example counts once for each pass.
         warned: the warnings that a reader of the results must see.
@@ -49,6 +51,7 @@ class Measured:
     initial: list[float | None] = field(default_factory=list)
     before: float | None = None
     recall_before: float | None = None
+    untouched: list[float | None] = field(default_factory=list)
     trainable: int = 0
     passes: int = 0
     warned: list[str] = field(default_factory=list)
@@ -119,6 +122,7 @@ def assemble(
         ],
         "accuracy_matrix": matrix, "other_matrices": others,
         "before": before, "initial": measured.initial, "calibration": calibration, "retrieval": searched,
+        "zero_shot": unseen.summary(measured.untouched, [row.get("unseen") for row in rows]),
         **summary(matrix, counts, before, measured.initial or [None] * size),
         "per_class": per_class(stream.class_names, *answers) if answers[0] else [],
         "confusion": confusion(stream.class_names, *answers) if answers[0] else None,

@@ -267,6 +267,9 @@ def _square(results: Any) -> Any:
     for name in ("curve", "before"):
         if len(results[name]) != size:
             raise ValueError(f"{name} does not have {size} entries")
+    zero_shot = results.get("zero_shot")
+    if zero_shot and not len(zero_shot["untouched"]) == len(zero_shot["now"]) == size:
+        raise ValueError(f"zero_shot does not have {size} entries")
     if len(results["initial"]) not in (0, size):
         raise ValueError(f"initial does not have {size} entries")
     classes, confusion = results.get("per_class", []), results.get("confusion")
@@ -276,6 +279,15 @@ def _square(results: Any) -> Any:
     if confused and (len(confused) != len(classes) or any(len(row) != len(classes) for row in confused)):
         raise ValueError(f"confusion.matrix is not of {len(classes)} x {len(classes)} classes")
     return results
+
+
+class ZeroShot(TypedDict):
+    """Zero-shot accuracy on the classes that come after each task (`everlearn.unseen`)."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    untouched: Scores
+    now: Scores
+    retention: Number | None
 
 
 class _Results(TypedDict):
@@ -296,6 +308,7 @@ class _Results(TypedDict):
     initial: Scores
     calibration: NotRequired[Calibration | None]
     retrieval: NotRequired[Retrieval | None]
+    zero_shot: NotRequired[ZeroShot | None]
     documents_per_second: NotRequired[Positive | None]
     per_class: NotRequired[list[ClassResult]]
     confusion: NotRequired[Confusion | None]
@@ -389,6 +402,7 @@ class Row(TypedDict):
     others: dict[str, list[Number | None]]
     all: Score
     before: Score | None
+    unseen: NotRequired[Score | None]
 
 
 class MeasuredSoFar(TypedDict):
@@ -398,6 +412,7 @@ class MeasuredSoFar(TypedDict):
     initial: Scores
     before: Score | None
     recall_before: NotRequired[Score | None]
+    untouched: NotRequired[Scores]
     trainable: Count
     passes: NotRequired[Count]
     warned: list[str]

@@ -101,7 +101,7 @@ class Session(Listener):
         clock = Clock(measured.seconds[-1])
         if self.step == 0:
             if task.index == 0:
-                measured.initial = evaluation.initial()
+                measured.initial, measured.untouched = evaluation.initial(), evaluation.unseen.untouched()
             measured.before = evaluation.before(task)
             measured.recall_before = evaluation.recall_before
             clock.stop("evaluate")

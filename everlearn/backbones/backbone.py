@@ -95,6 +95,8 @@ class Backbone(nn.Module):
     settings: dict[str, Any]
     passed: ClassVar[int] = 0
     """How many examples have gone through an encoder in this process; an example counts once for each pass."""
+    is_image_text = False
+    """Whether it compares images with texts."""
     is_loaded = True
     """Whether its weights are in memory (see `remembered.py`)."""
 

@@ -43,6 +43,8 @@ class ImageText(TwoTowers):
     (torch.Size([2, 32]), ('text', 'image'))
     """
 
+    is_image_text = True
+
     def __init__(
         self, image: Backbone, text: Backbone, *, name: str, scale: float, templates: Sequence[str] = TEMPLATES
     ) -> None:

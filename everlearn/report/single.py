@@ -43,6 +43,7 @@ def body(run: Results) -> Html:
         section("classes", "Classes", classes(run)) if run.get("per_class") else None,
         section("calibration", "Probabilities", reliability(run["calibration"])) if run.get("calibration") else None,
         section("retrieval", "Queries and indexes, old and new", retrieval(run)) if run.get("retrieval") else None,
+        section("zero-shot", "Classes not learned yet", _zero_shot(run)) if run.get("zero_shot") else None,
         section("costs", "Costs", costs(run)),
         section("tasks", "Tasks", _tasks(run)),
         section("diagnostics", "Diagnostics", diagnostics(run["diagnostics"])) if run.get("diagnostics") else None,
@@ -168,6 +169,17 @@ def _curves(run: Results) -> Html:
     keys = figures.legend([("hollow", INK, "when learned"), *ends])
     then = figure("then-now", "Score of each task when it was learned and at the end", chart, keys)
     return tag("div", curve, pair, then, class_="charts")
+
+
+def _zero_shot(run: Results) -> Html:
+    found = run["zero_shot"]
+    lines = [Line("untouched", hundred(found["untouched"]), GREY, "square"), Line("now", hundred(found["now"]), ACCENT)]
+    title = "Zero-shot accuracy on the classes that come later, after each task"
+    chart = figures.line_chart(title, lines, "accuracy, %")
+    keys = figures.legend([("square", GREY, "the untouched encoders"), ("circle", ACCENT, "the encoders now")])
+    told = ("An image gets the class, among those that are not learned yet, whose name is nearest. The encoders keep "
+            f"{percent(found['retention'])} % of what they knew of such classes before any learning.")  # fmt: skip
+    return join(tag("p", told), figure("unseen", title, chart, keys))
 
 
 def hundred(values: Iterable[float | None]) -> list[float | None]:
