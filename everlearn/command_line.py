@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from everlearn import __version__, distill_command, events_command, label_commands
+from everlearn import __version__, distill_command, events_command, label_commands, lit_command
 from everlearn.config import DEFAULT_METHODS
 from everlearn.errors import EverlearnError, unknown
 from everlearn.retrieval import index_commands, migrate_commands
@@ -214,6 +214,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     index_commands.add_parsers(verb, made)
     migrate_commands.add_parser(verb)
     distill_command.add_parser(verb)
+    lit_command.add_parser(verb)
     p = verb("list", "list the available methods, streams and backbones")
     p.add_argument("kind", nargs="?", choices=("methods", "streams", "backbones"))
     p = verb("cache", "show or clear the stored features of frozen backbones")

@@ -25,6 +25,13 @@ class Unseen:
     Args:
         stream: its later tasks are what is unseen.
         method: it answers by `Method.zero_shot`.
+
+    >>> from everlearn import backbones, methods, streams
+    >>> from everlearn.backbones.image_text import ImageText
+    >>> pair = ImageText(backbones.load("tiny"), backbones.load("tiny"), name="pair", scale=20.0)
+    >>> stream = streams.load("digits", tasks=5, max_train_per_class=2, max_test_per_class=2)
+    >>> [score is None for score in Unseen(stream, methods.get("frozen")(pair)).untouched()]
+    [False, False, False, False, True]
     """
 
     def __init__(self, stream: Stream, method: Method) -> None:

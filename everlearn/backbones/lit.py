@@ -64,7 +64,7 @@ class Pair(nn.Module):
         self.text = Dense({"linear.weight": text, "linear.bias": bias}, "Identity", False)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What a file holds, by name."""
+        """What a file holds, by name: the matrices (width, ·) and vectors (width,), in float32."""
         assert self.text.bias is not None
         tensors = {"image_mean": self.centre.mean, "logit_scale": torch.tensor(self.scale),
                    "text_proj.weight": self.text.weight, "text_proj.bias": self.text.bias}  # fmt: skip
