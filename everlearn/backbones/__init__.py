@@ -121,13 +121,15 @@ def _files_of(name: str, files_in: Callable[[Path], list[Path]]) -> list[Path]:
 
 
 def _load(name: str) -> Backbone:
-    from everlearn.backbones import image_text, lit, text, tiny, vision
+    from everlearn.backbones import image_text, lit, openclip, text, tiny, vision
     from everlearn.backbones.folder import ModelFolder
 
     if name == "tiny":
         return tiny.TinyBackbone()
     if name == "minilm":
         return text.minilm()
+    if name.startswith(openclip.PREFIX):
+        return openclip.load(name)
     bare = name.split("@")[0]
     if bare == "lit" or (bare.endswith(".safetensors") and lit.is_pair(Path(bare))):
         return lit.load(name)

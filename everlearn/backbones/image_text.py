@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,9 +96,9 @@ class _Text(TextBackbone):
     """The text tower of CLIP or SigLIP. The state of the last token is projected; SigLIP's texts are all filled up to
     one length, as in its training."""
 
-    def __init__(self, folder: ModelFolder, model: Any, projection: Dense, name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, projection: Dense, name: str, fills: bool) -> None:
         Discovered.__init__(self, model, name)
-        self.tokenizer, self.fills = folder.tokenizer(), folder.config.model_type == "siglip"
+        self.tokenizer, self.fills = tokenizer, fills
         self.width, self.prompts = self.hidden_width, dict.fromkeys((None, "query", "document"), "")
         self.settings = {
             "max_length": min(self.tokenizer.model_max_length, model.config.max_position_embeddings),
@@ -108,7 +109,6 @@ class _Text(TextBackbone):
         self._known: dict[str, list[int]] = {}
         self.precision = self.training_precision
         self.requires_grad_(False)
-        self.check_forward(self.prepare(["a word"]), folder.path)
 
     def prepare(self, inputs: Sequence[Input]) -> dict[str, torch.Tensor]:
         prepared = super().prepare(inputs)
@@ -139,17 +139,31 @@ def load_transformers(folder: ModelFolder) -> ImageText:
     if not (folder.path / PREPROCESSOR).exists():
         raise DataError(f"{folder.path / PREPROCESSOR} does not exist, and without it nobody knows the mean and the "
                         "size of its images: copy it from the model's page")  # fmt: skip
-    model, name = folder.model(), folder.source
+    model = folder.model()
     told = preprocessing(folder, model.config.vision_config.image_size)
-    if folder.config.model_type == "siglip":
-        told["crop"], projection = None, None
-        words = model.text_model.head
+    return joined(model, folder.tokenizer(), told, folder.source, folder.path)
+
+
+def joined(model: Any, tokenizer: Any, told: dict[str, Any], name: str, where: Path) -> ImageText:
+    """The two towers of a CLIP or SigLIP model of transformers.
+
+    Args:
+        told: the preprocessing of images, as `vision.preprocessing` gives it.
+        where: the file or folder that a message names.
+
+    Raises:
+        EverlearnError: the model cannot run.
+    """
+    is_siglip = model.config.model_type == "siglip"
+    if is_siglip:
+        told, projection, words = {**told, "crop": None}, None, model.text_model.head
         model.text_model.head = nn.Identity()
     else:
         projection, words = _dense(model.visual_projection), model.text_projection
     image = _Image(model.vision_model, projection, name, **told)
-    image.check_forward(torch.zeros(1, 3, told["size"], told["size"]), folder.path)
-    text = _Text(folder, model.text_model, _dense(words), name)
+    image.check_forward(torch.zeros(1, 3, told["size"], told["size"]), where)
+    text = _Text(model.text_model, tokenizer, _dense(words), name, fills=is_siglip)
+    text.check_forward(text.prepare(["a word"]), where)
     return ImageText(image, text, name=name, scale=float(model.logit_scale.detach().exp()))
 
 

@@ -214,3 +214,53 @@ def test_the_home_made_pair_tells_photos_by_the_names_of_classes(monkeypatch):
     answers = (torch.nn.functional.normalize(backbone.encode(images)) @ backbone.class_features(names).T).argmax(1)
     right = (answers == torch.tensor([row["label"] for row in photos])).float().mean().item()
     assert right > 0.45  # chance is 0.14
+
+
+# -- open_clip -----------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def tiny_open_clip(tmp_path_factory):
+    """The name of a small architecture that open_clip then knows, and a file with random weights for it."""
+    open_clip = pytest.importorskip("open_clip")
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("open_clip")
+    vision = {"image_size": 16, "layers": 2, "width": 32, "patch_size": 8, "head_width": 8}
+    words = {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": words}
+    (folder / "tiny-clip.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(4)
+    model = open_clip.create_model("tiny-clip").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "attn_mask"},
+              folder / "tiny.safetensors")  # fmt: skip
+    return open_clip, model, f"open_clip:tiny-clip/{folder / 'tiny.safetensors'}"
+
+
+def test_the_features_are_those_of_open_clip(tiny_open_clip):
+    open_clip, model, name = tiny_open_clip
+    backbone, texts = backbones.load(name), [*TEXTS, "Two  Spaces, and CAPITALS!", "word " * 40]
+    images = [picture(1), picture(2, (28, 40))]
+    with torch.no_grad():
+        for tower in backbone.towers.values():
+            tower.precision = "float32"
+        theirs = model.encode_text(open_clip.tokenize(texts, context_length=20))
+        assert torch.allclose(backbone(texts), theirs, atol=1e-4)
+        pixels = backbone.towers["image"].prepare(images)
+        assert torch.allclose(backbone(images), model.encode_image(pixels), atol=1e-4)
+    assert backbone.scale == pytest.approx(model.logit_scale.exp().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("open_clip:ViT-B-99/x", "no such architecture"), ("open_clip:ViT-B-32", "no such architecture"),
+     ("open_clip:coca_ViT-B-32/laion2b_s13b_b90k", "not a plain ViT"), ("open_clip:RN50/openai", "not a plain ViT"),
+     ("open_clip:ViT-B-32/missing.safetensors", "no such file"), ("open_clip:ViT-B-32/nothing", "has no such weights")],
+)  # fmt: skip
+def test_models_that_open_clip_or_everlearn_does_not_have_are_refused_in_one_line(name, cause):
+    pytest.importorskip("open_clip")
+    with pytest.raises(EverlearnError, match=cause) as raised:
+        backbones.load(name)
+    assert "\n" not in str(raised.value)
