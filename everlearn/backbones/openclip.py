@@ -21,7 +21,8 @@ SIZES = {"vision_cfg": {"image_size", "layers", "width", "patch_size", "head_wid
 """The settings of an architecture that everlearn knows what they compute."""
 WEIGHTS = "open_clip_model.safetensors"
 REMEDY = (
-    "give open_clip:ARCHITECTURE/TAG as open_clip.list_pretrained() names them, or the path of a safetensors file for TAG"
+    "give open_clip:ARCHITECTURE/TAG as open_clip.list_pretrained() names them, or the path of a safetensors file "
+    "for TAG"
 )
 
 OUTSIDE = {
