@@ -1,0 +1,146 @@
+"""Model mixture beside single models: ensembles, merging, and methods that need an image and a text encoder.
+
+    python bench/mixture.py [--sets cifar10,tinyimagenet100,pacs] [--data FOLDER] [--methods a,b] [--rates 3]
+                            [--train-per-class 50] [--test-per-class 50] [--seeds 0,1,2] [--backbone lit@112]
+                            [--out FOLDER]
+
+FOLDER holds NAME_train.parquet and NAME_test.parquet; for lit, EVERLEARN_WEIGHTS names the folder of its weights. Every
+method that trains has the settings of its recipe, and each set chooses its learning rate: as many rates, a factor of
+three apart around the one of the recipe, learn the first three tasks (PACS: the first two domains), and validation
+examples, a fifth of the training examples, decide. Test examples choose nothing. A seed decides the order of the
+classes, which examples are learned and what the method draws.
+
+Written to docs/results/mixture.md: final accuracy and forgetting, the zero-shot accuracy on classes not learned yet as
+a share of what the untouched encoders have, what is stored, and the milliseconds of a prediction. A folder that is
+given is gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import random
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import common
+import torch
+from PIL import ImageOps
+from retrieval import default, learned, spread
+
+import everlearn
+from everlearn import methods, streams
+from everlearn.streams.images import decode
+from everlearn.streams.stream import Stream
+
+METHODS = ("frozen", "simplecil", "ranpac", "finetune", "joint", "slca", "cofima", "lae", "esn", "zscl", "proof",
+           "prompt_fusion")  # fmt: skip
+SETS = {"cifar10": {"tasks": 5}, "tinyimagenet100": {"tasks": 10},
+        "pacs": {"kind": "domain-incremental", "domain_column": "domain"}}  # fmt: skip
+TUNED_ON = {"pacs": 2}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/images"), help="folder of the Parquet files")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--rates", type=int, default=3, help="learning rates tried; 1 takes that of the recipe")
+    parser.add_argument("--train-per-class", type=int, default=50)
+    parser.add_argument("--test-per-class", type=int, default=50)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--backbone", default="lit@112")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder, lines = args.out or Path(tempfile.mkdtemp()), []
+    for name in args.sets.split(","):
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for method in args.methods.split(","):
+            section = tuned(method, name, args, folder / name / "tuning")
+            rows[method] = [one(section, name, seed, args, folder / name) for seed in map(int, args.seeds.split(","))]
+            print(f"{name} {method}: {spread(run['final_accuracy'] for run in rows[method])}", flush=True)
+        lines += [f"## {name}", "", *table(rows), ""]
+        print("\n".join(lines), flush=True)
+    common.write_page("mixture", [
+        "# Model mixture", "", f"From `{common.command(parser, args, ('out', 'threads', 'data'))}`.", "",
+        f"Measured: {args.backbone}, {args.train_per_class} training and {args.test_per_class} test images of each "
+        f"class (PACS: in each domain), seeds {args.seeds}; "
+        f"{common.machine(next(iter(rows.values()))[0]['environment'])}.", "", *lines,
+    ])  # fmt: skip
+
+
+def of_seed(name: str, seed: int, args: argparse.Namespace) -> Stream:
+    files = {part: str(args.data / f"{name}_{part}.parquet") for part in ("train", "test")}
+    return streams.load(files["train"], test=files["test"], class_seed=seed, split_seed=seed, validation=0.2,
+                        max_train_per_class=args.train_per_class, max_test_per_class=args.test_per_class,
+                        **SETS[name])  # fmt: skip
+
+
+def one(section: dict[str, Any], name: str, seed: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The results of one run, with the milliseconds that a prediction takes of the model as it is loaded."""
+    stream = of_seed(name, seed, args)
+    out = folder / " ".join([section["name"], f"lr {section['lr']}" if "lr" in section else "", str(seed)])
+    results = dict(learned(section, stream, args.backbone, seed, out))
+    method = everlearn.load(out).method
+    new = [mirrored(image) for image in stream[0].test.bare()[:72]]
+    with torch.no_grad():
+        method.predict(new[:8])  # what is computed once for all images
+        started = time.perf_counter()
+        for row in range(8, len(new), 8):
+            method.predict(new[row : row + 8])
+    results["milliseconds"] = 1000 * (time.perf_counter() - started) / (len(new) - 8)
+    return results
+
+
+def mirrored(image: Any) -> bytes:
+    """An image that is in no feature store."""
+    kept = io.BytesIO()
+    mirrored = ImageOps.mirror(decode(image))
+    mirrored.putpixel((0, 0), tuple(random.randrange(256) for _ in range(3)))
+    mirrored.save(kept, "PNG")
+    return kept.getvalue()
+
+
+def tuned(method: str, name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The section of a method, with the learning rate that validation examples of the first tasks choose."""
+    section = common.recipe_settings("images", method)
+    made = methods.get(method)
+    if args.rates < 2 or made.tags.trained_by(section) == "nothing":
+        return section
+    section["lr"] = default(made, section, "lr")
+    stream = of_seed(name, 0, args)
+    tasks = tuple(replace(task, examples={"train": task.train, "test": task.validation})
+                  for task in stream.tasks[: TUNED_ON.get(name, 3)])  # fmt: skip
+    judged, scores = replace(stream, tasks=tasks, config={}), {}
+    for step in range(-(args.rates // 2), args.rates - args.rates // 2):
+        rate = float(f"{section['lr'] * 3.0**step:.3g}")
+        tried = learned({**section, "lr": rate}, judged, args.backbone, 0, folder / f"{method} {rate}")
+        scores[rate] = tried["final_accuracy"]
+        print(f"{name} {method} lr={rate}: validation accuracy {scores[rate]:.4f}", flush=True)
+    return {**section, "lr": max(scores, key=scores.__getitem__)}
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = ["| method | lr | final | forgetting | retention | gain | zero-shot kept, % | trained | stored, MB "
+             "| ms a prediction | seconds |", "|---" * 11 + "|"]  # fmt: skip
+    for name, runs in sorted(rows.items(), key=lambda row: -mean(run["final_accuracy"] for run in row[1])):
+        cells = [spread(run[key] for run in runs) for key in ("final_accuracy", "forgetting", "retention", "gain")]
+        kept = [run["zero_shot"]["retention"] for run in runs if run.get("zero_shot")]
+        lines.append(
+            f"| {name} | {runs[0]['config']['method'].get('lr', '')} | {' | '.join(cells)} "
+            f"| {spread(kept) if kept else ''} "
+            f"| {runs[0]['trainable_parameters']:,} | {mean(run['stored_bytes'] for run in runs) / 1e6:.1f} "
+            f"| {mean(run['milliseconds'] for run in runs):.1f} | {mean(run['seconds']['total'] for run in runs):.0f} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()
