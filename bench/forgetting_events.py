@@ -52,8 +52,8 @@ def main() -> None:
     seeds = list(map(int, args.seeds.split(",")))
     pruning = ["| set | trained | never forgotten, % | all examples | without a third of the never forgotten "
                "| cost | without a third by chance | cost |", "|---" * 8 + "|"]  # fmt: skip
-    flips = ["| set | trained | flipped, % | never learned: how many | flipped among them, % | flipped among as many "
-             "of the most forgotten, % | flipped among as many of the most doubtful, % |", "|---" * 7 + "|"]  # fmt: skip
+    flips = ["| set | trained | flipped, % | never learned: how many | flipped among them, % | of as many of the "
+             "most forgotten, % | of as many of the most doubtful, % |", "|---" * 7 + "|"]  # fmt: skip
     shown: list[str] = []
     for name in args.sets.split(","):
         for train in args.train.split(";"):
