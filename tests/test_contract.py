@@ -10,6 +10,7 @@ from everlearn.testing import CHECKS, check_method
 # Settings that make a method small and quick; the paper's values are for large data.
 SETTINGS: dict[str, dict] = {
     "coda_prompt": {"epochs": 16, "batch_size": 8, "components": 4, "lr": 0.01},
+    "cofima": {"fisher_examples": 4},
     "aper": {"epochs": 8, "batch_size": 8, "lr": 0.1},
     "dap": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "sequential": {"epochs": 8, "batch_size": 8, "lr": 0.01},

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from everlearn.method import Method
     from everlearn.methods.aper import APER as APER
     from everlearn.methods.coda_prompt import CODAPrompt as CODAPrompt
+    from everlearn.methods.cofima import CoFiMA as CoFiMA
     from everlearn.methods.dap import DAP as DAP
     from everlearn.methods.dual_prompt import DualPrompt as DualPrompt
     from everlearn.methods.er import ER as ER
