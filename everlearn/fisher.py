@@ -14,9 +14,10 @@ from everlearn.streams.stream import Examples
 def diagonal_fisher(
     method: Method, examples: Examples, most: int, classes: Sequence[int] | None = None
 ) -> dict[str, Tensor]:
-    """The mean squared gradient of log p(y|x), y drawn from the model, one example at a time. Kunstner, Balles & Hennig
-    (NeurIPS 2019, https://arxiv.org/abs/1905.12558) show what the labels of the data would give instead; of the gradient
-    of a batch, in which examples cancel each other, the square is no Fisher information.
+    """The mean squared gradient of log p(y|x), y drawn from the model, one example at a time.
+
+    Kunstner, Balles & Hennig (NeurIPS 2019, https://arxiv.org/abs/1905.12558) show what the labels of the data would
+    give instead. The square of the gradient of a batch, in which examples cancel each other, is no Fisher information.
 
     Args:
         method: a classifier.

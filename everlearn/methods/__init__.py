@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from everlearn.methods.knn import KNN as KNN
     from everlearn.methods.l2p import L2P as L2P
     from everlearn.methods.l2r import L2R as L2R
+    from everlearn.methods.lae import LAE as LAE
     from everlearn.methods.lda import LDA as LDA
     from everlearn.methods.logistic import Logistic as Logistic
     from everlearn.methods.lora import SequentialLoRA as SequentialLoRA
