@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from everlearn import distill_command, label_commands, lit_command, methods, streams, version_commands
+from everlearn import (
+    distill_command, label_commands, lit_command, merge_command, methods, streams, version_commands,
+)  # fmt: skip
 from everlearn.command_line import described, parse
 from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out
 from everlearn.errors import EverlearnError, printable, remedy_for, unknown
@@ -309,5 +311,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "compare": _compare, "resume": _resume, "report": _report,
     "predict": _predict, "events": run_events, "list": _list, "cache": _cache, **version_commands.COMMANDS,
     **index_commands.COMMANDS, **migrate_commands.COMMANDS, **label_commands.COMMANDS, **distill_command.COMMANDS,
-    **lit_command.COMMANDS,
+    **lit_command.COMMANDS, **merge_command.COMMANDS,
 }  # fmt: skip

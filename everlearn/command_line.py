@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from everlearn import __version__, distill_command, events_command, label_commands, lit_command
+from everlearn import __version__, distill_command, events_command, label_commands, lit_command, merge_command
 from everlearn.config import DEFAULT_METHODS
 from everlearn.errors import EverlearnError, unknown
 from everlearn.retrieval import index_commands, migrate_commands
@@ -203,6 +203,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("directory", metavar="DIR", type=Path)
     p = verb("versions", "list the versions of a run that was updated")
     p.add_argument("directory", metavar="DIR", type=Path)
+    merge_command.add_parser(verb)
     p = verb("export", "write the model for another library, which gives equal answers there, or say why it cannot")
     p.add_argument("directory", metavar="DIR", type=Path)
     p.add_argument("--to", required=True, metavar="FORMAT",

@@ -56,7 +56,7 @@ class Tags:
     """What a method is and needs; `compare` and the contract's checks choose by it.
 
     Args:
-        family: prompt, representation, replay, regularisation, peft or baseline.
+        family: prompt, representation, replay, regularisation, mixture, peft or baseline.
         trains: the largest thing that receives gradient, unless the setting `train` says otherwise.
         inputs: what an example may be: text, image or image-text.
         goals: what it can learn: classes, or ranking documents for a query.
@@ -352,7 +352,7 @@ class Method(nn.Module):
             EverlearnError: the method cannot do it exactly, or the two differ in more than their data.
         """
         self._check_exact("merge")
-        mine, theirs = ((type(method), method.backbone.identity(), method._all_settings())
+        mine, theirs = ((type(method), method.backbone.identity(), method.all_settings())
                         for method in (self, other))  # fmt: skip
         if mine != theirs:
             raise EverlearnError("merge: the two models have different methods, settings or backbones: learn both "
@@ -362,7 +362,7 @@ class Method(nn.Module):
         names = self.head.class_names
         self.task = replace(self.task, class_names=names, classes=tuple(range(len(names))))
 
-    def _all_settings(self) -> dict[str, Any]:
+    def all_settings(self) -> dict[str, Any]:
         """Every setting but the seed, which random heads compare themselves."""
         defaults = {p.name: p.default for p in inspect.signature(type(self)).parameters.values()}
         return {**defaults, **self.settings, "seed": None}

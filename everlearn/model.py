@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from everlearn.errors import EverlearnError
 from everlearn.method import Method, Role
 from everlearn.protocol import read_run
 from everlearn.session import restore_method
-from everlearn.settings import Count, Natural, checked
+from everlearn.settings import Count, Natural, Share, checked
 from everlearn.streams.inputs import Input, listed
 from everlearn.streams.records import Record
 from everlearn.streams.stream import Stream
@@ -258,6 +259,66 @@ def update(
     return _model(learned, config, folder, version.version, version.temperature), version
 
 
+def merge(
+    directories: Sequence[str | Path], out: str | Path, *, how: str | None = None,
+    weights: Sequence[float] | None = None, density: Share = 0.2, drop: Share = 0.9,
+    method: str | type[Method] | None = None,
+) -> tuple[Model, Version]:  # fmt: skip
+    """Make one model of several finished runs of one method that learned different data on the same backbone.
+
+    Where the method keeps sums (`Tags.exact`), the model is as if one run had learned all. Else the trained weights are
+    averaged; classes are matched by name, and a class that one run alone knows keeps its row of the head. Heads that
+    were trained apart were never compared with each other, so such a model is a start, not the end.
+
+    Args:
+        directories: at least two run folders.
+        out: a new or empty folder. It becomes a copy of the first run's, with one more version: the merged model.
+        how: average (the default where the method trains), fisher (by how much each weight matters to each run, on the
+            validation examples that it keeps), ties or dare (of what training has changed in the encoder; rows of the
+            head are averaged).
+        weights: a number for each run; equal by default.
+        density: for ties, the share of the changes that is kept.
+        drop: for dare, the share of the changes that is dropped.
+        method: the method that the folders hold; needed where it is not a method of everlearn.
+
+    Returns:
+        The model and the record of its version: `old` and `new` hold the accuracy on held-out examples of the first run
+        and of the others, of the first model (before) and of the merged one (after).
+
+    Raises:
+        EverlearnError: the runs differ in more than their data, are not finished, cannot be merged, or the folder
+            exists already.
+
+    >>> import everlearn, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> for name, label in (("one", "drink"), ("two", "garden")):
+    ...     rows = everlearn.streams.from_rows(["red", "green", "blue", "grey"] , [label, "sofa"] * 2)
+    ...     _ = everlearn.run("simplecil", rows, backbone="tiny", out=f"{folder}/{name}")
+    >>> model, version = merge([f"{folder}/one", f"{folder}/two"], f"{folder}/both")
+    >>> model.class_names, version.merged["how"]
+    (['drink', 'sofa', 'garden'], 'exact')
+    """
+    from everlearn.merge_runs import Part, merge_parts
+
+    checked("density", density, Share)
+    checked("drop", drop, Share)
+    folders, target = [Path(directory) for directory in directories], Path(out)
+    if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
+        raise EverlearnError("merge: give at least two folders of different runs")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise EverlearnError(f"{target} exists already: give a new folder with --out")
+    parts = []
+    for folder in folders:
+        if not (folder / "results.json").exists():
+            raise EverlearnError(f"{folder} holds no finished run: give the folder of one, or run `everlearn resume "
+                                 f"{folder}` first")  # fmt: skip
+        model, saved = _restored(folder, method)
+        parts.append(Part(folder, model.method, partial(_built, folder, type(model.method)), saved))
+    merged, record = merge_parts(parts, target, how=how, weights=weights, density=density, drop=drop)
+    version = Version(record, target)
+    return _model(merged, read_run(folders[0])[0], target, version.version, version.temperature), version
+
+
 def _restored(
     folder: Path, method: str | type[Method] | None = None, version: int | None = None
 ) -> tuple[Model, checkpoint.Checkpoint]:
@@ -265,14 +326,20 @@ def _restored(
     config, _ = read_run(folder)
     cls = methods.named_by(folder, config["method"]["name"], method)
     number, saved = versions.load(folder, version)
+    learned = _built(folder, cls)
+    restore_method(learned.to("cuda" if torch.cuda.is_available() else "cpu"), saved)
+    return _model(learned, config, folder, number, saved.state.get("temperature")), saved
+
+
+def _built(folder: Path, cls: type[Method]) -> Method:
+    """The method of the folder as it was before it learned anything."""
+    config, _ = read_run(folder)
     given = {key: value for key, value in config["method"].items() if key != "name"}
     settings = check_arguments("method", cls, given)
     if config["backbone"] is None:
         raise EverlearnError(f"{folder / 'config.yaml'} names no backbone: learn the run again")
     backbone = backbones.load_when_needed if methods.is_own(cls) else backbones.load
-    learned = cls(backbone(config["backbone"]), **settings, seed=config["seed"])
-    restore_method(learned.to("cuda" if torch.cuda.is_available() else "cpu"), saved)
-    return _model(learned, config, folder, number, saved.state.get("temperature")), saved
+    return cls(backbone(config["backbone"]), **settings, seed=config["seed"])
 
 
 def _model(method: Method, config: dict[str, Any], folder: Path, version: int, temperature: float | None) -> Model:

@@ -520,6 +520,14 @@ class Change(TypedDict):
     after: Score | None
 
 
+class Merged(TypedDict):
+    """How a version was made of several runs: exact, or a way to average weights, with the weights that were given."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    how: Literal["exact", "average", "fisher", "ties", "dare"]
+    weights: list[Number] | None
+
+
 class VersionRecord(TypedDict):
     """What an update did."""
 
@@ -540,6 +548,7 @@ class VersionRecord(TypedDict):
     seconds: Seconds
     notes: list[str]
     retrieval: NotRequired[Retrieval]
+    merged: NotRequired[Merged]
 
 
 def _continued(state: Any) -> Any:

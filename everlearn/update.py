@@ -211,14 +211,14 @@ def _learn(method: Method, task: Task, held_out: HeldOut, temperature: float | N
     """Learn the task, fit the temperature anew, add to what is held out, and say what changed."""
     known, started = len(method.task.class_names), time.monotonic()
     old, new = held_out.test.examples(), task.test
-    before = [_accuracy(method, examples) for examples in (old, new)]
+    before = [accuracy(method, examples) for examples in (old, new)]
     for_calibration = calibration.held_out_of(method, task)
     bar = Bar(f"{task.name}: {len(task.train):,} examples", progress)
     try:
         learn(method, task, bar)
     finally:
         bar.close()
-    after = [_accuracy(method, examples) for examples in (old, new)]
+    after = [accuracy(method, examples) for examples in (old, new)]
     if len(held_out.calibration):  # without old examples it would be fitted on the new classes alone
         held_out.calibration.add(for_calibration)
         temperature = calibration.fitted_temperature(method, held_out.calibration.examples())
@@ -232,8 +232,9 @@ def _learn(method: Method, task: Task, held_out: HeldOut, temperature: float | N
     }  # fmt: skip
 
 
-def _accuracy(method: Method, examples: Examples) -> float | None:
-    """The share of right answers; a class that the method does not know yet is answered wrong."""
+def accuracy(method: Method, examples: Examples) -> float | None:
+    """The share of right answers, None where there are no examples. A class that the method does not know yet is
+    answered wrong."""
     if not len(examples):
         return None
     predicted = calibration.scores_of(method, examples.bare()).argmax(1)

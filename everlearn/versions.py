@@ -36,7 +36,8 @@ class Version:
     Args:
         record: version (its number), previous (that of the version it was made from), date, data (the name of the
             file), sha256 (of the file, or of the examples), learned, held_out and calibration (numbers of examples),
-            new_classes, old and new (examples, and accuracy before and after), temperature, seconds, and notes.
+            new_classes, old and new (examples, and accuracy before and after), temperature, seconds, and notes; merged
+            (how and by which weights), where it was made of several runs and `data` names the others.
         directory: the run's folder.
 
     Raises:
@@ -218,10 +219,14 @@ def describe(version: Version) -> str:
     accuracy in % on held-out examples; a class that was not known before counts as wrong
     new classes: garden
     """
-    lines = [f"version {version.version} of {version.directory}, made from version {version.previous}: learned "
-             f"{version.learned:,} {'pairs' if 'retrieval' in version.record else 'examples'} of {version.data}",
+    merged = version.record.get("merged")
+    did = f"merged ({merged['how']}) with" if merged else (
+        f"learned {version.learned:,} {'pairs' if 'retrieval' in version.record else 'examples'} of")  # fmt: skip
+    lines = [f"version {version.version} of {version.directory}, made from version {version.previous}: {did} "
+             f"{version.data}",
              f"{'':<16} {'queries' if 'retrieval' in version.record else 'examples':>8}  before   after"]  # fmt: skip
-    for name, change in (("old tasks", version.old), ("new data", version.new)):
+    names = ("the first run", "the others") if merged else ("old tasks", "new data")
+    for name, change in zip(names, (version.old, version.new), strict=True):
         scores = (
             f"{'-':>8}" if score is None else f"{100 * score:8.1f}" for score in (change["before"], change["after"])
         )

@@ -10,6 +10,7 @@ from everlearn.testing import CHECKS, check_method
 # Settings that make a method small and quick; the paper's values are for large data.
 SETTINGS: dict[str, dict] = {
     "coda_prompt": {"epochs": 16, "batch_size": 8, "components": 4, "lr": 0.01},
+    "cofima": {"fisher_examples": 4},
     "aper": {"epochs": 8, "batch_size": 8, "lr": 0.1},
     "dap": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "sequential": {"epochs": 8, "batch_size": 8, "lr": 0.01},
@@ -23,6 +24,7 @@ SETTINGS: dict[str, dict] = {
     "joint": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "l2p": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "l2r": {"epochs": 8, "memory_size": 20, "replay_batch_size": 8, "batch_size": 8, "lr": 1e-3},
+    "lae": {"epochs": 12, "batch_size": 8, "lr": 0.01},
     "lora": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "mir": {"epochs": 8, "memory_size": 20, "replay_batch_size": 8, "candidates": 12, "batch_size": 8, "lr": 1e-3},
     "lwf": {"epochs": 8, "batch_size": 8, "lr": 1e-3},

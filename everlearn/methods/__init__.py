@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from everlearn.method import Method
     from everlearn.methods.aper import APER as APER
     from everlearn.methods.coda_prompt import CODAPrompt as CODAPrompt
+    from everlearn.methods.cofima import CoFiMA as CoFiMA
     from everlearn.methods.dap import DAP as DAP
     from everlearn.methods.dual_prompt import DualPrompt as DualPrompt
     from everlearn.methods.er import ER as ER
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from everlearn.methods.knn import KNN as KNN
     from everlearn.methods.l2p import L2P as L2P
     from everlearn.methods.l2r import L2R as L2R
+    from everlearn.methods.lae import LAE as LAE
     from everlearn.methods.lda import LDA as LDA
     from everlearn.methods.logistic import Logistic as Logistic
     from everlearn.methods.lora import SequentialLoRA as SequentialLoRA

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
+from everlearn.fisher import diagonal_fisher
 from everlearn.losses import quadratic_penalty
 from everlearn.memory.per_parameter import PerParameter
 from everlearn.method import Tags
@@ -60,23 +60,7 @@ class EWC(Finetune):
         return super().loss(batch) + 0.5 * self.strength * penalty
 
     def end_task(self, task: Task) -> None:
-        fisher = self.estimate_fisher(task.train)
+        fisher = diagonal_fisher(self, task.train, self.fisher_examples)
         for name, parameter in self.trained().items():
             self.fisher[name].mul_(self.decay).add_(fisher[name])
             self.anchor[name].copy_(parameter.detach())
-
-    def estimate_fisher(self, examples: Examples) -> dict[str, Tensor]:
-        """The mean squared gradient of log p(y|x), y drawn from the model, one example at a time: for each trained
-        parameter by its name a tensor of the same shape."""
-        trained = self.trained()
-        fisher = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
-        chosen = torch.randperm(len(examples))[: self.fisher_examples].tolist()
-        with self.backbone.mixed_precision():  # around them all: the weights are cast once, not for every example
-            for row in chosen:
-                log_p = self.scores(examples[[row]].inputs).log_softmax(-1)
-                label = int(torch.multinomial(log_p.detach().exp(), 1))
-                gradients = torch.autograd.grad(log_p[0, label], list(trained.values()), allow_unused=True)
-                for total, gradient in zip(fisher.values(), gradients, strict=True):
-                    if gradient is not None:
-                        total.addcmul_(gradient, gradient, value=1 / len(chosen))
-        return fisher

@@ -64,6 +64,9 @@ def save(deltas: DeltaSet, backbone: Backbone, folder: str | Path) -> None:
     if kinds == {LoRA}:
         config, tensors = _lora_written(deltas, backbone)
     elif kinds == {Prefix}:
+        if any(delta.compensated for delta in deltas):
+            raise EverlearnError("an adapter in PEFT's format holds no compensated prefixes: learn with prefix alone, "
+                                 "or keep these in everlearn's checkpoints")  # fmt: skip
         config, tensors = _prefix_written(deltas, backbone)
     else:
         names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"

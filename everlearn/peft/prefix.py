@@ -30,6 +30,8 @@ class KeysValues(Delta):
     """
 
     leaves_after_errors = True  # a mode that is left behind would change every attention that follows
+    compensated = False
+    """Whether attention to the added keys counts in full, whatever its share is (see `Prefix`)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class KeysValues(Delta):
 
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.is_active:
-            self._modes.append(_Joined(*self.keys_values()))
+            self._modes.append(_Joined(*self.keys_values(), self.compensated))
             self._modes[-1].__enter__()
 
     def _on_leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -76,15 +78,20 @@ class Prefix(KeysValues):
         length: number of keys and of values.
         hidden: size of the hidden layer of the re-parametrisation, 0 for none. With it, keys and values are
             Linear(tanh(Linear(e))) of trained vectors e, which makes training more stable.
+        compensated: whether the attention to the prefix counts in full. Among many tokens its share λ of the attention
+            is small, and so is its gradient; (1 − λ) · attention + attention to the prefix alone learns as fast as an
+            adapter does (Gao et al., ICCV 2023, https://arxiv.org/abs/2303.10070).
 
     >>> prefix = Prefix(8, length=3)
     >>> [tuple(part.shape) for part in prefix.keys_values()]
     [(1, 3, 8), (1, 3, 8)]
     """
 
-    def __init__(self, width: int, *, length: int = 10, hidden: int = 0) -> None:
+    def __init__(self, width: int, *, length: int = 10, hidden: int = 0, compensated: bool = False) -> None:
         super().__init__()
         self.is_active = True
+        if compensated:  # an attribute only where it differs: it is part of the identity of what is computed
+            self.compensated = True
         self.vectors = nn.Parameter(0.02 * torch.randn(length, width if hidden else 2 * width))
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, 2 * width)) if hidden else None
 
@@ -103,9 +110,9 @@ class Prefix(KeysValues):
 class _Joined(TorchFunctionMode):
     """A mode in which every scaled dot-product attention gets the additional keys and values."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, compensated: bool) -> None:
         super().__init__()
-        self.keys, self.values, self.met = keys, values, False
+        self.keys, self.values, self.compensated, self.met = keys, values, compensated, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -116,9 +123,13 @@ class _Joined(TorchFunctionMode):
         mask = rest.pop(0) if rest else kwargs.pop("attn_mask", None)
         if mask is not None:
             mask = F.pad(mask, (self.keys.shape[1], 0), value=True if mask.dtype == torch.bool else 0.0)
-        key = torch.cat([_heads(self.keys, key), key], dim=2)
-        value = torch.cat([_heads(self.values, value), value], dim=2)
-        return func(query, key, value, mask, *rest, **kwargs)
+        keys, values = _heads(self.keys, key), _heads(self.values, value)
+        joined = torch.cat([keys, key], dim=2)
+        if not self.compensated:
+            return func(query, joined, torch.cat([values, value], dim=2), mask, *rest, **kwargs)
+        # With values of zero the prefix only takes its share away; what it gives is added in full.
+        without = func(query, joined, torch.cat([torch.zeros_like(values), value], dim=2), mask, *rest, **kwargs)
+        return without + func(query, keys, values, scale=kwargs.get("scale"))
 
 
 def _heads(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

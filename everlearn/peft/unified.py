@@ -59,6 +59,7 @@ class Point:
         size: rank (LoRA), bottleneck (adapters) or number of keys (prefixes).
         scale: factor s of the change.
         hidden: for softmax, the hidden size of the re-parametrisation; 0 for none.
+        compensated: for softmax, whether the prefix counts in full, (1 − λ)·h + Δh, and not by its share λ alone.
         blocks: the indices of the blocks; all by default. `insert` refuses those beyond the depth of its backbone.
 
     Raises:
@@ -76,6 +77,7 @@ class Point:
     form: Literal["parallel", "sequential"] = "parallel"
     scale: Factor = 1.0
     hidden: SizeOrZero = 0
+    compensated: bool = False
     blocks: tuple[Index, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +95,9 @@ class Point:
         if (self.function == "softmax") != (self.sites == ("heads",)):
             raise EverlearnError("the function softmax goes with the site 'heads' and no other, because only there "
                                  "keys and values are added")  # fmt: skip
+        if self.compensated and self.function != "softmax":
+            raise EverlearnError("insertion.compensated: only a prefix has a share of attention: leave it out, or take "
+                                 "the insertion prefix")  # fmt: skip
         if self.function == "linear" and self.form == "sequential":
             raise EverlearnError("a linear function in sequential form is not supported: use form='parallel'")
 
@@ -104,7 +109,7 @@ class Point:
     def delta(self, site: Site) -> Delta:
         """A new delta for one site."""
         if self.function == "softmax":
-            return Prefix(site.width, length=self.size, hidden=self.hidden)
+            return Prefix(site.width, length=self.size, hidden=self.hidden, compensated=self.compensated)
         if self.function == "linear":
             return LoRA(site.width, site.out_width, rank=self.size, alpha=self.scale * self.size)
         return Adapter(site.width, site.out_width, bottleneck=self.size, scale=self.scale, form=self.form,

@@ -1,0 +1,66 @@
+"""The command `everlearn merge`: one model of several runs that learned different data."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from everlearn.errors import EverlearnError, printable
+
+ABOUT = (
+    "make one model of several runs of one method that learned different data: exact where the method keeps sums "
+    "(simplecil, lda, logistic, …), else an average of the trained weights. It says what the first run's examples and "
+    "those of the others score before and after; `rollback` gives the first run back"
+)
+HOW = ("average", "fisher", "ties", "dare")
+"""Those of `merge_runs`; listed here too, so that help is fast."""
+
+
+def add_parser(verb: Callable[[str, str], Any]) -> None:
+    """Add `merge` to the command line."""
+    p = verb("merge", ABOUT)
+    p.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="at least two run folders")
+    p.add_argument("--out", required=True, type=Path, metavar="FOLDER",
+                   help="a new or empty folder: a copy of the first run's, where the merged model answers")  # fmt: skip
+    p.add_argument("--how", choices=HOW, help="average: of the trained weights (default); fisher: by how much a weight "
+                   "matters to each run, on its validation examples; ties: the largest changes of the encoder whose "
+                   "sign wins; dare: the changes, most dropped at random and the others enlarged. A class of one run "
+                   "alone keeps its row of the head")  # fmt: skip
+    p.add_argument("--weights", metavar="LIST", help="a number for each run, such as 0.7,0.3 (default: equal)")
+    p.add_argument("--density", type=float, default=0.2, metavar="S",
+                   help="ties: share of the changes that is kept (default: 0.2)")  # fmt: skip
+    p.add_argument("--drop", type=float, default=0.9, metavar="P",
+                   help="dare: share of the changes that is dropped (default: 0.9)")  # fmt: skip
+    p.add_argument("--method", metavar="NAME", help="the method that the runs hold; needed for a method of your own")
+    p.add_argument("--json", action="store_true", help="write only JSON to standard output")
+
+
+def _merge(args: argparse.Namespace) -> int:
+    weights = None if args.weights is None else _numbers(args.weights)
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print
+        from everlearn.model import merge
+        from everlearn.versions import describe
+
+        _, version = merge(args.directories, args.out, how=args.how, weights=weights, density=args.density,
+                           drop=args.drop, method=args.method)  # fmt: skip
+    if args.json:
+        print(json.dumps(version.record, indent=1))
+    else:
+        print(describe(version))
+        print(f"the first run alone: everlearn rollback {printable(args.out)}")
+    return 0
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise EverlearnError(f"--weights {printable(text)} is no list of numbers: give such as 0.7,0.3") from None
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {"merge": _merge}
