@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from everlearn import (
-    distill_command, label_commands, lit_command, merge_command, methods, streams, version_commands,
+    distill_command,
+    label_commands,
+    lit_command,
+    merge_command,
+    methods,
+    streams,
+    version_commands,
 )  # fmt: skip
 from everlearn.command_line import described, parse
 from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out

@@ -45,8 +45,8 @@ def _lit(args: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # libraries print
         from everlearn import backbones, streams
         from everlearn.backbones import lit
-        from everlearn.backbones.lit_training import train
         from everlearn.config import check_arguments
+        from everlearn.lit_training import train
         from everlearn.streams.stream import Examples
 
         of_stream = check_arguments("stream", streams.load, dict(args.settings["stream"]))

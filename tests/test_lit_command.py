@@ -7,8 +7,8 @@ import torch
 
 from everlearn import backbones, streams
 from everlearn.backbones import lit
-from everlearn.backbones.lit_training import _closed_form, _Data, _projected, _Trainer, train
 from everlearn.cli import main
+from everlearn.lit_training import _closed_form, _Data, _projected, _Trainer, train
 
 BASE = ["lit", "--stream", "digits", "--stream.tasks", "1", "--image", "tiny", "--text", "tiny"]
 

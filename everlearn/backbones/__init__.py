@@ -132,7 +132,7 @@ def _load(name: str) -> Backbone:
         return openclip.load(name)
     bare = name.split("@")[0]
     if bare == "lit" or (bare.endswith(".safetensors") and lit.is_pair(Path(bare))):
-        return lit.load(name)
+        return lit.load(name, load)
     if bare == "vit-tiny" or bare.endswith(".safetensors"):
         return vision.load_timm(name)
     if Path(name).is_dir() or "/" in name:

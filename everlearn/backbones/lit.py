@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +87,21 @@ def is_pair(file: Path) -> bool:
     return "text_proj.weight" in _header(file)[0] if file.is_file() else False
 
 
-def load(name: str) -> ImageText:
+def load(name: str, encoder: Callable[[str], Backbone]) -> ImageText:
     """Load the pair of a safetensors file, or for `lit` the first ``lit_*.safetensors`` of the folder
     EVERLEARN_WEIGHTS. ``@SIZE`` after it sets the size of images in pixels.
+
+    Args:
+        encoder: loads the encoder of a name.
 
     Raises:
         EverlearnError: there is no such file, it is damaged, or was made for other encoders.
     """
-    from everlearn import backbones
-
     bare, at, size = name.partition("@")
     file = _of_short_name() if bare == "lit" else Path(bare)
     tensors, told = in_float32(read_tensors(file), file), {**TOWERS, **_header(file)[1]}
-    image = backbones.load(told["image"].partition("@")[0] + at + size if at else told["image"])
-    text = backbones.load(told["text"])
+    image = encoder(told["image"].partition("@")[0] + at + size if at else told["image"])
+    text = encoder(told["text"])
     wide = tensors.get("text_proj.weight", torch.empty(0, 0)).shape[0]
     expected: dict[str, Sequence[int]] = {
         "image_mean": [image.width], "text_proj.weight": [wide, text.width], "text_proj.bias": [wide],
