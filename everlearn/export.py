@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.sentences import Dense, Normalize
-from everlearn.backbones.tensors import read_tensors
 from everlearn.backbones.side_by_side import SideBySide
+from everlearn.backbones.tensors import read_tensors
 from everlearn.backbones.text import TextBackbone
 from everlearn.calibration import probabilities
 from everlearn.errors import EverlearnError, unknown

@@ -130,8 +130,8 @@ def vote(scores: Tensor, temperatures: Tensor) -> Tensor:
 
 
 def lifted(scores: Tensor, stages: Tensor) -> Tensor:
-    """(n, classes): the scores of the chosen stage. Classes that it does not know have their best score from the others,
-    all lowered together until the best of them lies 1 below the chosen stage's best.
+    """(n, classes): the scores of the chosen stage. Classes that it does not know have their best score from the other
+    stages, all lowered together until the best of them lies 1 below the chosen stage's best.
 
     Args:
         scores: (n, stages, classes), -inf where a stage does not know a class.

@@ -19,6 +19,8 @@ from everlearn.settings import Count, Factor, Rate, Seed, SizeOrZero, Strength
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
 
+TEMPERATURES = (0.001, 0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # as released
+
 
 class ESN(Method):
     """Isolation and Impartial Aggregation: A Paradigm of Incremental Learning without Interference. Wang, Ma, Huang,
@@ -70,7 +72,7 @@ class ESN(Method):
 
     def __init__(
         self, backbone: Backbone, *, length: SizeOrZero = 100, strength: Strength = 0.1, anchor: Factor = 10.0,
-        beta: Factor = 1.0, temperatures: tuple[Factor, ...] = (0.001, 0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        beta: Factor = 1.0, temperatures: tuple[Factor, ...] = TEMPERATURES,
         paper_compat: bool = False, epochs: Count = 10, batch_size: Count = 32, lr: Rate = 0.01,
         weight_decay: Strength = 5e-4, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip

@@ -68,7 +68,8 @@ def test_what_exists_is_one_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "told"), [
-    ("tiny+nosuch", "unknown backbone 'nosuch'"), ("tiny+", "is not a name"), ("tiny+tiny@layers=x", "number of layers"),
+    ("tiny+nosuch", "unknown backbone 'nosuch'"), ("tiny+", "is not a name"),
+    ("tiny+tiny@layers=x", "number of layers"),
 ])  # fmt: skip
 def test_a_wrong_part_is_named(name, told):
     with pytest.raises(EverlearnError, match=told):
