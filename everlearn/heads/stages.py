@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -86,13 +87,17 @@ class Stages(nn.ModuleList):
     @property
     def classes(self) -> int:
         """How many classes they score together."""
-        return 1 + max(label for stage in self for label in stage.classes)
+        return 1 + max(label for stage in self.each() for label in stage.classes)
+
+    def each(self) -> list[Stage]:
+        """The stages, oldest first."""
+        return [cast(Stage, stage) for stage in self]
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """States (n, tokens, width) with their mask (n, tokens) -> scores (n, stages, classes), -inf where a stage does
         not know a class. Several stages may know one: in each domain of a stream, say."""
         scores = states.new_full((len(states), len(self), self.classes), -torch.inf)
-        for number, stage in enumerate(self):
+        for number, stage in enumerate(self.each()):
             scores[:, number, stage.classes] = stage(states, mask)
         return scores
 

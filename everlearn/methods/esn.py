@@ -37,7 +37,8 @@ class ESN(Method):
 
     Departures from the released code: there, stages need equally many classes each; the encoder's last normalisation
     is left out; and the pull holds -log Σ exp(-z), which moves the lowest score to the anchor instead of the highest
-    (`paper_compat` asks for that). The prompt is appended, not put after CLS.
+    (`paper_compat` asks for that). The prompt is appended, not put after CLS. Gradients are cut to norm 1: the square of a distance
+    of 7 or more, at the first steps, otherwise throws some stages so far that the loss is infinite.
 
     Args:
         backbone: a pre-trained encoder, frozen.
@@ -69,11 +70,12 @@ class ESN(Method):
     tags = Tags(family="mixture", trains="peft", needs=("last layer",), task_at_test="used")
     Optimizer = torch.optim.SGD
     schedule = staticmethod(cosine)
+    clip = 1.0
 
     def __init__(
         self, backbone: Backbone, *, length: SizeOrZero = 100, strength: Strength = 0.1, anchor: Factor = 10.0,
         beta: Factor = 1.0, temperatures: tuple[Factor, ...] = TEMPERATURES,
-        paper_compat: bool = False, epochs: Count = 10, batch_size: Count = 32, lr: Rate = 0.01,
+        paper_compat: bool = False, epochs: Count = 10, batch_size: Count = 128, lr: Rate = 0.01,
         weight_decay: Strength = 5e-4, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
