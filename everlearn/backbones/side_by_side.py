@@ -109,6 +109,7 @@ class SideBySide(Backbone):
 
     # -- what only one encoder has -------------------------------------------------------------
     def _refuse(self, *args: Any) -> NoReturn:
+        """Not here: each encoder has its own."""
         raise EverlearnError(f"backbone '{self.name}' joins the features of {len(self.parts)} encoders, and the method "
                              "needs the inside of one: name one encoder with --backbone, or take a method that learns "
                              "from features, such as logistic, lda, klda or ranpac")  # fmt: skip

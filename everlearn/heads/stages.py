@@ -49,6 +49,9 @@ class Stage(nn.Module):
     Args:
         width: size of a state.
         classes: the labels of the task.
+
+    >>> tuple(Stage(8, [3, 4, 5])(torch.zeros(2, 5, 8), torch.ones(2, 5)).shape)
+    (2, 3)
     """
 
     def __init__(self, width: int, classes: Sequence[int]) -> None:
