@@ -136,8 +136,9 @@ def check_config(config: Config) -> Config:
     _check_name("stream", stream.get("name"), streams.names(), _is_data)
     _check_name("method", method.get("name"), methods.names(), lambda name: ":" in name)
     if backbone is not None:
-        bare = backbones.split_layers(backbone)[0] if isinstance(backbone, str) else backbone
-        _check_name("backbone", bare, backbones.names(), _is_backbone)
+        for part in backbones.parts_of(backbone) if isinstance(backbone, str) else [backbone]:
+            bare = backbones.split_layers(part)[0] if isinstance(part, str) else part
+            _check_name("backbone", bare, backbones.names(), _is_backbone)
     seed = convert("seed", config["seed"], Seed)
     stream.update(check_arguments("stream", streams.load, _without_name(stream)))
     if len(method) > 1:  # the constructor, and torch with it, is imported only if there are settings to check

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from everlearn.backbones.backbone import Backbone
+from everlearn.backbones.side_by_side import SideBySide
 from everlearn.errors import ContractError, printable
 from everlearn.method import Method, Tags
 from everlearn.metrics.retrieval import ndcg_at_k, score_rankings
@@ -217,6 +218,8 @@ def supports(tags: Tags, stream: Stream, backbone: Backbone | None = None) -> st
         return f"reads the names of the classes, and backbone '{backbone.name}' reads no text"
     if "last layer" in tags.needs and backbone.layers > 1:
         return f"pools the last layer itself, and backbone '{backbone.name}' gives several: leave @layers= out"
+    if "last layer" in tags.needs and isinstance(backbone, SideBySide):
+        return f"pools the last layer itself, and backbone '{backbone.name}' joins features: name one encoder"
     if "two towers" in tags.needs and not hasattr(backbone, "towers"):
         return f"needs a backbone with two encoders, one of images and one of texts, and '{backbone.name}' is none"
     return None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.sentences import Dense, Normalize
+from everlearn.backbones.side_by_side import SideBySide
 from everlearn.backbones.tensors import read_tensors
 from everlearn.backbones.text import TextBackbone
 from everlearn.calibration import probabilities
@@ -273,6 +274,9 @@ def _plain_encoder(method: Method, why: str) -> Backbone:
     if isinstance(method, Finetune) and method.side == "query":
         raise EverlearnError("the model reads queries by the trained encoder and documents by the one it began with "
                              f"(side=query), and {why}: learn with --method.side both")  # fmt: skip
+    if isinstance(method.backbone, SideBySide):
+        raise EverlearnError(f"'{method.backbone.name}' joins the features of several encoders, and {why}: learn with "
+                             "one of them as --backbone")  # fmt: skip
     return method.backbone
 
 

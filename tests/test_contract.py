@@ -18,6 +18,7 @@ SETTINGS: dict[str, dict] = {
     "vpt": {"epochs": 8, "batch_size": 8, "lr": 0.03},
     "dual_prompt": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "er": {"epochs": 8, "memory_size": 20, "batch_size": 8, "lr": 1e-3},
+    "esn": {"epochs": 8, "batch_size": 8, "length": 4, "lr": 0.03},
     "ewc": {"epochs": 8, "fisher_examples": 4, "batch_size": 8, "lr": 1e-3},
     "extra_layers": {"epochs": 8, "hidden": 16, "batch_size": 8, "lr": 0.01},
     "finetune": {"epochs": 8, "batch_size": 8, "lr": 1e-3},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +52,8 @@ def load(name: str) -> Backbone:
         name: a short name, a hub name (``owner/model``), a timm name (``vit_small_patch16_224``),
             a folder in transformers' format, or a ``.safetensors`` file whose name begins with the name of
             its timm model. ``@SIZE`` after a timm ViT sets the image size in pixels. ``@layers=K`` after any
-            of these gives features of the last K layers (see `Backbone.take_layers`).
+            of these gives features of the last K layers (see `Backbone.take_layers`). ``A+B`` joins the features of
+            two encoders (see `side_by_side.SideBySide`), unless a file or folder has this name.
 
     Raises:
         EverlearnError: it does not exist or cannot be read; the message says what to give instead.
@@ -61,6 +63,8 @@ def load(name: str) -> Backbone:
     """
     if not name.isprintable() or len(name) > 4096:  # the longest path
         raise EverlearnError(f"unknown backbone '{printable(name)}': {HINT}")
+    if len(parts := parts_of(name)) > 1:
+        return _side_by_side(parts, load)
     with one_line(f"backbone '{name}'", "give the path of a folder that transformers has saved", EverlearnError):
         bare, layers = split_layers(name)
         backbone = _load(bare)
@@ -96,9 +100,43 @@ def load_when_needed(name: str) -> Backbone:
     """
     from everlearn.backbones.remembered import files_in, remembered
 
-    if not name.isprintable() or len(name) > 4096 or not (files := _files_of(split_layers(name)[0], files_in)):
+    if not name.isprintable() or len(name) > 4096:
+        return load(name)  # which says what is wrong
+    if len(parts := parts_of(name)) > 1:
+        return _side_by_side(parts, load_when_needed)
+    if not (files := _files_of(split_layers(name)[0], files_in)):
         return load(name)
     return remembered(name, files, lambda: load(name))
+
+
+def parts_of(name: str) -> list[str]:
+    """The names of the encoders that are joined by "+" in the name of a backbone; one if none are. What exists as a
+    file or folder is one name, whatever is in it.
+
+    >>> parts_of("minilm+minilm@layers=3"), parts_of("vit-tiny@112")
+    (['minilm', 'minilm@layers=3'], ['vit-tiny@112'])
+    """
+    pieces, parts = name.split("+"), []
+    while pieces:
+        ends = range(len(pieces), 1, -1)
+        end = next((end for end in ends if _exists("+".join(pieces[:end]))), 1)
+        parts.append("+".join(pieces[:end]))
+        pieces = pieces[end:]
+    return parts
+
+
+def _exists(name: str) -> bool:
+    """Whether it is a file or folder, without the size and the layers that may follow its name."""
+    try:
+        return Path(name).exists() or Path(re.sub(r"(@[0-9]+)?(@layers=[^@+]*)?$", "", name)).exists()
+    except (OSError, ValueError):  # too long, or with a null character: no name of a file
+        return False
+
+
+def _side_by_side(names: list[str], load_one: Callable[[str], Backbone]) -> Backbone:
+    from everlearn.backbones.side_by_side import SideBySide
+
+    return SideBySide([load_one(name) for name in names])
 
 
 def _files_of(name: str, files_in: Callable[[Path], list[Path]]) -> list[Path]:

@@ -236,15 +236,19 @@ class Backbone(nn.Module):
         """Features (n, width) without gradients, computed in batches of similar length. Nothing is stored.
 
         Args:
-            compute: a function from some inputs and their row numbers to features; `forward` by default.
+            compute: a function from some inputs and their row numbers to features, or to a tensor of any one shape per
+                input; `forward` by default.
             batch_size: the most inputs of a batch; of long texts there are fewer.
         """
-        features = torch.empty(len(inputs), self.width, device=self.device)
+        features: torch.Tensor | None = None
         with self.inference():
             for rows in of_similar_length(self.lengths(inputs), self.tokens_at_once, batch_size):
                 batch = [inputs[row] for row in rows]
-                features[rows] = (compute(batch, rows) if compute else self(batch)).float()
-        return features
+                found = (compute(batch, rows) if compute else self(batch)).float()
+                if features is None:
+                    features = found.new_empty(len(inputs), *found.shape[1:])
+                features[rows] = found
+        return torch.empty(len(inputs), self.width, device=self.device) if features is None else features
 
     @contextmanager
     def inference(self) -> Iterator[None]:

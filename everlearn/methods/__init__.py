@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from everlearn.methods.dap import DAP as DAP
     from everlearn.methods.dual_prompt import DualPrompt as DualPrompt
     from everlearn.methods.er import ER as ER
+    from everlearn.methods.esn import ESN as ESN
     from everlearn.methods.ewc import EWC as EWC
     from everlearn.methods.extra_layers import ExtraLayers as ExtraLayers
     from everlearn.methods.fecam import FeCAM as FeCAM

@@ -75,6 +75,7 @@ class ExtraLayers(Method):
         if layer == "transformer" and backbone.layers > 1:
             raise EverlearnError("method.layer: a transformer layer reads one state per token, and the backbone "
                                  f"'{backbone.name}' gives several: leave @layers= out, or give mlp")  # fmt: skip
+        self.state_width = backbone.width if layer == "mlp" else backbone.hidden_width
         self.layer, self.is_shared, self.hidden, self.head_lr = layer, blocks == "shared", hidden, head_lr
         self.strength, self.temperature = strength, temperature
         self.blocks, self.before = nn.ModuleList(), nn.ModuleList()  # the second: a shared block before the task
@@ -86,9 +87,8 @@ class ExtraLayers(Method):
         if self.is_shared:
             self.before = copy.deepcopy(self.blocks).requires_grad_(False)
         if not (self.is_shared and len(self.blocks)):
-            is_mlp = self.layer == "mlp"
-            self.blocks.append(MLP(self.backbone.width, self.hidden) if is_mlp else
-                               Transformer(self.backbone.hidden_width, self.hidden))  # fmt: skip
+            make = MLP if self.layer == "mlp" else Transformer
+            self.blocks.append(make(self.state_width, self.hidden))
 
     def param_groups(self) -> list[dict[str, Any]]:
         # Without weight decay, a row of the head that gets no gradient stays as it is.

@@ -55,7 +55,8 @@ class TaskAdapters(Method):
         lr: Rate = 1e-3, head_lr: Rate = 1e-2, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
-        points_of(train)  # refuses a wrong insertion now, not when the first task begins
+        points_of(train)  # refuses a wrong insertion now, not when the first task begins,
+        backbone.block(0)  # and a backbone without sites
         self.insertion, self.head_lr = train, head_lr
         self.head = Prototype(backbone.width)  # the router: a prototype per class of a task, or one per domain
         self.insertions, self.heads = nn.ModuleList(), nn.ModuleList()

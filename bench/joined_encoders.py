@@ -1,0 +1,76 @@
+"""Do two encoders side by side know more than one? The same frozen-feature methods on each alone and on both joined.
+
+    python bench/joined_encoders.py [--sets clinc150,banking77,tinyimagenet100] [--methods ranpac,lda,klda]
+        [--seeds 0,1,2] [--train-per-class 30] [--texts minilm,minilm@layers=3] [--images vit-tiny@112,vit-tiny@224]
+        [--out FOLDER]
+
+The backbones are each of `--texts` (or `--images`) alone, and all of them joined with "+". Each method learns the set
+in ten tasks with the settings of its recipe; nothing is chosen here. A folder that is given is gone on with: what is
+finished there is not learned again. Writes docs/results/joined_encoders.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import common
+import torch
+from retrieval import learned, spread
+
+from everlearn import streams
+
+IMAGES = ("tinyimagenet100", "cifar10", "pacs")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", default="clinc150,banking77,tinyimagenet100")
+    parser.add_argument("--methods", default="ranpac,lda,klda")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--texts", default="minilm,minilm@layers=3", help="encoders of texts")
+    parser.add_argument("--images", default="vit-tiny@112,vit-tiny@224", help="encoders of images")
+    parser.add_argument("--train-per-class", type=int, default=30)
+    parser.add_argument("--test-per-class", type=int)
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "images")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder, lines = args.out or Path(tempfile.mkdtemp()), []
+    for name in args.sets.split(","):
+        kind = "images" if name in IMAGES else "clinc150"
+        alone = (args.images if name in IMAGES else args.texts).split(",")
+        place = str(args.data / name) if name in IMAGES else name
+        size = {"max_train_per_class": args.train_per_class, "max_test_per_class": args.test_per_class}
+        stream = streams.load(place, tasks=10, **size)
+        rows = []
+        for method in args.methods.split(","):
+            section = common.recipe_settings(kind, method)
+            for backbone in (*alone, "+".join(alone)):
+                runs = [learned(section, stream, backbone, seed, folder / f"{name}-{method}-{backbone}-{seed}")
+                        for seed in map(int, args.seeds.split(","))]  # fmt: skip
+                rows.append(row(method, backbone, runs))
+                print(name, rows[-1], flush=True)
+        told = f"{args.train_per_class} training examples per class"
+        lines += ["", f"## {name}", "", f"{len(stream)} tasks, {told}, seeds {args.seeds}; "
+                  f"{common.machine(runs[0]['environment'])}.", "",
+                  "| method | backbone | final | average | forgetting | stored, MB | seconds |", "|---" * 7 + "|",
+                  *rows]  # fmt: skip
+    called = common.command(parser, args, ("out", "data", "threads"))
+    common.write_page("joined_encoders", ["# Two encoders side by side", "", f"From `{called}`.", *lines])
+
+
+def row(method: str, backbone: str, runs: list[dict[str, Any]]) -> str:
+    scores = [spread(result[name] for result in runs) for name in ("final_accuracy", "average_accuracy", "forgetting")]
+    stored = mean(result["stored_bytes"] for result in runs) / 1e6
+    seconds = mean(result["seconds"]["total"] for result in runs)
+    return f"| {method} | {backbone} | {' | '.join(scores)} | {stored:.1f} | {seconds:.0f} |"
+
+
+if __name__ == "__main__":
+    main()
