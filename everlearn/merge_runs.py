@@ -88,17 +88,7 @@ def merge_parts(
     """
     started = time.monotonic()
     first, *others = parts
-    is_exact = first.method.is_exact
-    if how not in (None, *HOW):
-        raise unknown("way to merge", how, HOW)
-    if is_exact and (how is not None or weights is not None):
-        raise EverlearnError(f"merge: {type(first.method).__name__.lower()} keeps sums, which merge exactly: leave how "
-                             "and weights out")  # fmt: skip
-    if how == "interpolate" and (len(parts) != 2 or target is None or validation is None or weights is not None):
-        raise EverlearnError("merge: interpolate takes two runs, a target for the first one, and validation examples "
-                             "of what that learned: give --target-old and --data, and no --weights")  # fmt: skip
-    if how != "interpolate" and (target is not None or validation is not None):
-        raise EverlearnError("merge: a target and validation examples are for --how interpolate: leave them out")
+    _check_options(parts, how, weights, target, validation)
     for other in others:
         _check_alike(first, other)
     tasks = joined([part.saved.state["tasks"] for part in parts])
@@ -106,7 +96,7 @@ def merge_parts(
     samples = [part.held_out(names) for part in parts]
     old, new = samples[0][0], Examples.concatenate([test for test, _ in samples[1:]])
     before = [accuracy(first.method, examples) for examples in (old, new)]
-    if is_exact:
+    if first.method.is_exact:
         method, how = first.method, "exact"
         for other in others:
             method.merge(other.method)
@@ -120,7 +110,9 @@ def merge_parts(
     for test, for_calibration in samples:
         kept.test.add(test)
         kept.calibration.add(for_calibration)
-    temperature = calibration.fitted_temperature(method, kept.calibration.examples())
+    temperature = first.saved.state.get("temperature")
+    if all(len(for_calibration) for _, for_calibration in samples):  # else it would be fitted on classes of one run
+        temperature = calibration.fitted_temperature(method, kept.calibration.examples())
     changes = [{"examples": len(examples), "before": score, "after": accuracy(method, examples)}
                for examples, score in zip((old, new), before, strict=True)]  # fmt: skip
     digests = "".join(part.saved.state["files"]["method.safetensors"]["sha256"] for part in others)
@@ -161,6 +153,24 @@ def joined(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
         classes = sorted(places[task["class_names"][label]] for label in task["classes"])
         tasks.append({**task, "index": len(tasks), "classes": classes, "class_names": list(places)})
     return tasks
+
+
+def _check_options(
+    parts: Sequence[Part], how: str | None, weights: Sequence[float] | None, target: float | None,
+    validation: Examples | None,
+) -> None:  # fmt: skip
+    """Raise an EverlearnError unless the options go together."""
+    if how not in (None, *HOW):
+        raise unknown("way to merge", how, HOW)
+    first = parts[0].method
+    if first.is_exact and (how is not None or weights is not None):
+        raise EverlearnError(f"merge: {type(first).__name__.lower()} keeps sums, which merge exactly: leave how "
+                             "and weights out")  # fmt: skip
+    if how == "interpolate" and (len(parts) != 2 or target is None or validation is None or weights is not None):
+        raise EverlearnError("merge: interpolate takes two runs, a target for the first one, and validation examples "
+                             "of what that learned: give --target-old and --data, and no --weights")  # fmt: skip
+    if how != "interpolate" and (target is not None or validation is not None):
+        raise EverlearnError("merge: a target and validation examples are for --how interpolate: leave them out")
 
 
 def _check_alike(first: Part, other: Part) -> None:

@@ -195,6 +195,20 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(runs, tmp_path: Pat
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_runs_that_keep_nothing_merge_and_keep_nothing(tmp_path: Path) -> None:
+    for name, label in (("one", 0), ("two", 1)):
+        inputs = [text for k in (label, 2) for text in texts(k)]
+        rows = from_rows(inputs, [f"class {label}"] * 20 + ["class 2"] * 20, tasks=1)
+        run("lda", rows, backbone="tiny", out=tmp_path / name, keep=0)
+    first = everlearn.load(tmp_path / "one")
+    model, version = merge([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
+    assert version.old == version.new == {"examples": 0, "before": None, "after": None}
+    assert model.temperature == first.temperature == everlearn.load(tmp_path / "both").temperature
+    assert sorted(model.class_names) == ["class 0", "class 1", "class 2"]
+    for file in (tmp_path / "both").rglob("*.safetensors"):
+        assert texts(0)[0].encode() not in file.read_bytes()
+
+
 def test_a_folder_that_is_there_stays(runs, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(EverlearnError, match="exists already"):
