@@ -13,7 +13,7 @@ Averages of LoRA matrices are averages of A and of B, not of their products. To 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -114,6 +114,25 @@ def interpolate(old: Weights, new: Weights, weight: float) -> dict[str, Tensor]:
     [2.0, 7.0]
     """
     return average([old, new], [1 - weight, weight])
+
+
+def largest_weight(score: Callable[[float], float], target: float, steps: int = 10) -> float:
+    """The largest weight of a new model at which the old data still score as much as they should. Choose it on
+    validation examples of the old data, never on test examples.
+
+    Args:
+        score: gives the score of `interpolate` at a weight.
+        target: the least score.
+        steps: the weights 1, 1 - 1/steps, …, 1/steps are tried.
+
+    Returns:
+        The weight; 0, the old model, where none reaches the target.
+
+    >>> largest_weight(lambda weight: 0.9 - 0.2 * weight, target=0.8)
+    0.5
+    """
+    weights = (step / steps for step in range(steps, 0, -1))
+    return next((weight for weight in weights if score(weight) >= target), 0.0)
 
 
 def task_vector(model: Weights, base: Weights) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ ABOUT = (
     "(simplecil, lda, logistic, …), else an average of the trained weights. It says what the first run's examples and "
     "those of the others score before and after; `rollback` gives the first run back"
 )
-HOW = ("average", "fisher", "ties", "dare")
+HOW = ("average", "fisher", "ties", "dare", "interpolate")
 """Those of `merge_runs`; listed here too, so that help is fast."""
 
 
@@ -29,13 +29,18 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
                    help="a new or empty folder: a copy of the first run's, where the merged model answers")  # fmt: skip
     p.add_argument("--how", choices=HOW, help="average: of the trained weights (default); fisher: by how much a weight "
                    "matters to each run, on its validation examples; ties: the largest changes of the encoder whose "
-                   "sign wins; dare: the changes, most dropped at random and the others enlarged. A class of one run "
-                   "alone keeps its row of the head")  # fmt: skip
+                   "sign wins; dare: the changes, most dropped at random and the others enlarged; interpolate: of two "
+                   "runs, as much of the second as --target-old allows. A class of one run alone keeps its row of the "
+                   "head")  # fmt: skip
     p.add_argument("--weights", metavar="LIST", help="a number for each run, such as 0.7,0.3 (default: equal)")
     p.add_argument("--density", type=float, default=0.2, metavar="S",
                    help="ties: share of the changes that is kept (default: 0.2)")  # fmt: skip
     p.add_argument("--drop", type=float, default=0.9, metavar="P",
                    help="dare: share of the changes that is dropped (default: 0.9)")  # fmt: skip
+    p.add_argument("--target-old", type=float, metavar="S",
+                   help="interpolate: share of the first run's accuracy on --data that must stay, as 0.95")  # fmt: skip
+    p.add_argument("--data", type=Path, metavar="FILE",
+                   help="interpolate: labelled examples of what the first run learned, no test examples")  # fmt: skip
     p.add_argument("--method", metavar="NAME", help="the method that the runs hold; needed for a method of your own")
     p.add_argument("--json", action="store_true", help="write only JSON to standard output")
 
@@ -47,7 +52,7 @@ def _merge(args: argparse.Namespace) -> int:
         from everlearn.versions import describe
 
         _, version = merge(args.directories, args.out, how=args.how, weights=weights, density=args.density,
-                           drop=args.drop, method=args.method)  # fmt: skip
+                           drop=args.drop, target=args.target_old, data=args.data, method=args.method)  # fmt: skip
     if args.json:
         print(json.dumps(version.record, indent=1))
     else:

@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from everlearn import calibration, checkpoint, merge, versions
 from everlearn.engine import replay
-from everlearn.errors import EverlearnError, printable, unknown
+from everlearn.errors import DataError, EverlearnError, printable, unknown
 from everlearn.files import replace_folder
 from everlearn.fisher import diagonal_fisher
 from everlearn.heads.linear import Linear
@@ -31,10 +31,12 @@ from everlearn.locks import alone
 from everlearn.method import Method
 from everlearn.results import rounding
 from everlearn.seeds import seeded
+from everlearn.streams.records import BadRows
+from everlearn.streams.steps import task_from
 from everlearn.streams.stream import Examples, Task
-from everlearn.update import accuracy
+from everlearn.update import accuracy, read_data
 
-HOW = ("average", "fisher", "ties", "dare")
+HOW = ("average", "fisher", "ties", "dare", "interpolate")
 FISHER_EXAMPLES = 200
 HEAD = "head."
 
@@ -67,14 +69,16 @@ class Part:
 
 
 def merge_parts(
-    parts: Sequence[Part], out: Path, *, how: str | None, weights: Sequence[float] | None, density: float, drop: float
-) -> tuple[Method, dict[str, Any]]:
+    parts: Sequence[Part], out: Path, *, how: str | None, weights: Sequence[float] | None, density: float, drop: float,
+    target: float | None, validation: Examples | None,
+) -> tuple[Method, dict[str, Any]]:  # fmt: skip
     """Merge the runs, and write the result as a version of a copy of the first one's folder.
 
     Args:
         parts: at least two.
         out: the new folder.
-        how, weights, density, drop: as for `everlearn.model.merge`.
+        how, weights, density, drop, target: as for `everlearn.model.merge`.
+        validation: examples of what the first run learned, to interpolate to the target.
 
     Returns:
         The merged method, and the record of its version.
@@ -84,12 +88,7 @@ def merge_parts(
     """
     started = time.monotonic()
     first, *others = parts
-    is_exact = first.method.is_exact
-    if how not in (None, *HOW):
-        raise unknown("way to merge", how, HOW)
-    if is_exact and (how is not None or weights is not None):
-        raise EverlearnError(f"merge: {type(first.method).__name__.lower()} keeps sums, which merge exactly: leave how "
-                             "and weights out")  # fmt: skip
+    _check_options(parts, how, weights, target, validation)
     for other in others:
         _check_alike(first, other)
     tasks = joined([part.saved.state["tasks"] for part in parts])
@@ -97,23 +96,23 @@ def merge_parts(
     samples = [part.held_out(names) for part in parts]
     old, new = samples[0][0], Examples.concatenate([test for test, _ in samples[1:]])
     before = [accuracy(first.method, examples) for examples in (old, new)]
-    if is_exact:
+    if first.method.is_exact:
         method, how = first.method, "exact"
         for other in others:
             method.merge(other.method)
     else:
         how, method = how or "average", first.build().to(first.method.backbone.device)
-        merged = _merged(parts, names, how, weights, density, drop)
-        replay(method, [Task.from_metadata(task) for task in tasks])
-        with torch.no_grad():
-            for name, parameter in method.trained().items():
-                parameter.copy_(merged[name])
-        method.eval()
+        replay(method.eval(), [Task.from_metadata(task) for task in tasks])
+        if how == "interpolate":
+            weights = _to_target(method, parts, names, target, validation)
+        _take(method, _merged(parts, names, how, weights, density, drop))
     kept = HeldOut()
     for test, for_calibration in samples:
         kept.test.add(test)
         kept.calibration.add(for_calibration)
-    temperature = calibration.fitted_temperature(method, kept.calibration.examples())
+    temperature = first.saved.state.get("temperature")
+    if all(len(for_calibration) for _, for_calibration in samples):  # else it would be fitted on classes of one run
+        temperature = calibration.fitted_temperature(method, kept.calibration.examples())
     changes = [{"examples": len(examples), "before": score, "after": accuracy(method, examples)}
                for examples, score in zip((old, new), before, strict=True)]  # fmt: skip
     digests = "".join(part.saved.state["files"]["method.safetensors"]["sha256"] for part in others)
@@ -156,6 +155,24 @@ def joined(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     return tasks
 
 
+def _check_options(
+    parts: Sequence[Part], how: str | None, weights: Sequence[float] | None, target: float | None,
+    validation: Examples | None,
+) -> None:  # fmt: skip
+    """Raise an EverlearnError unless the options go together."""
+    if how not in (None, *HOW):
+        raise unknown("way to merge", how, HOW)
+    first = parts[0].method
+    if first.is_exact and (how is not None or weights is not None):
+        raise EverlearnError(f"merge: {type(first).__name__.lower()} keeps sums, which merge exactly: leave how "
+                             "and weights out")  # fmt: skip
+    if how == "interpolate" and (len(parts) != 2 or target is None or validation is None or weights is not None):
+        raise EverlearnError("merge: interpolate takes two runs, a target for the first one, and validation examples "
+                             "of what that learned: give --target-old and --data, and no --weights")  # fmt: skip
+    if how != "interpolate" and (target is not None or validation is not None):
+        raise EverlearnError("merge: a target and validation examples are for --how interpolate: leave them out")
+
+
 def _check_alike(first: Part, other: Part) -> None:
     """Raise an EverlearnError unless the two runs differ in what they learned alone."""
     one, two = first.method, other.method
@@ -189,12 +206,47 @@ def _check_alike(first: Part, other: Part) -> None:
                                  "seed")  # fmt: skip
 
 
+def validation_of(first: Part, file: Path, columns: Mapping[str, str | None]) -> Examples:
+    """The labelled examples of a file, labelled by the classes of the run.
+
+    Raises:
+        DataError: the file cannot be used, or has a class that the run does not know.
+    """
+    records = read_data(file, None, columns, BadRows(skip=False)).records
+    if new := sorted({record.label for record in records} - set(first.names)):
+        raise DataError(f"{file}: {first.folder} does not know the class '{printable(new[0])}': give examples of what "
+                        "it has learned")  # fmt: skip
+    return task_from(records, first.names).train
+
+
+def _to_target(
+    method: Method, parts: Sequence[Part], names: Sequence[str], target: float | None, validation: Examples | None
+) -> list[float]:
+    """The weights of the two runs: as much as may be of the second, so that the first one's validation examples keep
+    the share `target` of their accuracy."""
+    assert target is not None and validation is not None
+    old, new = (part.by_class(part.method.trained(), names) for part in parts)
+
+    def score(weight: float) -> float:
+        _take(method, merge.interpolate(old, new, weight))
+        return accuracy(method, validation) or 0.0
+
+    weight = merge.largest_weight(score, target * (accuracy(parts[0].method, validation) or 0.0))
+    return [1 - weight, weight]
+
+
+@torch.no_grad()
+def _take(method: Method, weights: merge.Weights) -> None:
+    for name, parameter in method.trained().items():
+        parameter.copy_(weights[name])
+
+
 def _merged(
     parts: Sequence[Part], names: Sequence[str], how: str, weights: Sequence[float] | None, density: float, drop: float
 ) -> dict[str, Tensor]:
     """The merged weights by the names of the parameters; rows of the head are those of these names of classes."""
     models = [part.by_class(part.method.trained(), names) for part in parts]
-    if how == "average":
+    if how in ("average", "interpolate"):
         return merge.average(models, weights)
     if how == "fisher":
         return merge.fisher_average(models, [_fisher(part, names) for part in parts], weights)

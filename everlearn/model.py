@@ -261,8 +261,8 @@ def update(
 
 def merge(
     directories: Sequence[str | Path], out: str | Path, *, how: str | None = None,
-    weights: Sequence[float] | None = None, density: Share = 0.2, drop: Share = 0.9,
-    method: str | type[Method] | None = None,
+    weights: Sequence[float] | None = None, density: Share = 0.2, drop: Share = 0.9, target: Share | None = None,
+    data: str | Path | None = None, method: str | type[Method] | None = None,
 ) -> tuple[Model, Version]:  # fmt: skip
     """Make one model of several finished runs of one method that learned different data on the same backbone.
 
@@ -275,10 +275,12 @@ def merge(
         out: a new or empty folder. It becomes a copy of the first run's, with one more version: the merged model.
         how: average (the default where the method trains), fisher (by how much each weight matters to each run, on the
             validation examples that it keeps), ties or dare (of what training has changed in the encoder; rows of the
-            head are averaged).
+            head are averaged), or interpolate (of two runs, as much of the second as the target allows).
         weights: a number for each run; equal by default.
         density: for ties, the share of the changes that is kept.
         drop: for dare, the share of the changes that is dropped.
+        target: to interpolate, the share of the first run's accuracy on `data` that must stay.
+        data: to interpolate, a file of labelled examples of what the first run learned, which are no test examples.
         method: the method that the folders hold; needed where it is not a method of everlearn.
 
     Returns:
@@ -290,23 +292,23 @@ def merge(
             exists already.
 
     >>> import everlearn, tempfile
-    >>> folder = tempfile.mkdtemp()
+    >>> folder, words = tempfile.mkdtemp(), ["red", "green", "blue", "grey", "white", "black"]
     >>> for name, label in (("one", "drink"), ("two", "garden")):
-    ...     rows = everlearn.streams.from_rows(["red", "green", "blue", "grey"] , [label, "sofa"] * 2)
+    ...     rows = everlearn.streams.from_rows([f"{word} {label}" for word in words], [label, "sofa"] * 3)
     ...     _ = everlearn.run("simplecil", rows, backbone="tiny", out=f"{folder}/{name}")
     >>> model, version = merge([f"{folder}/one", f"{folder}/two"], f"{folder}/both")
-    >>> model.class_names, version.merged["how"]
-    (['drink', 'sofa', 'garden'], 'exact')
+    >>> sorted(model.class_names), version.merged["how"]
+    (['drink', 'garden', 'sofa'], 'exact')
     """
-    from everlearn.merge_runs import Part, merge_parts
+    from everlearn.merge_runs import Part, merge_parts, validation_of
 
-    checked("density", density, Share)
-    checked("drop", drop, Share)
-    folders, target = [Path(directory) for directory in directories], Path(out)
+    for name, share in (("density", density), ("drop", drop), ("target", target)):
+        checked(name, share, Share if name != "target" else Share | None)
+    folders, place = [Path(directory) for directory in directories], Path(out)
     if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
         raise EverlearnError("merge: give at least two folders of different runs")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise EverlearnError(f"{target} exists already: give a new folder with --out")
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise EverlearnError(f"{place} exists already: give a new folder with --out")
     parts = []
     for folder in folders:
         if not (folder / "results.json").exists():
@@ -314,9 +316,13 @@ def merge(
                                  f"{folder}` first")  # fmt: skip
         model, saved = _restored(folder, method)
         parts.append(Part(folder, model.method, partial(_built, folder, type(model.method)), saved))
-    merged, record = merge_parts(parts, target, how=how, weights=weights, density=density, drop=drop)
-    version = Version(record, target)
-    return _model(merged, read_run(folders[0])[0], target, version.version, version.temperature), version
+    config = read_run(folders[0])[0]
+    columns = {role: config["stream"].get(f"{role}_column") for role in ("text", "image", "label")}
+    validation = None if data is None else validation_of(parts[0], Path(data), columns)
+    merged, record = merge_parts(parts, place, how=how, weights=weights, density=density, drop=drop, target=target,
+                                 validation=validation)  # fmt: skip
+    version = Version(record, place)
+    return _model(merged, config, place, version.version, version.temperature), version
 
 
 def _restored(

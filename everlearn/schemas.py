@@ -521,10 +521,10 @@ class Change(TypedDict):
 
 
 class Merged(TypedDict):
-    """How a version was made of several runs: exact, or a way to average weights, with the weights that were given."""
+    """How a version was made of several runs: exact, or a way to average weights, with the weights of the runs."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
-    how: Literal["exact", "average", "fisher", "ties", "dare"]
+    how: Literal["exact", "average", "fisher", "ties", "dare", "interpolate"]
     weights: list[Number] | None
 
 

@@ -98,7 +98,7 @@ def _labelled(
 ) -> _Learned:  # fmt: skip
     """Learn labelled examples."""
     bad = BadRows(skip_bad_rows)
-    new = _read(data, test, columns, bad)
+    new = read_data(data, test, columns, bad)
     held_out = HeldOut.load(saved.held_out, len(method.task.class_names), keep)
     task, notes = _task(method, new, held_out)
     record = _learn(method, task, held_out, saved.state.get("temperature"), progress)
@@ -130,7 +130,8 @@ class _New:
     notes: tuple[str, ...] = ()
 
 
-def _read(data: Any, test: str | Path | None, columns: Mapping[str, str | None], bad: BadRows) -> _New:
+def read_data(data: Any, test: str | Path | None, columns: Mapping[str, str | None], bad: BadRows) -> _New:
+    """The labelled examples of a file, a folder, a Stream or records, and of the file with test examples."""
     if isinstance(data, Stream):
         if data.goal != "classes":
             raise EverlearnError(

@@ -107,6 +107,29 @@ def test_trained_weights_are_averaged_and_rows_belong_to_classes(runs, tmp_path:
     assert np.array_equal(loaded.predict_proba(asked), model.predict_proba(asked))
 
 
+@pytest.mark.parametrize("target", [0.0, 0.9, 1.0])
+def test_interpolation_keeps_the_target(runs, tmp_path: Path, target: float) -> None:
+    asked = [(text, f"class {label}") for label in range(4) for text in texts(label, 12, 55)]
+    data = tmp_path / "validation.csv"
+    data.write_text("\n".join(["text,label", *(f"{text},{name}" for text, name in asked)]))
+    command = ["merge", str(runs["lora"]), str(runs["lora too"]), "--out", str(tmp_path / "both")]
+    assert main([*command, "--how", "interpolate", "--target-old", str(target), "--data", str(data)]) == 0
+    first, both = everlearn.load(runs["lora"]), everlearn.load(tmp_path / "both")
+
+    def score(model: everlearn.model.Model) -> float:
+        found = model.predict([text for text, _ in asked])
+        return float(np.mean([one == name for one, (_, name) in zip(found, asked, strict=True)]))
+
+    weight = versions.versions(tmp_path / "both")[0].merged["weights"][1]
+    if target == 0:
+        assert weight == 1
+        return
+    assert score(both) >= target * score(first) > 0.4
+    if weight < 1:  # a little more of the second would be too much
+        more, _ = merge([runs["lora"], runs["lora too"]], tmp_path / "more", weights=[0.9 - weight, weight + 0.1])
+        assert score(more) < target * score(first)
+
+
 def test_the_merged_model_learns_on_and_goes_back(runs, tmp_path: Path) -> None:
     folder = tmp_path / "both"
     merge([runs["lora"], runs["lora too"]], folder)
@@ -154,6 +177,8 @@ def test_the_command(runs, tmp_path: Path, capsys) -> None:
         (["lora", "lora too"], {"weights": [1.0]}, "do not fit 2 models"),
         (["lora", "lora too"], {"how": "ties", "density": 2.0}, "density"),
         (["lora", "lora too"], {"how": "tie"}, "did you mean 'ties'"),
+        (["lora", "lora too"], {"how": "interpolate"}, "a target for the first one"),
+        (["lora", "lora too"], {"target": 0.9}, "are for --how interpolate"),
         (["er", "er too"], {}, "er keeps more than the weights that it trains"),
         (["lora", "settings"], {}, "have different settings"), (["lora", "nothing"], {}, "holds no finished run"),
     ],
@@ -168,6 +193,20 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(runs, tmp_path: Pat
     with pytest.raises(EverlearnError, match=message):
         merge([folders[name] for name in which], tmp_path / "both", **options)
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_runs_that_keep_nothing_merge_and_keep_nothing(tmp_path: Path) -> None:
+    for name, label in (("one", 0), ("two", 1)):
+        inputs = [text for k in (label, 2) for text in texts(k)]
+        rows = from_rows(inputs, [f"class {label}"] * 20 + ["class 2"] * 20, tasks=1)
+        run("lda", rows, backbone="tiny", out=tmp_path / name, keep=0)
+    first = everlearn.load(tmp_path / "one")
+    model, version = merge([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
+    assert version.old == version.new == {"examples": 0, "before": None, "after": None}
+    assert model.temperature == first.temperature == everlearn.load(tmp_path / "both").temperature
+    assert sorted(model.class_names) == ["class 0", "class 1", "class 2"]
+    for file in (tmp_path / "both").rglob("*.safetensors"):
+        assert texts(0)[0].encode() not in file.read_bytes()
 
 
 def test_a_folder_that_is_there_stays(runs, tmp_path: Path) -> None:
