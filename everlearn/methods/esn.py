@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,17 +38,17 @@ class ESN(Method):
 
     Departures from the released code: there, stages need equally many classes each; the encoder's last normalisation
     is left out; and the pull holds -log Σ exp(-z), which moves the lowest score to the anchor instead of the highest
-    (`paper_compat` asks for that). The prompt is appended, not put after CLS. Gradients are cut to norm 1: the square of a distance
-    of 7 or more, at the first steps, otherwise throws some stages so far that the loss is infinite.
+    (`paper_compat` asks for that). The prompt is appended, not put after CLS. The offsets of a new stage start where
+    its energy is the anchor already, which changes no probability: from zero, the loss soon became infinite.
 
     Args:
         backbone: a pre-trained encoder, frozen.
         length: tokens of the prompt; 0 leaves it out.
         strength: weight of the pull of the energy to the anchor, lambda of the paper.
-        anchor: the energy, with the opposite sign, that every stage has on its own examples.
+        anchor: minus the energy that every stage is to have on its own examples.
         beta: inverse temperature of the energy in training.
         temperatures: those among which the one of each task is chosen.
-        paper_compat: anchor the lowest score of a stage, as the released code does.
+        paper_compat: pull the lowest score of a stage to minus the anchor, as the released code does.
         epochs: passes over each task.
         batch_size: examples per step.
         lr: learning rate (SGD, momentum 0.9, cosine schedule), of the stage and the prompt.
@@ -70,7 +71,6 @@ class ESN(Method):
     tags = Tags(family="mixture", trains="peft", needs=("last layer",), task_at_test="used")
     Optimizer = torch.optim.SGD
     schedule = staticmethod(cosine)
-    clip = 1.0
 
     def __init__(
         self, backbone: Backbone, *, length: SizeOrZero = 100, strength: Strength = 0.1, anchor: Factor = 10.0,
@@ -80,7 +80,7 @@ class ESN(Method):
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         self.strength, self.anchor, self.beta, self.weight_decay = strength, anchor, beta, weight_decay
-        self.candidates, self.paper_compat = temperatures, paper_compat
+        self.candidates, self.sign = temperatures, -1 if paper_compat else 1
         self.head = Stages(backbone.hidden_width)
         self.register_buffer("kept", torch.empty(0))  # one temperature per task
         self.kept: Tensor
@@ -92,6 +92,10 @@ class ESN(Method):
     def begin_task(self, task: Task) -> None:
         self.task = task
         self.head.add(task.classes)
+        offsets = self.head.each()[-1].head.bias
+        assert offsets is not None
+        with torch.no_grad():
+            offsets.fill_(self.sign * (self.anchor - math.log(len(offsets)) / self.beta))
         self.kept = torch.cat([self.kept, self.kept.new_tensor([self.candidates[0]])])
         if self.prompt is not None:
             self.prompt.requires_grad_(task.index == 0)
@@ -108,8 +112,7 @@ class ESN(Method):
 
     def energy(self, scores: Tensor) -> Tensor:
         """(n,): the energy of (n, classes) scores of one stage, which training pulls to the anchor."""
-        sign = -1 if self.paper_compat else 1
-        return -(sign * self.beta * scores).logsumexp(1) / self.beta
+        return -(self.sign * self.beta * scores).logsumexp(1) / self.beta
 
     def end_task(self, task: Task) -> None:
         if task.index == 0:
