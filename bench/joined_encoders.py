@@ -50,7 +50,8 @@ def main() -> None:
         stream = streams.load(place, tasks=10, **size)
         rows = []
         for method in args.methods.split(","):
-            section = common.recipe_settings(kind, method)
+            frozen = {"first_session": False} if method == "ranpac" else {}  # which trains inside one encoder
+            section = common.recipe_settings(kind, method, **frozen)
             for backbone in (*alone, "+".join(alone)):
                 runs = [learned(section, stream, backbone, seed, folder / f"{name}-{method}-{backbone}-{seed}")
                         for seed in map(int, args.seeds.split(","))]  # fmt: skip

@@ -57,7 +57,7 @@ def main() -> None:
         method = cls(backbones.load(args.backbone), **section)
         found[name] = costs(method, stream, ask)
         print(name, *(f"{size / 1e6:.2f} MB {1000 * seconds:.0f} ms" for size, seconds in found[name]), flush=True)
-    shown = [k for k in (1, 2, 5, 10, 15, 20) if k <= len(stream)]
+    shown = sorted({*(k for k in (1, 2, 5, 10, 15) if k <= len(stream)), len(stream)})
     lines = ["# What a mixture costs as tasks go by", "", f"From `{common.command(parser, args, ('threads',))}`.", "",
              f"Measured: {stream.name}, {len(stream)} tasks, {args.backbone}, {args.train_per_class} training examples "
              f"per class, one epoch, seed 0; {common.machine(environment(method.backbone))}.", ""]  # fmt: skip

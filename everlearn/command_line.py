@@ -136,7 +136,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         p.add_argument(
             "--tasks", type=int, metavar="N", help="number of tasks (default: 10, or fewer if there are few classes)"
         )
-        p.add_argument("--backbone", metavar="NAME|DIR", help="default: minilm, or vit-tiny for images")
+        p.add_argument("--backbone", metavar="NAME|DIR", help="default: minilm, or vit-tiny for images; A+B joins two")
         p.add_argument("--seed", type=int, metavar="N", help="the random seed (default: 0)")
         p.add_argument("--out", metavar="DIR", help=out)
 
