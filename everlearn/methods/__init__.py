@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from everlearn.methods.slca import SLCA as SLCA
     from everlearn.methods.task_adapters import TaskAdapters as TaskAdapters
     from everlearn.methods.vpt import VPT as VPT
+    from everlearn.methods.zscl import ZSCL as ZSCL
 
 _PREFIX = "everlearn.methods."
 

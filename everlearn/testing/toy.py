@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from everlearn.backbones.image_text import ImageText
+from everlearn.backbones.tiny import TinyBackbone
 from everlearn.streams.digits import as_png
 from everlearn.streams.stream import Corpus, Examples, Stream, Task
 
@@ -40,6 +42,16 @@ def toy_stream(
         size = 4 if kind == "online" else None
         built.append(Task(t, f"task {t + 1}", labels, names, input, goal, size, examples=parts, corpus=corpus))
     return Stream("toy", kind, tuple(built), {"name": "toy"})
+
+
+def tiny_pair() -> ImageText:
+    """A pair of tiny encoders, one of images and one of texts, in place of CLIP: their features are of one size, and
+    have nothing else in common.
+
+    >>> tiny_pair().class_features(["cat", "dog"]).shape
+    torch.Size([2, 32])
+    """
+    return ImageText(TinyBackbone(seed=1), TinyBackbone(seed=2), name="tiny pair", scale=20.0)
 
 
 def _toy_examples(kind: str, labels: tuple[int, ...], count: int, draw: random.Random, tag: str) -> Examples:
