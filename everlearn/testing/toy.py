@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from everlearn.backbones.image_text import ImageText
+from everlearn.backbones.lit import Pair
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.streams.digits import as_png
 from everlearn.streams.stream import Corpus, Examples, Stream, Task
@@ -45,13 +46,16 @@ def toy_stream(
 
 
 def tiny_pair() -> ImageText:
-    """A pair of tiny encoders, one of images and one of texts, in place of CLIP: their features are of one size, and
-    have nothing else in common.
+    """A pair of tiny encoders, one of images and one of texts, in place of CLIP: their features have one size and a
+    mean of zero, and nothing else in common.
 
     >>> tiny_pair().class_features(["cat", "dog"]).shape
     torch.Size([2, 32])
     """
-    return ImageText(TinyBackbone(seed=1), TinyBackbone(seed=2), name="tiny pair", scale=20.0)
+    image, text, stream = TinyBackbone(seed=1), TinyBackbone(seed=2), toy_stream("image", per_class=4)
+    seen = image.infer([item for task in stream for item in task.train.inputs]).mean(0)
+    read = text.infer([f"a photo of a {name}." for name in stream.class_names]).mean(0)
+    return Pair(seen, None, torch.eye(len(read)), -read, 20.0).join(image, text, "tiny pair")
 
 
 def _toy_examples(kind: str, labels: tuple[int, ...], count: int, draw: random.Random, tag: str) -> Examples:
