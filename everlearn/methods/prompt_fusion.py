@@ -64,7 +64,7 @@ class PromptFusion(Method):
 
     >>> from everlearn.testing import tiny_pair
     >>> method = PromptFusion(tiny_pair(), context=4)
-    >>> round(float(method.share), 2), len(method.deltas)
+    >>> round(method.share.item(), 2), len(method.deltas)
     (0.73, 2)
     """
 
@@ -153,7 +153,7 @@ class PromptFusion(Method):
         return self.scale * self.texts(self._untouched(inputs))
 
     def diagnostics(self) -> dict[str, Any]:
-        return {"share of the booster": round(float(self.share), 4)}
+        return {"share of the booster": round(self.share.item(), 4)}
 
     @property
     def _own(self) -> Tensor:
