@@ -15,7 +15,7 @@ SETTINGS: dict[str, dict] = {
     "sequential": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "task_adapters": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "vpt": {"epochs": 8, "batch_size": 8, "lr": 0.03},
-    "zscl": {"epochs": 12, "batch_size": 8, "lr": 2e-4, "every": 4},
+    "zscl": {"epochs": 16, "batch_size": 8, "lr": 3e-4, "every": 16, "strength": 0.1, "pull": 0.1},
     "dual_prompt": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "er": {"epochs": 8, "memory_size": 20, "batch_size": 8, "lr": 1e-3},
     "ewc": {"epochs": 8, "fisher_examples": 4, "batch_size": 8, "lr": 1e-3},
