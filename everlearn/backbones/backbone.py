@@ -136,6 +136,27 @@ class Backbone(nn.Module):
         """The site of the embedded sequence, before the first block."""
         raise NotImplementedError
 
+    @property
+    def words(self) -> Site:
+        """The site of the embeddings of a text's tokens, before positions are added.
+
+        Raises:
+            EverlearnError: it reads no texts.
+        """
+        raise self._reads_no_texts()
+
+    def placeholders(self, length: int) -> tuple[str, int]:
+        """A text of `length` tokens in whose place vectors can be put, and the place of the first at `words`.
+
+        Raises:
+            EverlearnError: it reads no texts, or no text has this number of tokens.
+        """
+        raise self._reads_no_texts()
+
+    def _reads_no_texts(self) -> EverlearnError:
+        return EverlearnError(f"backbone '{self.name}' reads no texts, so no words can be replaced in them: give one "
+                              "with a text encoder")  # fmt: skip
+
     def block(self, index: int) -> Block:
         """The sites of block `index`, counted from 0."""
         raise NotImplementedError

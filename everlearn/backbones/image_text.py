@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from everlearn.backbones.two_towers import TwoTowers
 from everlearn.backbones.vision import PREPROCESSOR, VisionBackbone, preprocessing
 from everlearn.errors import DataError, EverlearnError
 from everlearn.peft.delta import Site
-from everlearn.streams.inputs import Input
+from everlearn.streams.inputs import Input, kind
 
 TEMPLATES = ("a photo of a {}.",)
 """What is said of an image of a class; several give the mean of their features."""
@@ -52,6 +52,14 @@ class ImageText(TwoTowers):
         super().__init__(image=image, text=text)
         self.name, self.scale, self.templates = name, scale, tuple(templates)
 
+    def tower(self, inputs: Sequence[Input]) -> Backbone:
+        """The tower of these inputs: texts go to the text tower, even where the image tower could read them."""
+        return cast(Backbone, self.towers["text" if inputs and kind(inputs[0]) == "text" else "image"])
+
+    def sentences(self, names: Sequence[str]) -> list[str]:
+        """What is said of images of these classes, one class after another: each template with each name."""
+        return [template.format(name.replace("_", " ")) for name in names for template in self.templates]
+
     def class_features(
         self, names: Sequence[str], encode: Callable[[Sequence[Input]], torch.Tensor] | None = None
     ) -> torch.Tensor:
@@ -60,9 +68,25 @@ class ImageText(TwoTowers):
         Args:
             encode: gives the features of texts; `encode` of the backbone, from the feature store, by default.
         """
-        sentences = [template.format(name.replace("_", " ")) for name in names for template in self.templates]
-        features = F.normalize((encode or self.encode)(sentences), dim=1)
+        features = F.normalize((encode or self.encode)(self.sentences(names)), dim=1)
         return F.normalize(features.unflatten(0, (len(names), len(self.templates))).mean(1), dim=1)
+
+
+def as_pair(backbone: Backbone) -> ImageText:
+    """The backbone, which must be a pair of an image encoder and a text encoder.
+
+    Raises:
+        EverlearnError: it is none.
+
+    >>> from everlearn import backbones
+    >>> as_pair(backbones.load("tiny"))
+    Traceback (most recent call last):
+    everlearn.errors.EverlearnError: backbone 'tiny' is no pair of an image encoder and a text encoder: give --backbone lit, or a CLIP or SigLIP model
+    """  # noqa: E501
+    if not isinstance(backbone, ImageText):
+        raise EverlearnError(f"backbone '{backbone.name}' is no pair of an image encoder and a text encoder: give "
+                             "--backbone lit, or a CLIP or SigLIP model")  # fmt: skip
+    return backbone
 
 
 class _Image(VisionBackbone):

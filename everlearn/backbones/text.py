@@ -149,6 +149,19 @@ class TextBackbone(Discovered):
         embeddings = self.model.embeddings
         return Site("tokens", embeddings, embeddings, self.hidden_width, self.hidden_width)
 
+    @property
+    def words(self) -> Site:
+        embedding = self.model.get_input_embeddings()
+        return Site("words", embedding, embedding, self.hidden_width, self.hidden_width)
+
+    def placeholders(self, length: int) -> tuple[str, int]:
+        text = " ".join(["x"] * length)
+        nothing, told = self._tokens(self._read(["", text]))
+        if len(told) != len(nothing) + length:
+            raise EverlearnError(f"backbone '{self.name}' reads {length} placeholders as {len(told) - len(nothing)} "
+                                 "tokens: give fewer, or another text encoder")  # fmt: skip
+        return text, next((i for i, (a, b) in enumerate(zip(nothing, told, strict=False)) if a != b), len(nothing))
+
 
 def minilm() -> TextBackbone:
     """Load all-MiniLM-L6-v2 from the package that the `offline` extra installs, or else from the hub.

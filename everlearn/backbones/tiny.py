@@ -115,6 +115,13 @@ class TinyBackbone(Backbone):
     def tokens(self) -> Site:
         return Site("tokens", self.embedded, self.embedded, self.hidden_width, self.hidden_width)
 
+    @property
+    def words(self) -> Site:
+        return Site("words", self.embedding, self.embedding, self.hidden_width, self.hidden_width)
+
+    def placeholders(self, length: int) -> tuple[str, int]:
+        return " ".join(["x"] * length), 0  # the CLS token joins later
+
     def block(self, index: int) -> Block:
         return find_block(self.blocks[index], index, self.hidden_width)
 

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from everlearn.methods.lora import SequentialLoRA as SequentialLoRA
     from everlearn.methods.lwf import LwF as LwF
     from everlearn.methods.mir import MIR as MIR
+    from everlearn.methods.prompt_fusion import PromptFusion as PromptFusion
     from everlearn.methods.prompt_retriever import PromptRetriever as PromptRetriever
+    from everlearn.methods.proof import PROOF as PROOF
     from everlearn.methods.qdc import QDC as QDC
     from everlearn.methods.ranpac import RanPAC as RanPAC
     from everlearn.methods.retrieval_augmented import RetrievalAugmented as RetrievalAugmented
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from everlearn.methods.slca import SLCA as SLCA
     from everlearn.methods.task_adapters import TaskAdapters as TaskAdapters
     from everlearn.methods.vpt import VPT as VPT
+    from everlearn.methods.zscl import ZSCL as ZSCL
 
 _PREFIX = "everlearn.methods."
 

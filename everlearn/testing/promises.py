@@ -46,6 +46,7 @@ from everlearn.testing.case import (
     tests_of,
 )  # fmt: skip
 from everlearn.testing.resuming import Resuming
+from everlearn.testing.toy import tiny_pair
 
 LARGE = 1024  # as many inputs as an evaluation hands to predict at once
 
@@ -61,7 +62,8 @@ def check_method(
     Args:
         cls: the class.
         only: run this one check instead of all.
-        backbone: gives a new backbone with each call; by default the tiny one.
+        backbone: gives a new backbone with each call; by default the tiny one, or a pair of tiny ones where the tags
+            say that the method needs two towers.
         settings: keyword arguments for the constructor, to make it small and quick.
 
     Raises:
@@ -80,7 +82,8 @@ def check_method(
         raise EverlearnError("check_method is called while its file is imported: call it in a test, or under "
                              "if __name__ == '__main__'")  # fmt: skip
     with process_settings() as before, tempfile.TemporaryDirectory() as folder, using_store(FeatureStore(folder)):
-        case = Promises(cls, settings, backbone or partial(backbones.load, "tiny"), before)
+        usual = tiny_pair if "two towers" in cls.tags.needs else partial(backbones.load, "tiny")
+        case = Promises(cls, settings, backbone or usual, before)
         checks = [(name, check) for name, check in CHECKS if only in (None, name)]
         if only in (None, Promises.resumes_exactly_in_a_fresh_process.__name__):
             case._start_fresh_process()

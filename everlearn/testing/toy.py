@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from everlearn.backbones.image_text import ImageText
+from everlearn.backbones.lit import Pair
+from everlearn.backbones.tiny import TinyBackbone
 from everlearn.streams.digits import as_png
 from everlearn.streams.stream import Corpus, Examples, Stream, Task
 
@@ -40,6 +43,19 @@ def toy_stream(
         size = 4 if kind == "online" else None
         built.append(Task(t, f"task {t + 1}", labels, names, input, goal, size, examples=parts, corpus=corpus))
     return Stream("toy", kind, tuple(built), {"name": "toy"})
+
+
+def tiny_pair() -> ImageText:
+    """A pair of tiny encoders, one of images and one of texts, in place of CLIP: their features have one size and a
+    mean of zero, and nothing else in common.
+
+    >>> tiny_pair().class_features(["cat", "dog"]).shape
+    torch.Size([2, 32])
+    """
+    image, text, stream = TinyBackbone(seed=1), TinyBackbone(seed=2), toy_stream("image", per_class=4)
+    seen = image.infer([item for task in stream for item in task.train.inputs]).mean(0)
+    read = text.infer([f"a photo of a {name}." for name in stream.class_names]).mean(0)
+    return Pair(seen, None, torch.eye(len(read)), -read, 20.0).join(image, text, "tiny pair")
 
 
 def _toy_examples(kind: str, labels: tuple[int, ...], count: int, draw: random.Random, tag: str) -> Examples:

