@@ -79,7 +79,7 @@ class PromptFusion(Method):
     ) -> None:  # fmt: skip
         pair = as_pair(backbone)
         super().__init__(pair, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
-        self.head_lr, self.scale, self.length = head_lr, pair.scale, context
+        self.head_lr, self.scale, self.context_length = head_lr, pair.scale, context
         self.placeholders, start = self.reader.placeholders(context)
         self.context = Context(start)
         self.reader.attach(self.context, self.reader.words)
@@ -103,7 +103,7 @@ class PromptFusion(Method):
         super().begin_task(task)
         device, width = self.backbone.device, self.reader.words.out_width
         for _ in range(len(self.vectors), len(task.class_names)):
-            self.vectors.append(nn.Parameter(0.01 * torch.randn(self.length, width, device=device)))
+            self.vectors.append(nn.Parameter(0.01 * torch.randn(self.context_length, width, device=device)))
         for label, vectors in enumerate(self.vectors):
             vectors.requires_grad_(label in task.classes)
         self.texts.grow(task.class_names)

@@ -16,9 +16,11 @@ from everlearn.backbones import lit
 from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.backbones.two_towers import TwoTowers
+from everlearn.engine import learn
 from everlearn.errors import EverlearnError
 from everlearn.peft.context import Context
 from everlearn.streams.stream import Task
+from everlearn.testing import toy_stream
 
 transformers = pytest.importorskip("transformers")
 WEIGHTS = Path("../shared/data/weights")
@@ -155,6 +157,16 @@ def test_placeholders_of_a_sentence_encoder_and_of_one_that_reads_images():
         text.placeholders(1000)
     with pytest.raises(EverlearnError, match="reads no texts"):
         Backbone.words.fget(TinyBackbone())
+
+
+@pytest.mark.parametrize("name", ["zscl", "proof", "prompt_fusion"])
+def test_methods_of_pairs_learn_with_clip_and_siglip(pair, name):
+    more = {"context": 2, "length": 2} if name == "prompt_fusion" else {}
+    method = methods.get(name)(backbones.load(str(pair[1])), epochs=1, batch_size=8, **more)
+    for task in toy_stream("image", tasks=2, per_class=4):
+        learn(method, task)
+    scores = method.predict([picture(1), picture(2)])
+    assert scores.shape == (2, 4) and scores.isfinite().all()
 
 
 def test_a_folder_without_preprocessing_is_refused(pair, tmp_path):
