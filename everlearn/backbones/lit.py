@@ -15,7 +15,7 @@ from torch import nn
 from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.image_text import ImageText
 from everlearn.backbones.sentences import Dense
-from everlearn.backbones.tensors import in_float32, read_tensors, same_shapes
+from everlearn.backbones.tensors import damaged, in_float32, read_tensors, same_shapes
 from everlearn.errors import DataError, EverlearnError
 from everlearn.files import write_whole
 
@@ -160,4 +160,4 @@ def _header(file: Path) -> tuple[list[str], dict[str, str]]:
             told: dict[str, Any] = opened.metadata() or {}
             return list(opened.keys()), {key: told[key] for key in ("image", "text", "weights") if key in told}
     except Exception as error:  # safetensors has an error of its own, and others for odd headers
-        raise DataError(f"{file} cannot be read as safetensors ({error}): copy the file again") from error
+        raise damaged(file, error) from error

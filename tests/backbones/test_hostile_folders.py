@@ -243,7 +243,7 @@ ABSURD = {
     "padding": ({"pad_token_id": 10**6}, "cannot be read"),
     "no type": ({"model_type": None}, "model_type None"),
     "a list as type": ({"model_type": ["bert"]}, "model_type ['bert']"),
-    "another type": ({"model_type": "clip"}, "not a single encoder"),
+    "another type": ({"model_type": "blip"}, "not a single encoder"),
     "a type that fetches": ({"model_type": "timm_wrapper", "architecture": "hf-hub:nobody/x"}, "not a single encoder"),
     "quantised": ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
 }
