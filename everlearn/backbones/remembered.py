@@ -35,10 +35,10 @@ NEVER_READ = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpac
 """Endings of files in the folder of an encoder that everlearn never reads."""
 
 KNOWN = frozenset((
-    "active", "attached", "class_features", "depth", "device", "digests", "doubt", "encode", "encoders", "eval", "identity", "is_frozen",
-    "is_image_text", "is_loaded",
-    "layers", "name", "named_modules", "origin", "place", "precision", "pretrained", "reads", "settings",
-    "state_dict", "train", "training", "training_precision", "width",
+    "active", "attached", "class_features", "depth", "device", "digests", "doubt", "encode", "encoders", "eval",
+    "identity", "is_frozen", "is_image_text", "is_loaded", "layers", "name", "named_modules", "origin", "place",
+    "precision", "pretrained", "reads", "settings", "state_dict", "train", "training", "training_precision",
+    "width",
 ))  # fmt: skip
 """The attributes that are answered without the encoder."""
 
