@@ -16,7 +16,7 @@ SETTINGS: dict[str, dict] = {
     "sequential": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "task_adapters": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "vpt": {"epochs": 8, "batch_size": 8, "lr": 0.03},
-    "zscl": {"epochs": 8, "batch_size": 8, "lr": 3e-4, "every": 12, "strength": 0.1, "pull": 0.01},
+    "zscl": {"epochs": 6, "batch_size": 8, "lr": 3e-4, "every": 12, "strength": 0.1, "pull": 0.01},
     "dual_prompt": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "er": {"epochs": 8, "memory_size": 20, "batch_size": 8, "lr": 1e-3},
     "esn": {"epochs": 8, "batch_size": 8, "length": 4, "lr": 0.03},

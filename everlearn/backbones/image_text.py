@@ -147,6 +147,11 @@ class _Text(TextBackbone):
         return [self.settings["max_length"]] * len(lengths) if self.fills else lengths
 
     @property
+    def words(self) -> Site:
+        embedding = self.model.embeddings.token_embedding
+        return Site("words", embedding, embedding, self.hidden_width, self.hidden_width)
+
+    @property
     def tokens(self) -> Site:
         if not self.fills:
             raise EverlearnError(f"the texts of backbone '{self.name}' are read from left to right, so tokens after "

@@ -68,6 +68,10 @@ def saved(kind: str, folder: Path) -> Path:
 @pytest.fixture(scope="module", params=["clip", "siglip"])
 def pair(request, tmp_path_factory):
     folder = saved(request.param, tmp_path_factory.mktemp(request.param))
+    try:
+        transformers.AutoTokenizer.from_pretrained(folder)
+    except AttributeError:
+        pytest.skip("this release of transformers reads the tokens of SigLIP from a sentencepiece model alone")
     return request.param, folder, backbones.load(str(folder))
 
 
