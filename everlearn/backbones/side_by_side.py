@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from everlearn.backbones.backbone import Backbone, Hidden, Role
+from everlearn.backbones.backbone import Backbone, Hidden
+from everlearn.backbones.several import Several
 from everlearn.errors import EverlearnError
-from everlearn.peft.delta import Delta, only
+from everlearn.peft.delta import Delta
 from everlearn.streams.inputs import Input
 
 
-class SideBySide(Backbone):
+class SideBySide(Several):
     """The features of all its encoders, one after another, for methods that learn from features.
 
     Each encoder's features are normalised to length 1 first. Without that the encoder with the longest features would
@@ -75,13 +76,6 @@ class SideBySide(Backbone):
                 stack.enter_context(encoder.inference())
             yield
 
-    @contextmanager
-    def reading(self, role: Role | None) -> Iterator[None]:
-        with ExitStack() as stack:
-            for encoder in self.encoders():
-                stack.enter_context(encoder.reading(role))
-            yield
-
     def requires_grad_(self, requires_grad: bool = True) -> SideBySide:
         for encoder in self.encoders():  # each is asked itself: it may not be loaded yet
             encoder.requires_grad_(requires_grad)
@@ -93,15 +87,8 @@ class SideBySide(Backbone):
         return self.encoders()[0].device
 
     @property
-    def is_frozen(self) -> bool:
-        return all(encoder.is_frozen for encoder in self.encoders())
-
-    @property
     def active(self) -> list[Delta]:
         return [delta for encoder in self.encoders() for delta in encoder.active]
-
-    def pretrained(self) -> Any:
-        return only([delta for encoder in self.encoders() for delta in encoder.attached], active=False)
 
     def identity(self) -> str:
         joined = " ".join(["side by side", *(encoder.identity() for encoder in self.encoders())])

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from everlearn.backbones.backbone import Backbone, Block, Hidden, Role
+from everlearn.backbones.backbone import Backbone, Block, Hidden
+from everlearn.backbones.several import Several
 from everlearn.errors import EverlearnError
-from everlearn.peft.delta import Delta, Site, only
+from everlearn.peft.delta import Delta, Site
 from everlearn.streams.inputs import Input, kind
 
 
-class TwoTowers(Backbone):
+class TwoTowers(Several):
     """An input goes to the tower that reads its kind. The features of each tower are stored under the tower's own
     identity, so training one tower leaves those of the other in the feature store.
 
@@ -117,20 +117,6 @@ class TwoTowers(Backbone):
     # -- all of them -------------------------------------------------------------------------------
     def encoders(self) -> list[Backbone]:
         return [encoder for tower in self.towers.values() for encoder in cast(Backbone, tower).encoders()]
-
-    @property
-    def is_frozen(self) -> bool:
-        return all(encoder.is_frozen for encoder in self.encoders())
-
-    @contextmanager
-    def reading(self, role: Role | None) -> Iterator[None]:
-        with ExitStack() as stack:
-            for encoder in self.encoders():
-                stack.enter_context(encoder.reading(role))
-            yield
-
-    def pretrained(self) -> Any:
-        return only([delta for encoder in self.encoders() for delta in encoder.attached], active=False)
 
     def identity(self) -> str:
         joined = " ".join(encoder.identity() for encoder in self.encoders())
