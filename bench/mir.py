@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,7 +23,7 @@ import common
 import torch
 from retrieval import learned, spread
 
-from everlearn import streams
+from everlearn.distillation.distill import with_validation
 from everlearn.streams.stream import Stream
 
 RATES = (3e-4, 1e-3, 3e-3)
@@ -67,15 +66,12 @@ def main() -> None:
 
 
 def of_seed(name: str, seed: int, train_per_class: int) -> Stream:
-    return streams.load(name, class_seed=seed, split_seed=seed, max_train_per_class=train_per_class, validation=0.2)
+    return with_validation(name, class_seed=seed, split_seed=seed, max_train_per_class=train_per_class)
 
 
 def tuned(name: str, size: int, args: argparse.Namespace, folder: Path) -> float:
     """The learning rate with the highest final accuracy of er on validation examples of the first three tasks."""
-    stream = of_seed(name, 0, args.train_per_class)
-    tasks = tuple(replace(task, examples={"train": task.train, "test": task.validation}) for task in stream.tasks[:3])
-    judged = replace(stream, tasks=tasks, config={})
-    scores = {}
+    judged, scores = common.on_validation(of_seed(name, 0, args.train_per_class), 3), {}
     for rate in RATES:
         section = {"name": "er", **SETTINGS, "lr": rate, "memory_size": size}
         scores[rate] = learned(section, judged, args.backbone, 0, folder / f"tuning {rate}")["final_accuracy"]

@@ -22,7 +22,6 @@ import io
 import random
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -115,10 +114,7 @@ def tuned(method: str, name: str, args: argparse.Namespace, folder: Path) -> dic
     if args.rates < 2 or made.tags.trained_by(section) == "nothing":
         return section
     section["lr"] = default(made, section, "lr")
-    stream = of_seed(name, 0, args)
-    tasks = tuple(replace(task, examples={"train": task.train, "test": task.validation})
-                  for task in stream.tasks[: TUNED_ON.get(name, 3)])  # fmt: skip
-    judged, scores = replace(stream, tasks=tasks, config={}), {}
+    judged, scores = common.on_validation(of_seed(name, 0, args), TUNED_ON.get(name, 3)), {}
     for step in range(-(args.rates // 2), args.rates - args.rates // 2):
         rate = float(f"{section['lr'] * 3.0**step:.3g}")
         tried = learned({**section, "lr": rate}, judged, args.backbone, 0, folder / f"{method} {rate}")
