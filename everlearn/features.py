@@ -36,6 +36,7 @@ CHUNK = 2048
 DEFAULT_LIMIT = 10 * 2**30
 
 _IDENTITY = re.compile(r"[0-9a-f]{32}")
+_SECONDS_TO_WRITE_KEYS = 60.0
 
 
 def cache_root() -> Path:
@@ -193,6 +194,8 @@ class FeatureStore:
         for found, file in sorted(segments, key=lambda pair: pair[0].st_mtime):
             if self._bytes <= self.limit:
                 break
+            if _is_being_written(found, file):
+                continue
             with contextlib.suppress(OSError):  # that of another user, say
                 delete_segment(file.with_suffix(".keys"))
                 self._bytes -= found.st_size
@@ -290,6 +293,12 @@ def _shelves(root: Path) -> list[Path]:
     """The folders of the identities. What else there is, such as a link, is neither read nor deleted."""
     return sorted(folder for folder in listing(root)
                   if _IDENTITY.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink())  # fmt: skip
+
+
+def _is_being_written(features: os.stat_result, file: Path) -> bool:
+    """Whether another process has just written the features of a segment and is about to write its keys. Without keys,
+    an older file is what a killed process left."""
+    return time.time() - features.st_mtime < _SECONDS_TO_WRITE_KEYS and not file.with_suffix(".keys").exists()
 
 
 def _files(shelf: Path, suffix: str) -> list[tuple[os.stat_result, Path]]:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -469,3 +470,20 @@ def test_block_sums_tell_contents_apart():
         assert block_sums(small) == block_sums(small.clone()) and len(block_sums(small)) == small.nbytes
     offset = drawn(100_001)[1:]
     assert block_sums(offset) == block_sums(offset.clone())
+
+
+def test_features_whose_keys_another_process_is_about_to_write_are_not_evicted(tmp_path, tiny, caplog):
+    FeatureStore(tmp_path).encode(tiny, TEXTS)
+    (keys,) = tmp_path.glob("*/*.keys")
+    written = keys.read_bytes()
+    keys.unlink()  # as between the two writes of another process
+    FeatureStore(tmp_path, limit=0).encode(tiny, ["another text"])
+    assert keys.with_suffix(".f32").exists()
+    keys.write_bytes(written)
+    store = FeatureStore(tmp_path)
+    assert near(store.encode(tiny, TEXTS), tiny) and store.encoded == 0 and not caplog.records
+    keys.unlink()
+    long_ago = time.time() - 3600
+    os.utime(keys.with_suffix(".f32"), (long_ago, long_ago))  # a killed process left it
+    FeatureStore(tmp_path, limit=0).encode(tiny, ["a third text"])
+    assert not keys.with_suffix(".f32").exists()
