@@ -160,8 +160,7 @@ def learn(
             getattr(listener, event)(learning)
 
     if step == 0:
-        with seeded(method.seed, task.index, BEGIN):
-            method.begin_task(task.sealed())
+        _begin(method, task)
         _doubt(method)
         tell("begun")
     with seeded(method.seed, task.index, FIT):
@@ -199,8 +198,16 @@ def replay(method: Method, tasks: Sequence[Task]) -> None:
     (('drink', 'furniture'), [0, 0])
     """
     for task in tasks:
-        with seeded(method.seed, task.index, BEGIN):
-            method.begin_task(task.sealed())
+        _begin(method, task)
+
+
+def _begin(method: Method, task: Task) -> None:
+    with seeded(method.seed, task.index, BEGIN):
+        method.begin_task(task.sealed())
+    device = method.backbone.device
+    for module in method.children():  # a task may bring new modules, which are made on the CPU
+        if not isinstance(module, Backbone):
+            module.to(device)
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

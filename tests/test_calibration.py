@@ -69,7 +69,7 @@ def test_the_probabilities_of_a_run_tell_how_often_it_is_right(method: object, m
     own = error_by_definition(model.predict_proba(test.inputs), test.labels.numpy())
     assert own == pytest.approx(found["expected_calibration_error"], abs=1e-4)
     scores = model.method.predict(test.inputs)
-    assert np.allclose(model.predict_proba(test.inputs), (scores.double() / model.temperature).softmax(1).numpy())
+    assert np.allclose(model.predict_proba(test.inputs), (scores.double() / model.temperature).softmax(1).cpu().numpy())
     assert model.predict(test.inputs) == [model.class_names[k] for k in scores.argmax(1).tolist()]
 
 

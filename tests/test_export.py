@@ -60,11 +60,11 @@ def test_sentence_transformers_embeds_as_the_model(method: object, goal: str, be
     # Everlearn reads what it has written.
     again = backbones.load(str(tmp_path / "out"))
     again.precision = "float32"
-    assert cosines(model.embed(WORDS), again.infer(WORDS).numpy()).min() > 0.99999
+    assert cosines(model.embed(WORDS), again.infer(WORDS).cpu().numpy()).min() > 0.99999
     if method != "lda":  # the test can fail: the trained encoder is another one
         plain = backbones.load(str(bert))
         plain.precision = "float32"
-        assert cosines(model.embed(WORDS), plain.infer(WORDS).numpy()).min() < 0.999
+        assert cosines(model.embed(WORDS), plain.infer(WORDS).cpu().numpy()).min() < 0.999
     before = model.embed(WORDS)
     model.export("sentence-transformers", tmp_path / "second")  # the model itself is unchanged
     assert np.array_equal(model.embed(WORDS), before)
@@ -95,10 +95,10 @@ def test_onnx_answers_as_the_model(method: object, kind: str, tmp_path: Path) ->
             given = dict(tokenizer(inputs[:n], truncation=True, max_length=told["max_length"], padding=True,
                                    return_tensors="np", return_token_type_ids=False))  # fmt: skip
         else:
-            given = {"pixel_values": model.method.backbone.prepare(inputs[:n]).numpy()}
+            given = {"pixel_values": model.method.backbone.prepare(inputs[:n]).cpu().numpy()}
         scores, probabilities = session.run(["scores", "probabilities"], given)
         with torch.no_grad():
-            expected = model.method.head(model.method.backbone.infer(inputs[:n])).float().numpy()
+            expected = model.method.head(model.method.backbone.infer(inputs[:n])).float().cpu().numpy()
         assert np.allclose(scores, expected, rtol=1e-3, atol=1e-3)
         assert np.allclose(probabilities, model.predict_proba(inputs[:n]), atol=1e-3)
 

@@ -606,7 +606,7 @@ def test_a_loaded_model_answers_as_the_one_that_learned(tmp_path, name):
     result = run(LEARNERS[name], DIGITS, backbone="tiny", out=tmp_path / "run", seed=2)
     model = load(tmp_path / "run")
     with torch.no_grad():
-        expected = learner.eval().predict(stream[1].test.inputs)
+        expected = learner.eval().predict(stream[1].test.inputs).cpu()
     inputs = stream[1].test.inputs
     assert model.class_names == list(stream.class_names)
     assert torch.equal(model._scores(inputs), expected.float())

@@ -49,11 +49,11 @@ class Selection(Stateful):
         Warns:
             EverlearnWarning: the selection has collapsed to a few of many prompts.
         """
-        counted = torch.bincount(chosen.flatten().cpu(), minlength=len(keys))
+        counted = torch.bincount(chosen.flatten(), minlength=len(keys)).to(self.counts)
         self.counts = torch.nn.functional.pad(self.counts, (0, len(keys) - self.counts.shape[1]))
         self.counts = torch.cat([self.counts, counted[None]])
-        now, old = keys.detach().cpu().clone(), min(len(self.keys), len(keys))
-        moved = torch.zeros(1)
+        now, old = keys.detach().to(self.keys, copy=True), min(len(self.keys), len(keys))
+        moved = self.drift.new_zeros(1)
         if old:
             moved = 1 - torch.nn.functional.cosine_similarity(self.keys[:old], now[:old], dim=1).mean()[None]
         self.drift, self.keys = torch.cat([self.drift, moved]), now

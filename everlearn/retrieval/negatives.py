@@ -7,7 +7,7 @@ from the feature store where it is frozen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from typing import Any, cast
@@ -61,7 +61,7 @@ def mined(
         raise EverlearnError("mining negatives needs sentence-transformers and datasets; install them with `pip "
                              "install everlearn[retrieval,hub]`") from None  # fmt: skip
     documents = list(dict.fromkeys([*pairs.positives, *corpus]))
-    with redirect_stderr(StringIO()):  # its progress bar, which no argument turns off
+    with redirect_stderr(StringIO()), redirect_stdout(StringIO()):  # what it shows, no argument turns off everywhere
         triplets = mine_hard_negatives(
             Dataset.from_dict({"anchor": list(pairs.inputs), "positive": list(pairs.positives)}),
             cast(Any, _Encoder(encoder)), corpus=documents, range_min=first, range_max=min(last, len(documents)),
