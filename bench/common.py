@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,20 @@ def on_validation(stream: Stream, tasks: int) -> Stream:
 
 def machine(environment: dict[str, Any]) -> str:
     """The hardware, the torch version and the date of a run, from the environment in its results."""
-    threads = environment["threads"]
-    return (f"{environment['cpu']}, {threads} thread{'s' * (threads != 1)}, torch {environment['torch']}, "
-            f"{environment['date']}")  # fmt: skip
+    threads, accelerator = environment["threads"], environment.get("accelerator")
+    parts = [environment["cpu"], f"{threads} thread{'s' * (threads != 1)}", *([accelerator] if accelerator else []),
+             f"torch {environment['torch']}", environment["date"]]  # fmt: skip
+    return ", ".join(parts)
+
+
+def machines(runs: Iterable[dict[str, Any]]) -> str:
+    """All machines on which some of the runs were measured."""
+    return " and ".join(dict.fromkeys(machine(run["environment"]) for run in runs))
+
+
+def computed_on(runs: Iterable[dict[str, Any]]) -> str:
+    """What computed the runs of a row: the CPU, or accelerators by name."""
+    return ", ".join(sorted({run["environment"]["accelerator"] or "CPU" for run in runs}))
 
 
 def command(parser: argparse.ArgumentParser, args: argparse.Namespace, but: tuple[str, ...] = ("out",)) -> str:

@@ -26,7 +26,7 @@ from retrieval import learned, spread
 from everlearn.distillation.distill import with_validation
 from everlearn.streams.stream import Stream
 
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3, 9e-3)
 SETTINGS = {"train": "lora", "epochs": 2}
 
 

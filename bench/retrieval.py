@@ -40,6 +40,19 @@ METHODS = {
 }  # fmt: skip
 """The settings of each row, where lr is the middle of the learning rates tried; the first word names the method."""
 
+COMPARED = (
+    ("qdc", "joint"),
+    ("qdc", "finetune"),
+    ("qdc", "qdc without distillation"),
+    ("qdc without distillation", "finetune"),
+    ("l2r", "joint"),
+    ("l2r", "qdc"),
+    ("er", "finetune"),
+    ("interpolate", "finetune"),
+    ("lora query side", "prompt_retriever"),
+)
+"""Rows whose difference is given with an interval."""  # fmt: skip
+
 TUNED_ON = 2
 """Domains of the stream on which learning rates are chosen."""
 FURTHER = 2
@@ -75,7 +88,8 @@ def main() -> None:
         lines = ["# Retrievers that learn one domain after another", "",
                  f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",
                  f"Measured: {stream.name}, {len(stream)} domains, {args.backbone}, seeds {args.seeds}; "
-                 f"{common.machine(rows[name][0]['environment'])}.", "", *table(rows)]  # fmt: skip
+                 f"{common.machines(run for runs in rows.values() for run in runs)}.", "", *table(rows),
+                 "", *differences(rows)]  # fmt: skip
         common.write_page("retrieval", lines)
 
 
@@ -153,7 +167,7 @@ def on_validation(stream: Stream) -> Stream:
 def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
     joint = mean(result["gain"] for result in rows["joint"]) if "joint" in rows else None
     lines = ["| method | lr | epochs | all domains | old domains | retention, % | new domain | of joint's new, % "
-             "| documents to encode again | trained | seconds |", "|---" * 11 + "|"]  # fmt: skip
+             "| documents to encode again | trained | seconds | on |", "|---" * 12 + "|"]  # fmt: skip
     for name, runs in sorted(rows.items(), key=lambda row: -mean(result["final_accuracy"] for result in row[1])):
         old = [mean(result["accuracy_matrix"][-1][:-1]) for result in runs]
         stale = [
@@ -166,8 +180,28 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
         lines.append(
             f"| {name} | {chosen.get('lr', '')} | {chosen.get('epochs', '')} | {final} | {spread(old)} "
             f"| {retention} | {gain} | {part} | {max(stale):,} of {runs[0]['retrieval']['documents']:,} "
-            f"| {runs[0]['trainable_parameters']:,} | {mean(result['seconds']['total'] for result in runs):.0f} |"
+            f"| {runs[0]['trainable_parameters']:,} | {mean(result['seconds']['total'] for result in runs):.0f} "
+            f"| {common.computed_on(runs)} |"
         )
+    return lines
+
+
+def differences(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The mean difference of two rows over the seeds, with its 95 % interval."""
+    from scipy import stats
+
+    lines = ["| row minus row | all domains | old domains | new domain |", "|---" * 4 + "|"]
+    for first, second in COMPARED:
+        cells = []
+        for score in (lambda run: run["final_accuracy"], lambda run: mean(run["accuracy_matrix"][-1][:-1]),
+                      lambda run: run["gain"]):  # fmt: skip
+            found = [(score(a), score(b)) for a, b in zip(rows.get(first, []), rows.get(second, []), strict=False)]
+            if len(found) > 1:
+                apart = [100 * (a - b) for a, b in found]
+                low, high = stats.t.interval(0.95, len(apart) - 1, mean(apart), stats.sem(apart))
+                cells.append(f"{mean(apart):+.1f} ({low:+.1f} to {high:+.1f})")
+        if cells:
+            lines.append(f"| {first} minus {second} | {' | '.join(cells)} |")
     return lines
 
 
