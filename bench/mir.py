@@ -45,6 +45,7 @@ def main() -> None:
     folder = args.out or Path(tempfile.mkdtemp())
     seeds, sizes = ([int(number) for number in given.split(",")] for given in (args.seeds, args.sizes))
     lines: list[str] = []
+    measured: list[dict[str, Any]] = []
     for name in args.streams.split(","):
         rate = tuned(name, sizes[len(sizes) // 2], args, folder / name)
         found = {row: [] for row in [("finetune", 0), *((method, size) for size in sizes for method in ("er", "mir"))]}
@@ -54,13 +55,13 @@ def main() -> None:
                 section = {"name": method, **SETTINGS, "lr": rate, **({"memory_size": size} if size else {})}
                 out = folder / name / f"{method} {size} {seed}"
                 found[method, size].append(learned(section, stream, args.backbone, seed, out))
+        measured += [run for runs in found.values() for run in runs]
         lines += [f"## {name}, learning rate {rate}", "", *table(found, sizes), ""]
         print("\n".join(lines), flush=True)
-    last = next(iter(found.values()))[0]
     common.write_page("mir", [
         "# Replay of what is interfered with", "", f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",
         f"Measured: {args.train_per_class} training examples of each class, train={SETTINGS['train']}, "
-        f"{SETTINGS['epochs']} epochs, {args.backbone}, seeds {args.seeds}; {common.machine(last['environment'])}.",
+        f"{SETTINGS['epochs']} epochs, {args.backbone}, seeds {args.seeds}; {common.machines(measured)}.",
         "", *lines,
     ])  # fmt: skip
 
@@ -89,8 +90,8 @@ def table(found: dict[tuple[str, int], list[dict[str, Any]]], sizes: Sequence[in
         apart = [100 * (b - a) for a, b in zip(er, mir, strict=True)]
         test = stats.ttest_rel(mir, er)
         low, high = (100 * bound for bound in test.confidence_interval())
-        seconds = [[trained(result) for result in found[method, size]] for method in ("er", "mir")]
-        ratio = mean(b / a for a, b in zip(*seconds, strict=True))
+        pairs = zip(found["er", size], found["mir", size], strict=True)
+        ratio = mean(trained(b) / trained(a) for a, b in pairs if common.computed_on([a]) == common.computed_on([b]))
         interval = f"{mean(apart):+.1f} ({low:+.1f} to {high:+.1f})"
         lines.append(f"| {size} | {nothing} | {spread(er)} | {spread(mir)} | {interval} | {test.pvalue:.3f} "
                      f"| {ratio:.2f} |")  # fmt: skip
