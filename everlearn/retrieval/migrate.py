@@ -122,8 +122,9 @@ def pseudo(documents: Mapping[str, str], most: int, seed: int = 0) -> list[Entry
         if len(made) >= most:
             break
     if len(made) < LEAST_QUERIES:
-        raise EverlearnError("there are no queries, and the documents are too few or too short to take sentences of "
-                             "them, or the sample is too small: give them with --queries")  # fmt: skip
+        raise EverlearnError(f"no queries are given, and only {len(made)} could be made from sentences of "
+                             f"{len(ids):,} documents, where a verdict needs {LEAST_QUERIES}: give queries with "
+                             "--queries, more or longer documents, or a larger --sample")  # fmt: skip
     return made
 
 
