@@ -151,6 +151,8 @@ class FeatureStore:
         missing_total = shelf.missing(keys)
         done = 0
         started = time.perf_counter()
+        if missing_total and self.on_progress:
+            self.on_progress(0, missing_total)
         for start in range(0, len(keys) if missing_total else 0, CHUNK):
             rows = range(start, min(start + CHUNK, len(keys)))
             missing = {keys[row]: row for row in reversed(rows) if keys[row] not in shelf.index}

@@ -236,6 +236,7 @@ class Session(Listener):
                 yield
             finally:
                 store.on_progress = None
+                bar.close()
 
     def _stop_if_asked(self) -> None:
         if self.stop.asked:

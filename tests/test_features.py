@@ -63,7 +63,7 @@ def test_chunks_are_gathered_in_the_order_asked(store, tiny, monkeypatch):
     seen = []
     store.on_progress = lambda done, total: seen.append((done, total))
     assert near(store.encode(tiny, TEXTS), tiny, TEXTS)
-    assert seen == [(7, 40), (14, 40), (21, 40), (28, 40), (35, 40), (40, 40)]
+    assert seen == [(0, 40), (7, 40), (14, 40), (21, 40), (28, 40), (35, 40), (40, 40)]
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0)).tolist()
     shuffled = [TEXTS[row] for row in order]
     assert near(store.encode(tiny, shuffled), tiny, shuffled) and store.encoded == 40
