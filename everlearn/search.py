@@ -39,7 +39,7 @@ def search(
     >>> best_point(lines, scores), len(scores)
     ((2.7, 10.0), 9)
     """
-    optuna = _optuna()
+    optuna = import_optuna()
     study = optuna.create_study(direction="maximize")
     scores: dict[Point, float | None] = {}
 
@@ -113,11 +113,16 @@ def check_validation(results: Mapping[K, dict[str, Any]]) -> None:
                              "examples only: learn a stream of everlearn.streams.validation.on_validation")  # fmt: skip
 
 
-def _optuna() -> Any:
+def import_optuna() -> Any:
+    """The library, without its log lines.
+
+    Raises:
+        EverlearnError: it is not installed.
+    """
     try:
         import optuna
-    except ImportError as error:
-        raise EverlearnError(f"everlearn tune needs Optuna ({error}): pip install 'everlearn[tune]'") from None
+    except ImportError:
+        raise EverlearnError("everlearn tune needs the library optuna: pip install 'everlearn[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # otherwise it logs every trial
     return optuna
 

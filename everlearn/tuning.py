@@ -28,7 +28,7 @@ from everlearn.locks import alone
 from everlearn.method import Method
 from everlearn.protocol import absolute, build_method, load_stream
 from everlearn.schemas import read_tuning
-from everlearn.search import Point, best_point, check_validation, search
+from everlearn.search import Point, best_point, check_validation, import_optuna, search
 from everlearn.settings import Count, Seed, arguments, checked
 from everlearn.streams.stream import Stream
 from everlearn.streams.validation import on_validation
@@ -133,16 +133,19 @@ def tune(
     if not isinstance(given, dict) or "name" not in given:
         raise not_named("method", method)
     config, used = _configured(given, stream, backbone, seed, recipe)
+    if budget is not None and "epochs" in given:
+        raise EverlearnError("budget: it decides the epochs, and method.epochs is given too: leave one of them out")
+    if "tuning" in config["stream"]:
+        raise EverlearnError("stream.tuning: give the number of first tasks with tasks (--tasks)")
+    if jobs > 1 and (out is None or isinstance(stream, Stream)):
+        raise EverlearnError("jobs: more than one job needs a folder, out, and a stream given by name")
+    grid = grid_of(config["method"]["name"], given)
+    import_optuna()
     name = config["stream"]["name"]
     if isinstance(stream, Stream):
         name, built = stream.name, on_validation(stream, tasks)
     else:
         built = load_stream(absolute({**config["stream"], "tuning": tasks}))
-    if budget is not None and "epochs" in given:
-        raise EverlearnError("budget: it decides the epochs, and method.epochs is given too: leave one of them out")
-    if jobs > 1 and (out is None or isinstance(stream, Stream)):
-        raise EverlearnError("jobs: more than one job needs a folder, out, and a stream given by name")
-    grid = grid_of(config["method"]["name"], given)
     section = {key: value for key, value in config["method"].items() if key not in grid}
     lines, steps = _planned(section, grid, built, config["backbone"], seed, budget)
     told = _command(given, stream, backbone, seed, tasks, budget, recipe)
