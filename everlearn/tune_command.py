@@ -108,7 +108,7 @@ def recipe(found: Tuning, file: Path) -> str:
     tasks = f"the first {record['tasks']} tasks" if record["tasks"] > 1 else "the first task"
     steps = f", about {record['steps']:,} steps a task" if record["steps"] else ""
     before = "which failed with the method's own values" if own is None else f"{own:.3f} with the method's own values"
-    said = (f"{record['metric']} on validation examples of {tasks}: {score:.3f}, {before} "
+    said = (f"Final {record['metric']} on validation examples of {tasks}: {score:.3f}, {before} "
             f"({len(found.trials)} trials{steps}, seed {record['seed']}).")  # fmt: skip
     chosen_by = record["command"] or f"everlearn.tune, on the stream {record['stream']} in memory"
     config: dict[str, Any] = {"method": found.chosen}

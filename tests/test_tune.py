@@ -232,7 +232,7 @@ def test_the_command_prints_the_trials_and_writes_a_recipe(
         "# Chosen by: everlearn tune klda --stream digits --stream.tasks 5 --stream.max_train_per_class 10 "
         "--stream.max_test_per_class 4 --method.rff 64 --backbone tiny --tasks 2"
     )
-    assert lines[2].startswith("# accuracy on validation examples of the first 2 tasks: 0.")
+    assert lines[2].startswith("# Final accuracy on validation examples of the first 2 tasks: 0.")
     chosen = build_config({"method": {"name": "klda"}}, recipe="klda.yaml")[0]["method"]
     assert chosen["rff"] == 64 and chosen["gamma"] > 0
 
