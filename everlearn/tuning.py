@@ -139,7 +139,8 @@ def tune(
         raise EverlearnError("stream.tuning: give the number of first tasks with tasks (--tasks)")
     if jobs > 1 and (out is None or isinstance(stream, Stream)):
         raise EverlearnError("jobs: more than one job needs a folder, out, and a stream given by name")
-    grid = grid_of(config["method"]["name"], given)
+    by_itself = {key for key, value in config["method"].items() if value == "auto"}  # the method chooses these
+    grid = grid_of(config["method"]["name"], {*given, *by_itself})
     import_optuna()
     name = config["stream"]["name"]
     if isinstance(stream, Stream):
@@ -147,7 +148,7 @@ def tune(
     else:
         built = load_stream(absolute({**config["stream"], "tuning": tasks}))
     section = {key: value for key, value in config["method"].items() if key not in grid}
-    lines, steps = _planned(section, grid, built, config["backbone"], seed, budget)
+    lines, steps = planned(section, grid, built, config["backbone"], seed, budget)
     told = _command(given, stream, backbone, seed, tasks, budget, recipe)
     record: dict[str, Any] = {
         "command": told, "method": section, "stream": name, "fingerprint": built.fingerprint(),
@@ -283,7 +284,7 @@ def _configured(
     return build_config(options, recipe=recipe)
 
 
-def _planned(
+def planned(
     section: Config, grid: Mapping[str, tuple[float, ...]], stream: Stream, backbone: str | None, seed: int,
     budget: int | None,
 ) -> tuple[list[Line], int | None]:  # fmt: skip

@@ -25,6 +25,7 @@ from everlearn.settings import arguments, checked
 from everlearn.streams.stream import Examples, Stream
 from everlearn.streams.validation import NOTE, on_validation
 from everlearn.testing import toy_stream
+from everlearn.tuning import planned
 
 DIGITS = {"name": "digits", "tasks": 5, "max_train_per_class": 10, "max_test_per_class": 4}
 ON_DIGITS = ["--stream", "digits", "--stream.tasks", "5", "--stream.max_train_per_class", "10",
@@ -137,6 +138,27 @@ def test_the_grid_has_the_papers_value_and_fits_into_the_trials(name: str) -> No
 
 def _is_published(name: str) -> bool:
     return (Path(__file__).parents[1] / "recipes" / "papers" / f"{name}.yaml").exists()
+
+
+NOT_PLANNED = {"prompt_fusion", "proof", "zscl", "l2r"}
+"""They need a pair of encoders, or import libraries that take ten seconds."""
+
+
+@pytest.mark.parametrize("name", sorted({*GRIDS} - NOT_PLANNED))
+def test_every_method_has_lines_and_steps_by_its_budget(name: str) -> None:
+    goal = "classes" if "classes" in methods.get(name).tags.goals else "ranking"
+    section: dict[str, Any] = {"name": name, **({"pairs": 1} if name == "setfit" else {})}
+    lines, steps = planned(section, grid_of(name), toy_stream(goal=goal, tasks=2), "tiny", 0, 40)
+    told = [line.setting for line in lines]
+    assert told == [setting for setting in GRIDS[name] if setting != "head_lr" or goal == "classes"]
+    assert all(line.default in line.values for line in lines)
+    assert steps == (40 if "epochs" in arguments(methods.get(name)) else None)
+
+
+def test_what_the_recipe_leaves_to_the_method_is_not_searched() -> None:
+    stream = toy_stream(goal="ranking", tasks=2, per_class=6)
+    found = tune("interpolate", stream, backbone="tiny", tasks=1, budget=1, recipe="domains4")
+    assert found.chosen["weight"] == "auto" and list(found.record["grid"]) == ["lr"]
 
 
 # -- trials ----------------------------------------------------------------------------------------
