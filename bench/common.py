@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from everlearn.config import build_config, find_recipe
-from everlearn.streams.stream import Stream
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -19,12 +17,6 @@ def recipe_settings(stream: str, name: str, **changes: Any) -> dict[str, Any]:
     """The section of a method: the settings of its recipe in the collection `stream`, with `changes` applied."""
     recipe = find_recipe(stream, name)
     return build_config({"method": {"name": name, **changes}}, recipe=str(recipe or "none"))[0]["method"]
-
-
-def on_validation(stream: Stream, tasks: int) -> Stream:
-    """The first tasks of a stream of classes, with their validation examples in place of their test examples."""
-    judged = [replace(task, examples={"train": task.train, "test": task.validation}) for task in stream.tasks[:tasks]]
-    return replace(stream, tasks=tuple(judged), config={})
 
 
 def machine(environment: dict[str, Any]) -> str:

@@ -24,7 +24,9 @@ import torch
 from retrieval import learned, spread
 
 from everlearn.distillation.distill import with_validation
+from everlearn.search import best
 from everlearn.streams.stream import Stream
+from everlearn.streams.validation import on_validation
 
 RATES = (3e-4, 1e-3, 3e-3, 9e-3)
 SETTINGS = {"train": "lora", "epochs": 2}
@@ -72,12 +74,12 @@ def of_seed(name: str, seed: int, train_per_class: int) -> Stream:
 
 def tuned(name: str, size: int, args: argparse.Namespace, folder: Path) -> float:
     """The learning rate with the highest final accuracy of er on validation examples of the first three tasks."""
-    judged, scores = common.on_validation(of_seed(name, 0, args.train_per_class), 3), {}
+    judged, results = on_validation(of_seed(name, 0, args.train_per_class), 3), {}
     for rate in RATES:
         section = {"name": "er", **SETTINGS, "lr": rate, "memory_size": size}
-        scores[rate] = learned(section, judged, args.backbone, 0, folder / f"tuning {rate}")["final_accuracy"]
-        print(f"{name} lr={rate}: validation accuracy {scores[rate]:.4f}", flush=True)
-    return max(scores, key=scores.__getitem__)
+        results[rate] = learned(section, judged, args.backbone, 0, folder / f"tuning {rate}")
+        print(f"{name} lr={rate}: validation accuracy {results[rate]['final_accuracy']:.4f}", flush=True)
+    return best(results)
 
 
 def table(found: dict[tuple[str, int], list[dict[str, Any]]], sizes: Sequence[int]) -> list[str]:

@@ -33,8 +33,10 @@ from retrieval import default, learned, spread
 
 import everlearn
 from everlearn import methods, streams
+from everlearn.search import best
 from everlearn.streams.images import decode
 from everlearn.streams.stream import Stream
+from everlearn.streams.validation import on_validation
 
 METHODS = ("frozen", "simplecil", "ranpac", "finetune", "joint", "slca", "cofima", "lae", "esn", "zscl", "proof",
            "prompt_fusion")  # fmt: skip
@@ -114,13 +116,12 @@ def tuned(method: str, name: str, args: argparse.Namespace, folder: Path) -> dic
     if args.rates < 2 or made.tags.trained_by(section) == "nothing":
         return section
     section["lr"] = default(made, section, "lr")
-    judged, scores = common.on_validation(of_seed(name, 0, args), TUNED_ON.get(name, 3)), {}
+    judged, results = on_validation(of_seed(name, 0, args), TUNED_ON.get(name, 3)), {}
     for step in range(-(args.rates // 2), args.rates - args.rates // 2):
         rate = float(f"{section['lr'] * 3.0**step:.3g}")
-        tried = learned({**section, "lr": rate}, judged, args.backbone, 0, folder / f"{method} {rate}")
-        scores[rate] = tried["final_accuracy"]
-        print(f"{name} {method} lr={rate}: validation accuracy {scores[rate]:.4f}", flush=True)
-    return {**section, "lr": max(scores, key=scores.__getitem__)}
+        results[rate] = learned({**section, "lr": rate}, judged, args.backbone, 0, folder / f"{method} {rate}")
+        print(f"{name} {method} lr={rate}: validation accuracy {results[rate]['final_accuracy']:.4f}", flush=True)
+    return {**section, "lr": best(results)}
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -29,7 +28,9 @@ import torch
 
 from everlearn import methods, resume, run, streams
 from everlearn.schemas import read_results
-from everlearn.streams.stream import Corpus, Examples, Stream, Task
+from everlearn.search import best
+from everlearn.streams.stream import Stream
+from everlearn.streams.validation import on_validation
 
 METHODS = {
     "frozen": {}, "finetune": {"epochs": 1}, "er": {"epochs": 1}, "joint": {"epochs": 1}, "lora": {"epochs": 1},
@@ -106,8 +107,8 @@ def tuned(section: dict[str, Any], stream: Stream, args: argparse.Namespace, fol
     """The settings with the learning rate and the epochs that have the highest final score on validation queries."""
     method = methods.get(section["name"])
     section = {"epochs": default(method, section, "epochs"), "lr": default(method, section, "lr"), **section}
-    scores: dict[tuple[int, int], float] = {}
-    judged = on_validation(stream)
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    judged = on_validation(stream, TUNED_ON)
 
     def with_(step: int, times: int) -> dict[str, Any]:
         return {**section, "lr": float(f"{section['lr'] * 3.0**step:.3g}"), "epochs": times * section["epochs"]}
@@ -115,22 +116,20 @@ def tuned(section: dict[str, Any], stream: Stream, args: argparse.Namespace, fol
     def judge(step: int, times: int) -> None:
         tried = with_(step, times)
         out = folder / (f"{tried['lr']}" if times == 1 else f"{tried['lr']} times {times}")
-        scores[step, times] = learned(tried, judged, args.backbone, 0, out)["final_accuracy"]
-        print(f"{tried}: validation nDCG@10 {scores[step, times]:.4f}", flush=True)
-
-    def best() -> int:
-        return max(scores, key=scores.__getitem__)[0]
+        found[step, times] = learned(tried, judged, args.backbone, 0, out)
+        print(f"{tried}: validation nDCG@10 {found[step, times]['final_accuracy']:.4f}", flush=True)
 
     for step in range(-(args.rates // 2), args.rates - args.rates // 2):
         judge(step, 1)
     for _ in range(FURTHER):  # a best rate at the end of those tried may have a better one beyond it
-        for step in (best() - 1, best() + 1):
-            if (step, 1) not in scores:
+        for step in (best(found)[0] - 1, best(found)[0] + 1):
+            if (step, 1) not in found:
                 judge(step, 1)
                 break
-    for step in (best() - 1, best()):
+    middle = best(found)[0]
+    for step in (middle - 1, middle):
         judge(step, LONGER)
-    return with_(*max(scores, key=scores.__getitem__))
+    return with_(*best(found))
 
 
 def _chosen(section: dict[str, Any]) -> list[str]:
@@ -144,24 +143,6 @@ def default(method: type[Any], section: dict[str, Any], setting: str) -> Any:
 
     given = {key: value for key, value in section.items() if key != "name"}
     return getattr(method(backbones.load("tiny"), **given), setting)
-
-
-def on_validation(stream: Stream) -> Stream:
-    """The first domains of the stream, with their validation queries in place of their test queries."""
-
-    def judged(task: Task) -> Task:
-        validation, corpus = task.validation, task.corpus
-        assert corpus is not None
-        assert validation.positives is not None
-        ids = {text: id for id, text in zip(corpus.ids, corpus.texts, strict=True)}
-        for text in validation.positives:
-            ids.setdefault(text, f"validation {len(ids)}")
-        relevant = [{ids[text]: 1} for text in validation.positives]
-        test = Examples(validation.inputs, validation.labels, validation.ids, relevant=relevant)
-        return replace(task, examples={"train": task.train, "validation": validation, "test": test},
-                       corpus=Corpus(list(ids.values()), list(ids)))  # fmt: skip
-
-    return replace(stream, tasks=tuple(judged(task) for task in stream.tasks[:TUNED_ON]))
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:

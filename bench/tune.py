@@ -1,4 +1,4 @@
-"""Choose the hyper-parameters of a recipe on validation examples; test examples are never used.
+"""Judge settings of your choice on validation examples; test examples are never used. (`everlearn tune` searches.)
 
     python bench/tune.py clinc150 finetune lr=5e-5,1e-4,3e-4 epochs=3 [--train-per-class 30] [--tasks 10] [--first 3]
 
@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from dataclasses import replace
 from typing import Any
 
 import yaml
 
 from everlearn import methods, run, streams
-from everlearn.streams.stream import Stream
+from everlearn.search import best
 
 
 def main() -> None:
@@ -31,32 +30,21 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--first", type=int, help="number of tasks to learn (default: all)")
     args = parser.parse_intermixed_args()
-    stream = on_validation(args.stream, args.tasks, args.train_per_class)
-    stream = replace(stream, tasks=stream.tasks[: args.first])
+    stream = streams.load(args.stream, tasks=args.tasks, max_train_per_class=args.train_per_class,
+                          tuning=args.first or args.tasks)  # fmt: skip
     grid = {
         name: [yaml.safe_load(v) for v in values.split(",")] for name, values in (s.split("=") for s in args.settings)
     }
-    scores = {}
+    results = {}
     for values in itertools.product(*grid.values()):
         settings: dict[str, Any] = dict(zip(grid, values, strict=True))
         started = time.perf_counter()
         result = run({"name": args.method, **settings}, stream, backbone=args.backbone, seed=args.seed)
         told = " ".join(f"{name}={value}" for name, value in settings.items())
-        scores[told] = result.final_accuracy
+        results[told] = result.results
         print(f"{args.method} {told}: validation accuracy {result.final_accuracy:.4f}, average "
               f"{result.average_accuracy:.4f}, {time.perf_counter() - started:.0f} s", flush=True)  # fmt: skip
-    print(f"best: {max(scores, key=scores.__getitem__)}")
-
-
-def on_validation(name: str, tasks: int, train_per_class: int) -> Stream:
-    """The stream with its validation examples in place of its test examples."""
-    stream = streams.load(name, tasks=tasks, max_train_per_class=train_per_class)
-    if not len(stream[0].validation):
-        stream = streams.load(name, tasks=tasks, max_train_per_class=train_per_class, validation=0.2)
-    judged = tuple(
-        replace(task, examples={"train": task.train, "test": task.validation}) for task in stream
-    )  # fmt: skip
-    return replace(stream, tasks=judged)
+    print(f"best: {best(results)}")
 
 
 if __name__ == "__main__":

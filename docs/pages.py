@@ -24,6 +24,7 @@ from mkdocs.structure.pages import Page
 from everlearn import methods
 from everlearn.command_line import EXIT, _parsers
 from everlearn.config import arguments
+from everlearn.grids import GRIDS
 
 DOCS = Path(__file__).parent
 FIGURES = ("clinc150", "banking77", "tinyimagenet100", "pacs")
@@ -65,7 +66,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     name = file.removesuffix(".md")
     if folder == "methods" and name in methods.names():
         return method_page(name, markdown)
-    for marker, text in {"methods": method_table, "commands": commands, "introduction": introduction}.items():
+    made = {"methods": method_table, "commands": commands, "introduction": introduction, "grid": grid}
+    for marker, text in made.items():
         if f"<!-- {marker} -->" in markdown:
             markdown = markdown.replace(f"<!-- {marker} -->", text())
     return markdown
@@ -73,6 +75,20 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _formula(source: str, *_: Any, **__: Any) -> str:
     return convert(source, display="block")
+
+
+def grid() -> str:
+    """The published grid of `everlearn tune`, one line a method."""
+    lines = ["| method | settings and values, in the order of the search |", "|---|---|"]
+    for name in methods.names():
+        settings = []
+        for setting, values in GRIDS.get(name, {}).items():
+            is_rate = setting in ("lr", "head_lr")
+            told = ", ".join(f"1/{1 / v:.0f}" if is_rate and v < 1 else f"{v:g}" for v in values)
+            settings.append(f"`{setting}` times {told}" if is_rate else f"`{setting}` {told}")
+        if settings:
+            lines.append(f"| [{name}](methods/{name}.md) | {'; '.join(settings)} |")
+    return "\n".join(lines)
 
 
 def introduction() -> str:

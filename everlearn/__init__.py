@@ -11,7 +11,7 @@ if os.name != "posix":
                       "processes as POSIX does: on Windows run it in WSL")  # fmt: skip
 
 __version__ = "0.1.0"
-__all__ = ["Examples", "Index", "Method", "Stream", "Task", "compare", "load", "resume", "run"]
+__all__ = ["Examples", "Index", "Method", "Stream", "Task", "compare", "load", "resume", "run", "tune"]
 
 if TYPE_CHECKING:
     from everlearn.comparison import compare
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from everlearn.protocol import resume, run
     from everlearn.retrieval.index import Index
     from everlearn.streams.stream import Examples, Stream, Task
+    from everlearn.tuning import tune
 
 _HOMES = {"run": "protocol", "resume": "protocol", "compare": "comparison", "load": "model", "Method": "method",
           "Stream": "streams.stream", "Task": "streams.stream", "Examples": "streams.stream",
-          "Index": "retrieval.index"}  # fmt: skip
+          "Index": "retrieval.index", "tune": "tuning"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

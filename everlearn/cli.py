@@ -23,6 +23,7 @@ from everlearn import (
     merge_command,
     methods,
     streams,
+    tune_command,
     version_commands,
 )  # fmt: skip
 from everlearn.command_line import described, parse
@@ -317,5 +318,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "compare": _compare, "resume": _resume, "report": _report,
     "predict": _predict, "events": run_events, "list": _list, "cache": _cache, **version_commands.COMMANDS,
     **index_commands.COMMANDS, **migrate_commands.COMMANDS, **label_commands.COMMANDS, **distill_command.COMMANDS,
-    **lit_command.COMMANDS, **merge_command.COMMANDS,
+    **lit_command.COMMANDS, **merge_command.COMMANDS, **tune_command.COMMANDS,
 }  # fmt: skip

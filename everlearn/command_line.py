@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from everlearn import __version__, distill_command, events_command, label_commands, lit_command, merge_command
+from everlearn import (
+    __version__,
+    distill_command,
+    events_command,
+    label_commands,
+    lit_command,
+    merge_command,
+    tune_command,
+)
 from everlearn.config import DEFAULT_METHODS
 from everlearn.errors import EverlearnError, unknown
 from everlearn.retrieval import index_commands, migrate_commands
@@ -76,9 +84,10 @@ def split_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, 
     >>> split_settings(["run", "--method.width", "20", "--stream.kind=online"])
     (['run'], {'method': {'width': '20'}, 'stream': {'kind': 'online'}})
     """
-    options = [SAME.get(option, option) for option in (word.partition("=")[0] for word in argv) if option[:2] == "--"]
+    same = {**SAME, "--tasks": "--tasks"} if argv[:1] == ["tune"] else SAME
+    options = [same.get(option, option) for option in (word.partition("=")[0] for word in argv) if option[:2] == "--"]
     if repeated := [option for option, count in Counter(options).items() if count > 1]:
-        names = " or ".join([*(short for short, name in SAME.items() if name == repeated[0]), repeated[0]])
+        names = " or ".join([*(short for short, name in same.items() if name == repeated[0]), repeated[0]])
         raise EverlearnError(f"{names} is given twice: give it once")
     rest: list[str] = []
     settings: dict[str, dict[str, str]] = {"method": {}, "stream": {}}
@@ -163,6 +172,8 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("--jobs", type=int, metavar="N",
                    help="number of trained methods to run in parallel; they share the cores (default: one per core, "
                         "at most four; one on an accelerator)")  # fmt: skip
+
+    tune_command.add_parser(verb)
 
     expected = "the method that DIR holds; needed for a method of your own, since code is not taken from a folder"
     p = verb("resume", "continue an interrupted run, with the same result")

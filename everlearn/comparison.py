@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +114,7 @@ def compare(
 
     folder = Path(out) if out is not None else None
     if folder is None:
-        return _compare(entries, stream, config, None, jobs, progress, lambda results: None)
+        return learn_each(entries, stream, config, None, jobs, progress, lambda results: None)
     if not (folder / "compare.json").is_file():
         check_out(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def compare(
             write_whole(folder / "compare.json", json.dumps(record, indent=1))
 
         write()
-        results = _compare(entries, stream, config, folder, jobs, progress, lambda results: write(results=results))
+        results = learn_each(entries, stream, config, folder, jobs, progress, lambda results: write(results=results))
         from everlearn.report import render, write_page
 
         text = recommendation(results)
@@ -136,21 +136,23 @@ def compare(
     return results
 
 
-def _compare(
+def learn_each(
     entries: Sequence[Entry], stream: Stream, config: Config, folder: Path | None, jobs: int, progress: bool,
-    write: Callable[[list[Results]], None],
+    write: Callable[[list[Results]], None], say: Say | None = None,
 ) -> list[Results]:  # fmt: skip
-    """Learn with each method that has not finished; `write` is given the results so far after each of them."""
+    """Learn with each method that has not finished; `write` is given the results so far after each of them, and `say`
+    what happens: by default it is printed."""
     found: dict[str, Results] = {}
 
     def keep(label: str, result: Results) -> None:
         found[label] = {**result, "method": label}
         write([found[entry.label] for entry in entries if entry.label in found])
 
-    def say(entry: Entry, text: str) -> None:
+    def printed(entry: Entry, text: str) -> None:
         if progress:
             print(f"{entry.label}: {text}", file=sys.stderr)
 
+    say = say or printed
     backbone = config["backbone"]
     todo = []
     for entry in entries:
@@ -297,17 +299,26 @@ def _learn_beside(
     side_by_side(runs, jobs, finished, progress)
 
 
+def refuse_links(folder: Path, labels: Iterable[str]) -> None:
+    """See that no link leads out of the folders of some runs.
+
+    Raises:
+        EverlearnError: one does.
+    """
+    for place in (folder / label for label in labels):
+        for found in (place, *(place.iterdir() if place.is_dir() else ())):
+            if found.is_symlink():
+                raise EverlearnError(f"{found} is a symbolic link, and a comparison writes only into its own folder: "
+                                     "replace it by what it points to")  # fmt: skip
+
+
 def _claim(folder: Path, statement: Config, entries: Sequence[Entry]) -> Config:
     """The content of compare.json: what this folder compares.
 
     Raises:
         EverlearnError: it was used before and compares something else, or a link leads out of it.
     """
-    for place in (folder / entry.label for entry in entries):
-        for found in (place, *(place.iterdir() if place.is_dir() else ())):
-            if found.is_symlink():
-                raise EverlearnError(f"{found} is a symbolic link, and a comparison writes only into its own folder: "
-                                     "replace it by what it points to")  # fmt: skip
+    refuse_links(folder, [entry.label for entry in entries])
     file = folder / "compare.json"
     old = read_comparison(file) if file.is_file() else {}
     settings = {entry.label: entry.settings for entry in entries}

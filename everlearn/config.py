@@ -170,7 +170,7 @@ def find_recipe(collection: str, method: str) -> Path | None:
     """
     if not re.fullmatch(r"[\w.-]+", method):
         return None  # a dotted path
-    return next((file for folder in _collections(collection) if (file := folder / f"{method}.yaml").is_file()), None)
+    return next((file for folder in collections(collection) if (file := folder / f"{method}.yaml").is_file()), None)
 
 
 def usual_recipe(stream: str, input: str, method: str) -> Path | None:
@@ -192,13 +192,13 @@ def check_collection(name: str) -> str:
     >>> check_collection("papers")
     'papers'
     """
-    if name not in ("auto", "none") and not _collections(name):
-        known = ", ".join(sorted({folder.name for folder in _collections("*")}))
+    if name not in ("auto", "none") and not collections(name):
+        known = ", ".join(sorted({folder.name for folder in collections("*")}))
         raise EverlearnError(f"recipe {shown(name)}: no such collection; give auto, none or one of {known}")
     return name
 
 
-def _collections(name: str) -> list[Path]:
+def collections(name: str) -> list[Path]:
     """The recipe folders that match the name."""
     if not re.fullmatch(r"[\w.*-]+", name):
         return []  # a file
@@ -224,10 +224,11 @@ def check_out(folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise EverlearnError(f"{folder} is a file: give another folder with --out")
-    held = [name for name in ("config.yaml", "results.json", "compare.json", "checkpoints") if (folder / name).exists()]
+    ours = ("config.yaml", "results.json", "compare.json", "tune.json", "checkpoints")
+    held = [name for name in ours if (folder / name).exists()]
     if held:
-        what = "a comparison" if "compare.json" in held else "a run"
-        remedy = "" if what == "a comparison" else f"continue it with `everlearn resume {folder}`, or "
+        what = {"compare.json": "a comparison", "tune.json": "a search of settings"}.get(held[0], "a run")
+        remedy = f"continue it with `everlearn resume {folder}`, or " if what == "a run" else ""
         raise EverlearnError(f"{folder} already holds {what} ({held[0]}): {remedy}give another folder with --out")
     return folder
 

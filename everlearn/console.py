@@ -210,6 +210,34 @@ def _encodings(results: Sequence[Results]) -> Text:
     return _safe(f"examples encoded with a frozen backbone, pre-trained or adapted: {told or 'none'}")
 
 
+def trials_table(record: dict[str, Any]) -> None:
+    """Print the trials of a search, best first, what was chosen, and by how much it moved the score.
+
+    Args:
+        record: the content of tune.json.
+    """
+    out, chosen, default = _console(), record["chosen"], record["default"]
+    steps = f", about {record['steps']:,} steps a task" if record["steps"] else ""
+    count = f"{record['tasks']} task{'s' * (record['tasks'] > 1)}"
+    head = f"{record['method']['name']} on {record['stream']}, the first {count}{steps}"
+    out.print(_safe(head, style="bold"))
+    out.print(_safe(f"{record['metric']} on validation examples in %, best first"))
+    table = _table(*record["grid"], "score", "seconds", Column("", overflow="fold"), padding=(0, 2, 0, 0))
+    for trial in sorted(record["trials"], key=lambda trial: -(trial["score"] or 0.0)):
+        settings = trial["settings"]
+        words = ["chosen"] * (settings.items() <= chosen.items()) + ["the method's own"] * (settings == default)
+        said = f"failed: {printable(trial['error'], 60)}" if trial["score"] is None else ", ".join(words)
+        seconds = "-" if trial["seconds"] is None else f"{trial['seconds']:.0f}"
+        table.add_row(*(f"{value:g}" for value in settings.values()), percent(trial["score"]), seconds, _safe(said))
+    out.print(table)
+    settings = ", ".join(f"{name} {chosen[name]:g}" for name in record["grid"])
+    own, moved = record["default_score"], "the method's own values failed"
+    if own is not None:
+        by = 100 * (record["score"] - own)
+        moved = f"the method's own values have {percent(own)} %, so tuning gave {by:+.1f} points"
+    out.print(_safe(f"chosen   {settings}: {percent(record['score'])} %; {moved}", style="bold"))
+
+
 def cache_table(entries: Sequence[dict[str, Any]]) -> None:
     """Print the content of the feature store, one line per backbone."""
     out = _console()

@@ -69,12 +69,12 @@ def run(
     checked("save_minutes", save_minutes, Minutes)
     checked("save_steps", save_steps, Count | None)
     checked("keep", keep, Natural)
-    built = stream if isinstance(stream, Stream) else _load_stream(_absolute(_named("stream", stream)))
+    built = stream if isinstance(stream, Stream) else load_stream(absolute(_named("stream", stream)))
     if unfit := [name for name in (built.name, *built.class_names) if not name or CONTROL.search(name)]:
         raise EverlearnError(f"the name '{unfit[0]}' is empty or holds a control character, and what is saved under it "
                              "could not be read again: rename it")  # fmt: skip
     method = DEFAULT_METHODS[built.goal] if method is None else method
-    learner, name = _build_method(method, built, backbone, seed)
+    learner, name = build_method(method, built, backbone, seed)
     section, encoder = _method_config(method, name), learner.backbone.name
     config = {"stream": _about(built), "method": section, "backbone": encoder, "seed": learner.seed}
     saving = {"save_minutes": save_minutes, "save_steps": save_steps, "keep": keep}
@@ -125,8 +125,8 @@ def resume(
     if stream is not None and _about(stream) != config["stream"]:
         raise EverlearnError(f"the run in {folder} began with other rows or options than those of the stream: give the "
                              "same again")  # fmt: skip
-    built = stream or _load_stream(config["stream"])
-    learner, _ = _build_method(config["method"], built, config["backbone"], config["seed"], cls)
+    built = stream or load_stream(config["stream"])
+    learner, _ = build_method(config["method"], built, config["backbone"], config["seed"], cls)
     session = Session(learner, built, config, folder, **saving, progress=progress)
     with alone(folder):
         session.restore()
@@ -143,10 +143,15 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, {"save_minutes": 5.0, "save_steps": None, "keep": KEEP} | config.pop("saving", {})
 
 
-def _build_method(
+def build_method(
     method: str | dict[str, Any] | Method, stream: Stream, backbone: str | None, seed: int,
     cls: type[Method] | None = None,
 ) -> tuple[Method, str]:  # fmt: skip
+    """A method that has learned nothing, on the device where it learns, and its name.
+
+    Raises:
+        EverlearnError: it cannot learn the stream with the backbone.
+    """
     if isinstance(method, Method):
         if hasattr(method, "task"):
             raise EverlearnError(f"the method has learned {method.task.index + 1} tasks already, and a run starts from "
@@ -172,7 +177,8 @@ def _build_method(
     return learner.to("cuda" if torch.cuda.is_available() else "cpu"), name
 
 
-def _load_stream(section: dict[str, Any]) -> Stream:
+def load_stream(section: dict[str, Any]) -> Stream:
+    """The stream of a section of the configuration."""
     settings = {key: value for key, value in section.items() if key != "name"}
     return streams.load(section["name"], **check_arguments("stream", streams.load, settings))
 
@@ -189,7 +195,7 @@ def _named(kind: str, section: str | dict[str, Any]) -> dict[str, Any]:
     return dict(named)
 
 
-def _absolute(section: dict[str, Any]) -> dict[str, Any]:
+def absolute(section: dict[str, Any]) -> dict[str, Any]:
     """The section with absolute paths of its files, so that a run can be resumed from any folder."""
     named = {key: value for key, value in section.items() if key in FILES and isinstance(value, str)}
     # A packaged stream keeps its name, even where a file or folder here is called the same.

@@ -365,6 +365,18 @@ class Comparison(TypedDict):
     recommendation: NotRequired[str]
 
 
+class Tuned(TypedDict):
+    """tune.json: what a search searches. Its trials are runs of their own, and what it found is not read back."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    method: Section
+    stream: Name
+    fingerprint: str
+    backbone: str | None
+    seed: Count
+    grid: dict[str, list[Number]]
+
+
 class LogLine(TypedDict):
     """A line of metrics.jsonl: the loss of a step, or, where step is None, the score after a task."""
 
@@ -611,6 +623,15 @@ def read_comparison(file: Path) -> dict[str, Any]:
         EverlearnError: it cannot be read, or is not what a comparison writes.
     """
     return _read_json(file, Comparison, "compare again in a new folder")
+
+
+def read_tuning(file: Path) -> dict[str, Any]:
+    """What tune.json says that a search searches.
+
+    Raises:
+        EverlearnError: it cannot be read, or is not what a search writes.
+    """
+    return _read_json(file, Tuned, "tune again in a new folder")
 
 
 def read_kept_domain(file: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from everlearn import compare, methods
+from everlearn.command_line import parse
 from everlearn.config import build_config
 from everlearn.errors import EverlearnError
 
@@ -33,6 +35,10 @@ def test_recipe_parses_and_says_how_to_run_it(path: Path) -> None:
         assert first == f"# everlearn run --stream {collection} --method {path.stem}"
         options = {"stream": {"name": collection}, "method": {"name": path.stem}}
         config, used = build_config(options, recipe="auto")
+    for line in path.read_text().splitlines():
+        if line.startswith("# Chosen by: everlearn "):
+            asked = parse(shlex.split(line.removeprefix("# Chosen by: everlearn ")))
+            assert (asked.verb, asked.method) == ("tune", path.stem)
     assert used is not None
     assert used.resolve() == path.resolve()
     assert config["method"]["name"] == path.stem

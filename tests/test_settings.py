@@ -124,7 +124,7 @@ def test_every_default_of_a_stream_is_in_its_range():
     for key, argument in arguments(streams.load).items():
         checked(key, argument.default, argument.type)
     numbers = [argument.type_name for argument in arguments(streams.load).values() if "number" in argument.type_name]
-    assert len(numbers) == 11
+    assert len(numbers) == 12
     assert all("from " in text or "at least " in text for text in numbers)
 
 

@@ -59,6 +59,7 @@ def load(
     batch_size: Count = 10,
     test: HeldOut | str = 0.2,
     validation: HeldOut | str = 0.0,
+    tuning: Count | None = None,
     split_seed: SplitSeed = 0,
     max_train_per_class: Count | None = None,
     max_test_per_class: Count | None = None,
@@ -101,6 +102,9 @@ def load(
         test: if the data has no test split, the share of the training examples to use for testing, or the file
             with the test examples.
         validation: the same for validation. By default there are no validation examples.
+        tuning: take the first so many tasks only, with their validation examples in place of their test examples,
+            as `everlearn tune` does to choose settings. Where the data have no validation examples, a fifth of the
+            training examples is held out.
         split_seed: the seed of such splits, of the limits below, and of the order of an online stream.
         max_train_per_class: the maximum number of training examples per class (per class and domain, if domains
             are tasks).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from everlearn.streams.splits import Parts, Shares
 from everlearn.streams.steps import Step, classes_of, make_tasks
 from everlearn.streams.stream import Stream, Task
 from everlearn.streams.two_files import read_documents, read_two_files
+from everlearn.streams.validation import SHARE, on_validation
 
 DATA = Path(__file__).parent / "data"
 """Where the files of the packaged data sets are."""
@@ -48,7 +50,7 @@ PAIRS = frozenset({"domains", "pseudo_queries"})
 RETRIEVAL = PAIRS | {"titles"}
 ReadRows = Callable[[ColumnNames, BadRows], Table]
 
-COMMON = frozenset({"kind", "test", "validation", "split_seed", "skip_bad_rows", "augment"})
+COMMON = frozenset({"kind", "test", "validation", "split_seed", "skip_bad_rows", "augment", "tuning"})
 
 
 def build(
@@ -89,6 +91,8 @@ def build(
     if options.augment and tasks[0].input != "image":
         raise EverlearnError(f"augment makes views of images, but {options.name} has texts: drop augment")
     stream = Stream(options.name, kind, tuple(tasks), {"name": options.name, **given}, (*notes, *bad.notes()))
+    if options.tuning:
+        stream = replace(on_validation(stream, options.tuning), config=stream.config)
     if read or pairs:  # whoever builds it again must give the same rows
         stream.config["in_memory"] = stream.fingerprint()
     return stream
@@ -139,7 +143,7 @@ def _refuse_other_options(given: dict[str, Any], allowed: frozenset[str], what: 
 
 def _shares(options: SimpleNamespace, or_file: str = "") -> Shares:
     """The shares to take for testing and validation, or the files with these examples where the kind allows them."""
-    shares = {"test": options.test, "validation": options.validation}
+    shares = {"test": options.test, "validation": options.validation or (SHARE if options.tuning else 0.0)}
     for name, share in shares.items():
         is_file = isinstance(share, str) and or_file
         if not is_file and (isinstance(share, str) or not 0 <= share < 1):
@@ -169,6 +173,8 @@ def _labelled_tasks(
     conflicts = mistakes.conflicting_labels(parts, table.source, by_domain=by_domain)
     notes = [*table.notes, *conflicts, *splits.repeated_inputs(parts)]
     most = {"train": options.max_train_per_class, "test": options.max_test_per_class}
+    if options.tuning:
+        most["validation"] = options.max_test_per_class
     parts = splits.limit(parts, most, seed=seed, by_domain=by_domain)
     if table.input == "image":
         parts = {split: only_decodable(chosen, bad) for split, chosen in parts.items()}
@@ -215,7 +221,7 @@ def _with_part_files(table: Table, shares: Shares, options: SimpleNamespace, by_
     for split, share in shares.items():
         default = 0.2 if split == "test" else 0.0
         has_own = bool(of_split(table.records, split))
-        if has_own and share != default:
+        if has_own and getattr(options, split) != default:
             raise EverlearnError(f"{table.source} has its own {split} split; drop {split}={share}")
         if isinstance(share, str):
             part = read_table(share, _columns(options), bad, by_domain=by_domain)
