@@ -17,8 +17,7 @@ from everlearn.report.markup import Html, figure, formula, join, section, table,
 from everlearn.report.single import alarms, headline, hundred, matrices, verdict
 
 Results = Mapping[str, Any]
-SCORES = {"forgetting proper": "forgetting_proper", "forgetting": "forgetting", "retention": "retention",
-          "gain": "gain", "average": "average_accuracy"}  # fmt: skip
+SCORES = {"forgot": "forgetting_proper", "retention": "retention", "gain": "gain"}
 """The scores in the table of methods, by the short name of their column."""
 
 
@@ -96,8 +95,8 @@ def _table(judged: Sequence[Judged], names: Sequence[str], least: Least) -> Html
             "method": join(tag("strong", name), leak, star),
             "gate": "reference" if one.is_reference else verdict(one.verdict),
             **seeds,
-            "final": ranged(one.final), "old ÷ joint": ranged(one.old), "new ÷ joint": ranged(one.new),
-            **{short: ranged(one.over(key)) for short, key in SCORES.items()},
+            "final": ranged(one.final), "old": ranged(one.old), "new": ranged(one.new),
+            **{short: percent(over.mean if (over := one.over(key)) else None) for short, key in SCORES.items()},
             "time": duration(sum(r["seconds"]["total"] for r in one.runs) / len(one.runs)),
             "stored": human_bytes(run["stored_bytes"]),
             "trained": short_count(run["trainable_parameters"]),
@@ -107,7 +106,8 @@ def _table(judged: Sequence[Judged], names: Sequence[str], least: Least) -> Html
     formulas = [tag("li", tag("strong", short), " ", formula(key)) for short, key in explained.items()]
     asked = f"Gate: {100 * least[0]:g} % of joint's score on old tasks and {100 * least[1]:g} % on the newest one"
     note = (
-        f"Scores: {judged[0].runs[0]['metric']} in %, best final score first; ± 95 % interval over seeds. {asked}. ◆: "
+        f"Scores: {judged[0].runs[0]['metric']} in %, best final score first; ± 95 % interval over seeds. Old and "
+        f"new: in % of joint's. {asked}. ◆: "
         "on the Pareto front of old, new and time. Trained: number of trained parameters. Encoded: number of encoded "
         "examples."
     )
