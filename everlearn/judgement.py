@@ -168,7 +168,10 @@ def _judged(runs: Sequence[Results], done: Sequence[Results], least: Least, on: 
     old, new = (interval(part[half] for part in parts) for half in (0, 1))
     final = interval(_final(run, on) for run in runs)
     seconds = sum(own_seconds(run) for run in runs) / len(runs)
-    return Judged(str(runs[0]["method"]), tuple(runs), final, old, new, passes(old, new, least), seconds)
+    verdict = passes(old, new, least)
+    if verdict == "pass" and any(None in part for part in parts):
+        verdict = "cannot tell"  # a seed in which joint is missing, or has learned nothing
+    return Judged(str(runs[0]["method"]), tuple(runs), final, old, new, verdict, seconds)
 
 
 def _last(run: Results, on: Split) -> tuple[list[float | None], list[int]]:

@@ -81,6 +81,20 @@ def test_seeds_vary_classes_examples_and_methods_and_nothing_is_repeated(tmp_pat
     assert (out / "seed-1" / "joint" / "results.json").is_file() and "±" in (out / "report.html").read_text()
 
 
+def test_a_seed_without_joint_leaves_the_gate_open() -> None:
+    def run(method: str, seed: int, last: float) -> dict:
+        return {"method": method, "seed": seed, "fingerprint": str(seed), "final_accuracy": last,
+                "accuracy_matrix": [[last, None], [last, last]], "tasks": [{"test": 5}, {"test": 5}],
+                "seconds": {"total": 1.0, "encode": 0.0}}  # fmt: skip
+
+    runs = [run("lda", seed, 0.9) for seed in (0, 1)]
+    assert judge(runs)[0].verdict == "unknown"
+    assert judge([*runs, run("joint", 0, 0.9)])[0].verdict == "cannot tell"
+    assert judge([*runs, run("joint", 0, 0.9), run("joint", 1, 0.9)])[0].verdict == "pass"
+    low = judge([*(run("lda", seed, 0.3) for seed in (0, 1)), run("joint", 0, 0.9)])
+    assert low[0].verdict == "fail", "the seed that can be judged fails"
+
+
 def test_a_stream_of_rankings_has_no_order_of_classes_to_vary() -> None:
     assert varied({"name": "domains4"}, 1) == {"name": "domains4", "split_seed": 1}
 
