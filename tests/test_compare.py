@@ -162,6 +162,19 @@ def test_the_table_shows_scores_where_they_belong(capsys, monkeypatch):
     assert ["task", "1", "50.0", "50.0"] in lines and ["task", "2", "25.0", "75.0", "60.0"] in lines
 
 
+def test_runs_of_an_earlier_version_are_shown_and_say_what_they_lack(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    older = result("lda")
+    del older["forgetting_proper"]
+    console.final_table(older)
+    assert "forgetting proper was not measured" in capsys.readouterr().out
+    comparison_table.compare_table([older, result("joint")])
+    shown = capsys.readouterr().out
+    assert "lda: learned by an earlier version" in shown and "pass" in shown
+    console.final_table(result("lda"))
+    assert "not measured" not in capsys.readouterr().out
+
+
 def test_the_table_of_a_retriever_names_its_metric(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     console.final_table(result("finetune", metric="nDCG@10", goal="ranking"))
