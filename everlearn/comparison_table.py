@@ -47,12 +47,13 @@ def compare_table(results: Sequence[Results], least: Least = (OLD, NEW)) -> None
         out.print(_safe(f"{first['metric']} in % on {first['stream']}, best final score first{seeds}", style="bold"))
         out.print(table)
         gate = f"{100 * least[0]:g} and {100 * least[1]:g}"
-        out.print(_safe(f"old, new: in % of joint's score on the same tests (gate: {gate}); forgot: points, over the "
-                        "classes known when each task was learned"))  # fmt: skip
+        since = "over the classes known when" if first["goal"] == "classes" else "since"
+        out.print(_safe(f"old, new: in % of joint's score on the same tests (gate: {gate}); forgot: points, {since} "
+                        "each task was learned"))  # fmt: skip
         older = [one.method for one in judged if any("forgetting_proper" not in run for run in one.runs)]
         if older:
-            out.print(_safe(f"{', '.join(older)}: learned by an earlier version of everlearn, which did not measure what "
-                            "was forgotten among known classes"))  # fmt: skip
+            out.print(_safe(f"{', '.join(older)}: learned by an earlier version of everlearn, which did not measure "
+                            "what was forgotten among known classes"))  # fmt: skip
         for part in (_pairs(judged), _differences(judged)):
             if part is not None:
                 out.print(part)

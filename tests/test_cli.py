@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from html import escape
 
 import pytest
 
@@ -317,7 +318,7 @@ def test_compare_prints_a_table_and_a_pick(capsys, tmp_path):
     again = json.loads(capsys.readouterr().out)
     assert {r["method"] for r in again["results"]} == {"lda", "simplecil"} and again["recommendation"]
     assert main(["report", "both"]) == 0
-    assert again["recommendation"].split(".")[0] in (tmp_path / "both" / "report.html").read_text()
+    assert escape(again["recommendation"].split(".")[0]) in (tmp_path / "both" / "report.html").read_text()
 
 
 def test_cache_shows_and_clears(capsys):
