@@ -9,9 +9,10 @@
         --train-per-class 20 --test-per-class 40
 
 FOLDER holds NAME_train.parquet and NAME_test.parquet. For vit-tiny, EVERLEARN_WEIGHTS names the folder of its
-weights. The seed of the class order is 1993. Finished runs are not repeated, so the same command continues a
-stopped one. Writes docs/results/STREAM.md and STREAM.svg: mean and standard deviation over seeds, seconds,
-stored bytes and trained parameters, and below the table whether the published ordering holds.
+weights. Each seed has its own class order (1993 for seed 0, 1994 for seed 1, …), its own drawn examples and its
+own seed of the methods. Finished runs are not repeated, so the same command continues a stopped one. Writes
+docs/results/STREAM.md and STREAM.svg: means with 95 % intervals over seeds, the gate, seconds, stored bytes and
+trained parameters, and below the table whether the published ordering holds, by the paired differences of the seeds.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ from common import RESULTS, command, machine, recipe_settings, write_page
 
 from everlearn import compare, methods
 from everlearn.comparison import select
+from everlearn.console import ranged
+from everlearn.judgement import above_joint, differences, judge
+from everlearn.metrics.intervals import Interval, conclusion, interval
 from everlearn.processes import default_jobs
+from everlearn.repeats import varied
 
 ORDERING = [
     ("joint", "ranpac"), ("ranpac", "aper"), ("aper", "simplecil"), ("l2p", "vpt"), ("dual_prompt", "vpt"),
@@ -58,7 +63,7 @@ def main() -> None:
     args = PARSER.parse_args()
     for seed in map(int, args.seeds.split(",")):
         folder = args.out / f"{args.stream}-seed{seed}"
-        for run in compare(chosen(args), stream(args), backbone=args.backbone, out=folder, seed=seed,
+        for run in compare(chosen(args), varied(stream(args), seed), backbone=args.backbone, out=folder, seed=seed,
                            recipe=args.recipes, progress=True, jobs=default_jobs()):  # fmt: skip
             if "error" in run:
                 print(f"{run['method']} failed: {run['error']}")
@@ -96,31 +101,37 @@ def stream(args: argparse.Namespace) -> dict[str, Any]:
 
 def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> None:
     """Write docs/results/STREAM.md and STREAM.svg."""
-    order = sorted(rows, key=lambda method: -mean(rows[method], "final_accuracy")[0])
+    order = sorted(rows, key=lambda method: -mean(rows[method], "final_accuracy"))
+    judged = {one.method: one for one in judge([run for runs in rows.values() for run in runs])}
     first = rows[order[0]][0]
     limits = first["config"]["stream"]
     lines = [
         f"# {args.stream}", "",
         f"Measured with `{command(PARSER, args, BESIDE)}`: {len(first['tasks'])} tasks, {first['backbone']}, at "
-        f"most {limits['max_train_per_class']} training {tested(limits)}examples per class, class order seed 1993, "
+        f"most {limits['max_train_per_class']} training {tested(limits)}examples per class, "
         f"{settings_of(args, rows)}; each method on {machine(first['environment'])}. "
-        "Mean ± standard deviation for methods with several seeds.", "",
-        "| method | seeds | final | average | forgetting | retention | gain | trained | stored, MB | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "Mean ± 95 % interval for methods with several seeds, which vary class order, examples and method together. "
+        "Old, new: in % of joint's score on the same tests, by which the gate decides.", "",
+        "| method | seeds | final | old | new | gate | forgetting proper | average | forgetting | retention | gain "
+        "| trained | stored, MB | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for method in order:
         runs = rows[method]
-        figures = [spread(runs, key) for key in
-                   ("final_accuracy", "average_accuracy", "forgetting", "retention", "gain")]  # fmt: skip
+        one = judged[method]
+        figures = [ranged(one.final), ranged(one.old), ranged(one.new),
+                   "reference" if one.is_reference else one.verdict, *(spread(runs, key) for key in
+                   ("forgetting_proper", "average_accuracy", "forgetting", "retention", "gain"))]  # fmt: skip
         seconds = statistics.mean(run["seconds"]["total"] for run in runs)
         lines.append(f"| {method} | {len(runs)} | {' | '.join(figures)} | {runs[0]['trainable_parameters']:,} "
                      f"| {runs[0]['stored_bytes'] / 1e6:.1f} | {seconds:.0f} |")  # fmt: skip
     lines += ["", "Published ordering:", ""]
     for better, worse in ORDERING:
         if better in rows and worse in rows:
-            gap = mean(rows[better], "final_accuracy")[0] - mean(rows[worse], "final_accuracy")[0]
-            verdict = "holds" if gap >= 0 else "**does not hold**"
-            lines.append(f"- {better} ≥ {worse}: {verdict} ({100 * gap:+.1f} points)")
+            gap = differences([judged[better]], judged[worse]).get(0)
+            shown = conclusion(gap).replace("does not hold", "**does not hold**")
+            lines.append(f"- {better} ≥ {worse}: {shown} ({points(gap)})")
+    lines += ["", *above_joint([run for runs in rows.values() for run in runs])]
     write_page(args.stream, lines)
     draw(RESULTS / f"{args.stream}.svg", rows, order)
 
@@ -140,16 +151,25 @@ def settings_of(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]])
     return source + (f", but {' or '.join(map(str, sorted(told)))} epochs" if told else "")
 
 
-def mean(runs: list[dict[str, Any]], key: str) -> tuple[float, float]:
-    values = [run[key] for run in runs if run[key] is not None]
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def mean(runs: list[dict[str, Any]], key: str) -> float:
+    return statistics.mean(run[key] for run in runs if run[key] is not None)
 
 
 def spread(runs: list[dict[str, Any]], key: str) -> str:
-    if all(run[key] is None for run in runs):
-        return ""
-    middle, deviation = mean(runs, key)
-    return f"{100 * middle:.1f}" + (f" ± {100 * deviation:.1f}" if len(runs) > 1 else "")
+    found = interval(run.get(key) for run in runs)
+    return ranged(found) if found else ""
+
+
+def points(gap: Interval | None) -> str:
+    """A paired difference in points.
+
+    >>> points(Interval(0.012, 0.004)), points(Interval(0.012, None)), points(None)
+    ('+1.2 ± 0.4 points', '+1.2 points, one seed', 'no seed in common')
+    """
+    if gap is None:
+        return "no seed in common"
+    half = ", one seed" if gap.half is None else ""
+    return f"{100 * gap.mean:+.1f}{f' ± {100 * gap.half:.1f}' if gap.half is not None else ''} points{half}"
 
 
 def draw(file: Path, rows: dict[str, list[dict[str, Any]]], order: list[str]) -> None:
@@ -162,8 +182,10 @@ def draw(file: Path, rows: dict[str, list[dict[str, Any]]], order: list[str]) ->
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for method in order:
         seconds = statistics.mean(run["seconds"]["total"] for run in rows[method])
-        middle, deviation = mean(rows[method], "final_accuracy")
-        axes.errorbar(seconds, 100 * middle, yerr=100 * deviation, fmt="o", color="#2563a8", capsize=2)
+        final = interval(run["final_accuracy"] for run in rows[method])
+        assert final is not None
+        middle = final.mean
+        axes.errorbar(seconds, 100 * middle, yerr=100 * (final.half or 0.0), fmt="o", color="#2563a8", capsize=2)
         axes.annotate(method, (seconds, 100 * middle), textcoords="offset points", xytext=(5, 3), fontsize=8)
     axes.set_xscale("log")
     axes.set_xlabel("seconds")

@@ -122,7 +122,7 @@ def _run(args: argparse.Namespace) -> int:
 
         result = run(config["method"], config["stream"], backbone=config["backbone"], out=out, seed=config["seed"],
                      save_minutes=args.save_minutes, save_steps=args.save_steps, keep=to_keep(args.keep),
-                     progress=True)  # fmt: skip
+                     validate=args.validate, progress=True)  # fmt: skip
     return _show(result, args.json)
 
 
@@ -151,22 +151,42 @@ def _compare(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else default_out({**config, "method": {"name": "compare"}})
     if args.jobs is not None and args.jobs < 1:
         raise EverlearnError("--jobs must be at least 1")
+    gate = _gate(args.gate)
     with _only_json(args.json):
         from everlearn.comparison import compare
         from everlearn.processes import default_jobs
-        from everlearn.recommendation import recommendation
 
         results = compare(args.methods, config["stream"], backbone=config["backbone"], out=out, seed=config["seed"],
-                          progress=True, recipe=args.recipe, jobs=args.jobs or default_jobs())  # fmt: skip
-    if args.json:
-        print(json.dumps({"results": results, "recommendation": recommendation(results)}, indent=1))
-    else:
-        from everlearn.console import compare_table
+                          seeds=args.seeds, gate=gate, progress=True, recipe=args.recipe,
+                          jobs=args.jobs or default_jobs())  # fmt: skip
+    from everlearn.judgement import above_joint
+    from everlearn.recommendation import recommendation
 
-        compare_table(results)
-        print("\n" + textwrap.fill(recommendation(results), 100))
+    text = recommendation(results, gate)
+    if args.json:
+        told = {"results": results, "recommendation": text, "warnings": above_joint(results)}
+        print(json.dumps(told, indent=1))
+    else:
+        from everlearn.comparison_table import compare_table
+
+        compare_table(results, gate)
+        print("\n" + textwrap.fill(text, 100))
         print(f"report   {out / 'report.html'}")
     return 1 if any("error" in r for r in results) else 0
+
+
+def _gate(text: str) -> tuple[float, float]:
+    """The two shares of --gate, which are given in per cent.
+
+    >>> _gate("80,90")
+    (0.8, 0.9)
+    """
+    try:
+        old, new = (float(word) / 100 for word in text.split(","))
+    except ValueError:
+        raise EverlearnError(f"--gate {text}: give two numbers, in % of joint's score on old tasks and on the newest "
+                             "one, such as --gate 80,90") from None  # fmt: skip
+    return old, new
 
 
 def _report(args: argparse.Namespace) -> int:

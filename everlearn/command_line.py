@@ -163,12 +163,19 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("--save-minutes", type=float, default=5.0, metavar="M", help="save every M minutes (default: 5)")
     p.add_argument("--save-steps", type=int, metavar="N", help="also save every N steps")
     p.add_argument("--keep", metavar="N|none", help=KEEP)
+    p.add_argument("--validate", action="store_true", help="also score the validation examples at the end, as compare "
+                   "does, which decides by them")  # fmt: skip
 
     p = verb("compare", "learn a stream with several methods and recommend one of them", epilog=own)
     common(p, "the folder of all runs; give the same folder again to continue")
     p.add_argument("--stream.KEY", metavar="VALUE", help="a setting of the stream")
     p.add_argument("--methods", default="all", metavar="LIST", help="such as a,b or family:prompt (default: all)")
     p.add_argument("--recipe", default="auto", metavar="auto|papers|none", help="as for run, but not a file")
+    p.add_argument("--seeds", type=int, default=1, metavar="N", help="compare N times, each time with another order of "
+                   "the classes, other drawn examples and another seed of the methods, and give 95 %% intervals "
+                   "(default: 1)")  # fmt: skip
+    p.add_argument("--gate", default="80,90", metavar="OLD,NEW", help="the least that passes, in %% of joint's score "
+                   "on old tasks and on the newest one (default: 80,90)")  # fmt: skip
     p.add_argument("--jobs", type=int, metavar="N",
                    help="number of trained methods to run in parallel; they share the cores (default: one per core, "
                         "at most four; one on an accelerator)")  # fmt: skip

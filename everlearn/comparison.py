@@ -16,8 +16,11 @@ from everlearn.config import Config, build_config, check_collection, check_out, 
 from everlearn.errors import LONGEST, EverlearnError, printable, unknown
 from everlearn.files import write_whole
 from everlearn.locks import Busy, alone
+from everlearn.metrics.gate import NEW, OLD, Least
 from everlearn.recommendation import recommendation
+from everlearn.repeats import repeated
 from everlearn.schemas import read_comparison, read_results
+from everlearn.settings import Count, checked
 from everlearn.streams.peek import input_of
 
 if TYPE_CHECKING:
@@ -62,6 +65,8 @@ def compare(
     backbone: str | None = None,
     out: str | Path | None = None,
     seed: int = 0,
+    seeds: int = 1,
+    gate: Least = (OLD, NEW),
     progress: bool = False,
     recipe: str = "auto",
     jobs: int = 1,
@@ -76,6 +81,11 @@ def compare(
         methods: "all", "family:NAME", names separated by commas, or a list of names and method sections.
         stream: a name, a file, a stream section, or a Stream.
         out: the folder for one run per method, compare.json and report.html; None writes no files.
+        seed: of everything random in the methods; the first one, where there are several.
+        seeds: how many comparisons are made: with each seed the classes come in another order (`class_seed` of the
+            stream), other examples are drawn (`split_seed`) and the methods have another seed. All of them count
+            together, with 95 % intervals. It needs a stream that is given by name.
+        gate: what a method must reach of joint's score on old tasks, and on the newest one, as shares.
         progress: print progress to stderr.
         recipe: "auto" uses the recipes for this stream, if they exist; "none" uses no recipes; the name of
             a collection ("papers" or another stream) uses the recipes of this collection.
@@ -84,7 +94,7 @@ def compare(
 
     Returns:
         One dict per method, cheapest first: the content of its results.json, or {"method", "error"},
-        or {"method", "skipped"}.
+        or {"method", "skipped"}; with several seeds, those of the first seed come first.
 
     Raises:
         EverlearnError: an unknown name or key, `out` already holds something else, or `jobs` without `out`
@@ -103,7 +113,21 @@ def compare(
         raise not_named("stream", stream)
     elif jobs > 1:
         raise EverlearnError("jobs: more than one job needs a stream given by name, not a Stream object")
+    checked("seeds", seeds, Count)
+    if len(gate) != 2 or not all(0 <= least <= 1 for least in gate):
+        raise EverlearnError(f"gate={gate}: give two shares between 0 and 1, of joint's score on old tasks and on the "
+                             "newest one, such as (0.8, 0.9)")  # fmt: skip
     config = build_config(options, recipe="none")[0]
+    if seeds > 1:
+        if not isinstance(stream, (str, dict)):
+            raise EverlearnError("seeds: several seeds need a stream given by name, not a Stream object: each orders "
+                                 "and draws it in another way")  # fmt: skip
+
+        def once(section: Config, number: int, folder: Path | None) -> list[Results]:
+            return compare(methods, section, backbone=backbone, out=folder, seed=number, gate=gate,
+                           progress=progress, recipe=recipe, jobs=jobs)  # fmt: skip
+
+        return repeated(once, config["stream"], config["seed"], seeds, Path(out) if out is not None else None, gate)
     if jobs > 1 and out is None:
         raise EverlearnError("jobs: more than one job needs a folder, out")
     name = config["stream"]["name"] if isinstance(stream, (str, dict)) else stream.name
@@ -120,7 +144,7 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder, "comparing"):
         statement = {"stream": name, "fingerprint": stream.fingerprint(), "backbone": backbone, "seed": seed}
-        record = _claim(folder, statement, entries)
+        record = {**_claim(folder, statement, entries), "gate": list(gate), "seeds": 1}
 
         def write(**values: Any) -> None:
             record.update(values)
@@ -130,9 +154,9 @@ def compare(
         results = learn_each(entries, stream, config, folder, jobs, progress, lambda results: write(results=results))
         from everlearn.report import render, write_page
 
-        text = recommendation(results)
+        text = recommendation(results, gate)
         write(recommendation=text)
-        write_page(render(results, text), folder / "report.html")
+        write_page(render(results, text, gate), folder / "report.html")
     return results
 
 
@@ -263,7 +287,7 @@ def _learn(entry: Entry, stream: Stream, config: Config, folder: Path | None, pr
             result = resume(directory, method=entry.settings["name"], stream=stream, progress=progress)
         else:
             result = run(entry.settings, stream, backbone=config["backbone"], seed=config["seed"],
-                         out=directory, progress=progress)  # fmt: skip
+                         out=directory, validate=True, progress=progress)  # fmt: skip
     except Interrupted:
         say(entry, "stopped and saved; repeat the command with the same --out to continue")
         raise
@@ -287,7 +311,10 @@ def _learn_beside(
     from everlearn.processes import Run, side_by_side
 
     by_label = {entry.label: entry for entry in sorted(entries, key=lambda e: not e.cls.tags.retrains)}
-    runs = [Run(label, folder / label, {**config, "method": e.settings}, tasks) for label, e in by_label.items()]
+    runs = [
+        Run(label, folder / label, {**config, "method": e.settings}, tasks, validate=True)
+        for label, e in by_label.items()
+    ]
     for entry in by_label.values():
         say(entry, f"settings: {entry.origin}")
 

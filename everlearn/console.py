@@ -19,8 +19,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from everlearn.errors import printable
-from everlearn.metrics import FORMULAS, passes
-from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
+from everlearn.judgement import REFERENCE, scores_on_old_and_new
+from everlearn.metrics import FORMULAS
+from everlearn.metrics.gate import NEW, OLD
+from everlearn.metrics.intervals import Interval
 from everlearn.metrics.per_class import worst
 
 Results = dict[str, Any]
@@ -29,7 +31,6 @@ Results = dict[str, Any]
 WIDTH = 100
 SHOWN_TASKS = 12  # a larger matrix shows this many rows and columns, evenly spaced
 SHOWN_CLASSES = 5
-GATE_WORDS = {"pass": "pass", "fail": "fail", "unknown": "?"}
 
 
 def _safe(text: object, style: str = "") -> Text:
@@ -176,40 +177,6 @@ def final_table(results: Results, directory: Path | None = None) -> None:
             out.print(_safe(f"predict  everlearn predict {directory} --input FILE"), soft_wrap=True)
 
 
-def compare_table(results: Sequence[Results]) -> None:
-    """Print one line per method, best final score first; failed and skipped methods last, with the reason."""
-    out = _console()
-    done = sorted((r for r in results if "final_accuracy" in r), key=lambda r: -(r["final_accuracy"] or 0.0))
-    joint = next((r["gain"] for r in done if r["method"] == "joint"), None)
-    numbers = ("final", "average", "forgot", "retention", "gain", "gate", "trained", "stored", "time", "memory")
-    table = _table(Column("method", overflow="fold", min_width=8), *numbers)
-    for r in done:
-        table.add_row(
-            _safe(r["method"]), percent(r["final_accuracy"]), percent(r["average_accuracy"]), percent(r["forgetting"]),
-            percent(r["retention"]), percent(r["gain"]), GATE_WORDS[passes(r["retention"], r["gain"], joint)],
-            short_count(r["trainable_parameters"]), human_bytes(r["stored_bytes"]),
-            duration(r["seconds"]["total"]), human_bytes(r["peak_rss_bytes"]),
-        )  # fmt: skip
-    if done:
-        out.print(_safe(f"{done[0]['metric']} in % on {done[0]['stream']}, best final score first", style="bold"))
-        out.print(table)
-        out.print(_encodings([r for r in results if "final_accuracy" in r]))
-    for r in results:
-        if "error" in r:
-            out.print(_safe(f"{r['method']} failed: {r['error']}", style="red"))
-        elif "skipped" in r:
-            out.print(_safe(f"{r['method']} skipped: {r['skipped']}"))
-
-
-def _encodings(results: Sequence[Results]) -> Text:
-    """How many examples each method encoded with a frozen backbone, and who read all from the feature store."""
-    encoded = [f"{r['method']} {r['examples_encoded']:,}" for r in results if r["examples_encoded"]]
-    found = [r["method"] for r in results if r["examples_served"] and not r["examples_encoded"]]
-    none = f"0 by {', '.join(found)} (all read from the feature store)" if found else ""
-    told = "; ".join(part for part in (", ".join(encoded), none) if part)
-    return _safe(f"examples encoded with a frozen backbone, pre-trained or adapted: {told or 'none'}")
-
-
 def trials_table(record: dict[str, Any]) -> None:
     """Print the trials of a search, best first, what was chosen, and by how much it moved the score.
 
@@ -257,6 +224,17 @@ def percent(value: float | None) -> str:
     '97.3'
     """
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def ranged(value: Interval | None) -> str:
+    """A mean in percent, with half the width of its interval where several seeds give one.
+
+    >>> ranged(Interval(0.9512, 0.0049)), ranged(Interval(0.9512, None)), ranged(None)
+    ('95.1 ± 0.5', '95.1', '-')
+    """
+    if value is None or value.half is None:
+        return percent(value.mean if value else None)
+    return f"{percent(value.mean)} ± {percent(value.half)}"
 
 
 def short_count(n: int) -> str:
@@ -331,29 +309,34 @@ def _figures(results: Results) -> Table:
     number, formula = Column(justify="right", no_wrap=True), Column(style="dim", overflow="fold")
     table = Table.grid(Column(no_wrap=True), number, formula, padding=(0, 2, 0, 0))
     names = ("final_accuracy", "average_accuracy", "forgetting", "backward_transfer", "forward_transfer")
-    for name in (*names, "retention", "gain"):
-        style = "bold" if name in ("retention", "gain") else ""
+    old, new = scores_on_old_and_new(results)
+    known = {"forgetting_proper": None, **results, "old": old, "new": new}
+    for name in (*names, "retention", "gain", "forgetting_proper", "old", "new"):
+        style = "bold" if name in ("forgetting_proper", "old", "new") else ""
         shown = re.sub(r"_\{(\w)\}", r"_\1", FORMULAS[name])  # without the braces of one-character subscripts
         label = name.replace("_accuracy", f" {results['metric']}").replace("_", " ")
-        table.add_row(_safe(label, style=style), percent(results[name]), _safe(shown))
+        table.add_row(_safe(label, style=style), percent(known[name]), _safe(shown))
     return table
 
 
 def _gate_line(results: Results) -> Text:
-    """Retention and gain, always as a pair, and whether they pass the gate."""
-    retention, gain = results["retention"], results["gain"]
-    line = _safe(f"retention {percent(retention)} %, gain {percent(gain)} %: ", style="bold")
-    if retention is None:
+    """The two halves of the gate and forgetting proper, and what is missing to judge them."""
+    old, new = scores_on_old_and_new(results)
+    line = _safe(f"old {percent(old)} %, new {percent(new)} %: ", style="bold")
+    if old is None:
         return line.append("the gate needs at least two tasks", style="not bold")
-    if retention < RETENTION:
-        return line.append(f"fails the gate (retention is below {100 * RETENTION:.0f} %)", style="red")
-    line.append(f"passes the first half of the gate (retention is at least {100 * RETENTION:.0f} %); ", style="green")
-    if results["method"] == "joint":
-        return line.append("joint is the reference for the second half", style="not bold")
-    return line.append(
-        f"for the second half (gain at least {100 * GAIN_OF_REFERENCE:.0f} % of the gain of joint) run "
-        f"`everlearn compare --methods {results['method']},joint`", style="not bold",
-    )  # fmt: skip
+    if results["method"] == REFERENCE:
+        return line.append("joint is what other methods are measured by", style="not bold")
+    line.append(f"the gate (old {100 * OLD:.0f} % and new {100 * NEW:.0f} % of joint's) is unknown; for it run "
+                f"`everlearn compare --methods {results['method']},joint`", style="not bold")  # fmt: skip
+    if len(results["tasks"]) == 2:
+        then = percent(results["accuracy_matrix"][0][0])
+        line.append(f"\nold data: {then} % before the new data, {percent(old)} % now; new data: {percent(new)} %, and "
+                    "joint says what full training has", style="not bold")  # fmt: skip
+    if "forgetting_proper" not in results:
+        line.append("\nforgetting proper was not measured: the version of everlearn that made this run did not know it",
+                    style="not bold")  # fmt: skip
+    return line
 
 
 def _index_line(results: Results) -> Text | None:

@@ -92,16 +92,13 @@ class Evaluation:
         if self.stream.goal == "ranking":
             return [self._ranking(task) for task in tasks]
         if self.stream.tells_task:
-            is_told = self.method.tags.task_at_test != "ignored"
-            answers = [
-                self._predicted(task.test, task.index if is_told else None, list(task.classes)) for task in tasks
-            ]
+            answers = [self._told(task, task.test) for task in tasks]
         else:
             together = Examples.concatenate([task.test for task in tasks])
             self._together = self._asked(together, None)
             answers = list(self._together.argmax(1).split([len(task.test) for task in tasks]))
         self._answers |= {task.index: answer for task, answer in zip(tasks, answers, strict=True)}
-        return [{"accuracy": _share_right(answer, task)} for task, answer in zip(tasks, answers, strict=True)]
+        return [{"accuracy": _share_right(answer, task.test)} for task, answer in zip(tasks, answers, strict=True)]
 
     def scores(self) -> torch.Tensor:
         """The scores (n, classes) of all test examples at the end, where the task is not told."""
@@ -109,6 +106,35 @@ class Evaluation:
         if together is None or len(together) < sum(len(task.test) for task in self.stream):
             together = self._asked(Examples.concatenate([task.test for task in self.stream]), None)
         return together
+
+    def among_known(self, last: list[float], scores: torch.Tensor | None) -> list[float]:
+        """(T,): the score on each task at the end, where the answer is chosen among the classes that were known when
+        the task was learned. So a class set that has grown since is not taken for forgetting.
+
+        Args:
+            last: (T,) the scores at the end among all classes, which are the same where no class came later.
+            scores: (n, classes) of all test examples at the end; None where the task is told, or rankings are asked.
+        """
+        if scores is None or self.stream.tells_task:
+            return last
+        parts = scores.split([len(task.test) for task in self.stream])
+        return [
+            _share_right(part[:, : len(task.class_names)].argmax(1), task.test)
+            for part, task in zip(parts, self.stream, strict=True)
+        ]
+
+    def on_validation(self) -> dict[str, Any] | None:
+        """The score at the end on the validation examples of each task, by which methods may be chosen; None where the
+        goal is ranking, or the stream has no such examples."""
+        parts = [task.validation for task in self.stream]
+        if self.stream.goal != "classes" or not any(map(len, parts)):
+            return None
+        tells = self.stream.tells_task
+        scores = [
+            _share_right(self._told(task, part) if tells else self._predicted(part, None), part) if len(part) else None
+            for task, part in zip(self.stream, parts, strict=True)
+        ]
+        return {"scores": scores, "examples": [len(part) for part in parts]}
 
     def answers(self) -> tuple[list[int], list[int]]:
         """The labels of all test examples, and those that were predicted for them when they were asked last."""
@@ -150,8 +176,13 @@ class Evaluation:
             raise ContractError(f"measures gave {told[0]}, and now {told[1]}: give the same names every time")
         self._measured = set(found)
         if self.stream.goal == "classes" and self.method.tags.task_at_test == "used" and not self.stream.tells_task:
-            found = {**found, TOLD: _share_right(self._predicted(task.test, task.index), task)}
+            found = {**found, TOLD: _share_right(self._predicted(task.test, task.index), task.test)}
         return found
+
+    def _told(self, task: Task, examples: Examples) -> torch.Tensor:
+        """(n,): the predicted labels of a task's examples, where the stream tells the task at test."""
+        is_told = self.method.tags.task_at_test != "ignored"
+        return self._predicted(examples, task.index if is_told else None, list(task.classes))
 
     def _predicted(self, test: Examples, told: int | None, within: list[int] | None = None) -> torch.Tensor:
         """(n,): the label with the highest score for each test example; among the classes `within` only, where the
@@ -225,8 +256,8 @@ def supports(tags: Tags, stream: Stream, backbone: Backbone | None = None) -> st
     return None
 
 
-def _share_right(predicted: torch.Tensor, task: Task) -> float:
-    return int((predicted == task.test.labels).sum()) / len(task.test)
+def _share_right(predicted: torch.Tensor, examples: Examples) -> float:
+    return int((predicted == examples.labels).sum()) / len(examples)
 
 
 def _new_classes(stream: Stream, task: Task) -> bool:

@@ -113,6 +113,7 @@ class Run:
     folder: Path
     config: dict[str, Any]
     tasks: int
+    validate: bool = False
     shown: int = 0
     """The size of the log that the progress bar shows, in bytes."""
 
@@ -124,6 +125,7 @@ class Run:
         config = scratch / f"{self.label}.yaml"
         config.write_text(yaml.safe_dump(self.config), encoding="utf-8")
         fresh = ["run", "--config", str(config), "--recipe", "none", "--out", str(self.folder)]
+        fresh += ["--validate"] if self.validate else []
         verb = ["resume", str(self.folder)] if (self.folder / "config.yaml").is_file() else fresh
         # It is named on the command line, because a class outside of everlearn is not imported at the word of a file.
         verb += ["--method", self.config["method"]["name"]]

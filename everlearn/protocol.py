@@ -36,6 +36,7 @@ def run(
     save_minutes: float = 5.0,
     save_steps: int | None = None,
     keep: int = KEEP,
+    validate: bool = False,
     progress: bool = False,
 ) -> Result:
     """Learn a stream with a method and evaluate it on every task so far, after every task.
@@ -52,6 +53,8 @@ def run(
         save_steps: a checkpoint every so many steps as well.
         keep: how many test examples, and how many of those for calibration, stay in the folder, so that an update can
             be compared with what was before; 0 keeps none.
+        validate: whether the stream's validation examples are scored at the end too, so that methods can be chosen by
+            them and not by the tests.
         progress: whether to show progress bars.
 
     Returns:
@@ -77,9 +80,9 @@ def run(
     learner, name = build_method(method, built, backbone, seed)
     section, encoder = _method_config(method, name), learner.backbone.name
     config = {"stream": _about(built), "method": section, "backbone": encoder, "seed": learner.seed}
-    saving = {"save_minutes": save_minutes, "save_steps": save_steps, "keep": keep}
+    saving = {"save_minutes": save_minutes, "save_steps": save_steps, "keep": keep, "validate": validate}
     folder = _new_folder(out, {**config, "saving": saving}) if out is not None else None
-    session = Session(learner, built, config, folder, save_minutes, save_steps, progress, keep)
+    session = Session(learner, built, config, folder, save_minutes, save_steps, progress, keep, validate)
     with alone(folder) if folder else nullcontext():
         return session.learn()
 

@@ -5,52 +5,68 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from everlearn.metrics import own_seconds, pareto_front, passes
+from everlearn.judgement import Judged, differences, front, judge, split_to_decide_on
+from everlearn.metrics.gate import NEW, OLD, Least
+from everlearn.metrics.intervals import conclusion
 
 Results = dict[str, Any]
 
 NEAR = 0.005  # half a point: a cheaper method that is this close to the best score is preferred
 
 
-def recommendation(results: Sequence[Results]) -> str:
+def recommendation(results: Sequence[Results], least: Least = (OLD, NEW)) -> str:
     """A text: which methods pass the gate, which of them are on the Pareto front, and which method to take.
+
+    It decides by the validation examples where every run has scored them, and reports the figures of the tests: the
+    best of many test scores is too good by chance.
+
+    Args:
+        results: the contents of each results.json, of one seed or of several.
+        least: what the gate asks for of joint's score on old tasks, and on the newest one.
 
     >>> recommendation([{"method": "l2p", "error": "out of memory"}])
     'No method finished, so there is nothing to recommend.'
     """
-    from everlearn.console import duration, percent
-
-    done = [r for r in results if "final_accuracy" in r]
-    if not done:
+    on = split_to_decide_on(results)
+    everybody = judge(results, least, on)
+    if not everybody:
         return "No method finished, so there is nothing to recommend."
-    joint = next((r["gain"] for r in done if r["method"] == "joint"), None)
-    candidates = [r for r in done if r["method"] != "joint"] or done
-    verdicts = [passes(r["retention"], r["gain"], joint) for r in candidates]
-    accepted = "pass" if "pass" in verdicts else "unknown"
-    good = [r for r, verdict in zip(candidates, verdicts, strict=True) if verdict == accepted]
-    gate = "the gate" if joint is not None else "the first half of the gate (retention at least 80 %)"
-    unsaid = "" if joint is not None else " Joint was not run, so the second half of the gate is unknown: add joint."
+    tests = dict(zip(map(id, everybody), judge(results, least), strict=True))
+    candidates = [one for one in everybody if not one.is_reference] or everybody
+    has_joint = any(one.is_reference for one in everybody)
+    good = [one for one in candidates if one.verdict == "pass"]
+    best = max(good or candidates, key=lambda one: one.final.mean if one.final else 0.0)
+    near = [one for one in good if one.final and best.final and one.final.mean >= best.final.mean - NEAR]
+    pick = min(near, key=lambda one: one.seconds) if near else best
+    figures = _figures(tests[id(pick)])
+    asked = f"{100 * least[0]:g} % of joint's score on old tasks, {100 * least[1]:g} % on the newest"
+    decided = " (decided on validation examples; the figures are of the tests)" if on == "validation" else ""
+    if not has_joint:
+        text = (f"The gate ({asked}) is unknown, because joint was not run: add it to --methods. "
+                f"{pick.method} has the best final score ({figures}){decided}.")  # fmt: skip
+    elif not good:
+        doubtful = [one for one in candidates if one.verdict == "cannot tell"]
+        unknown = all(one.verdict == "unknown" for one in candidates)
+        why = (" The gate needs at least two tasks." if unknown else
+               f" For {_listed(doubtful)} the seeds cannot tell: give more." if doubtful else "")  # fmt: skip
+        text = f"No method passes the gate ({asked}).{why} {pick.method} has the best final score ({figures}){decided}."
+    else:
+        why = "the best final score" if pick is best else f"within half a point of {best.method} and cheaper"
+        text = (f"{_listed(good)} pass{'es' if len(good) == 1 else ''} the gate ({asked}). On the Pareto front of old, "
+                f"new and time: {_listed(front(good))}. Take {pick.method} ({figures}): {why}{decided}.")  # fmt: skip
+    alike = [good[i] for i, gap in differences(good, pick, on).items() if gap.half and conclusion(gap) == "cannot tell"]
+    if alike:
+        text += f" {len(pick.runs)} seeds cannot tell {_listed(alike)} from it."
+    return text
 
-    def figures(r: Results) -> str:
-        return (f"final {percent(r['final_accuracy'])}, retention {percent(r['retention'])}, "
-                f"gain {percent(r['gain'])}, {duration(own_seconds(r))}")  # fmt: skip
 
-    best = max(good or candidates, key=lambda r: r["final_accuracy"] or 0.0)
-    if not good:
-        return f"No method passes {gate}; {best['method']} has the best final score ({figures(best)}).{unsaid}"
-    front = [good[i] for i in pareto_front([_worth(r) for r in good])]
-    near = [r for r in good if (r["final_accuracy"] or 0.0) >= (best["final_accuracy"] or 0.0) - NEAR]
-    pick = min(near, key=own_seconds)
-    why = "the best final score" if pick is best else f"within half a point of {best['method']} and cheaper"
-    return (f"{_listed(good)} pass{'es' if len(good) == 1 else ''} {gate}. On the Pareto front of retention, gain "
-            f"and time: {_listed(front)}. Take {pick['method']} ({figures(pick)}): {why}.{unsaid}")  # fmt: skip
+def _figures(one: Judged) -> str:
+    from everlearn.console import duration, ranged
+
+    halves = f", old {ranged(one.old)} and new {ranged(one.new)} % of joint's" if one.old and one.new else ""
+    return f"final {ranged(one.final)}{halves}, {duration(one.seconds)}"
 
 
-def _worth(r: Results) -> tuple[float, float, float]:
-    """Retention, gain and negative seconds: larger is better. A single task has no retention; it counts as 1."""
-    return r["retention"] if r["retention"] is not None else 1.0, r["gain"] or 0.0, -own_seconds(r)
-
-
-def _listed(results: Sequence[Results]) -> str:
-    *others, last = [r["method"] for r in results]
+def _listed(judged: Sequence[Judged]) -> str:
+    *others, last = [one.method for one in judged]
     return f"{', '.join(others)} and {last}" if others else last

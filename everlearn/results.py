@@ -9,6 +9,7 @@ import os
 import platform
 import resource
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -85,7 +86,8 @@ class Result:
 def assemble(
     method: Method, stream: Stream, config: dict[str, Any], measured: Measured, costs: dict[str, Any],
     calibration: dict[str, Any] | None = None, kept: int = 0, answers: tuple[list[int], list[int]] = ([], []),
-    searched: dict[str, Any] | None = None,
+    searched: dict[str, Any] | None = None, known: Sequence[float | None] | None = None,
+    validation: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The fields of results.json, after the last task.
 
@@ -94,6 +96,8 @@ def assemble(
         kept: bytes of the held-out examples in the run's folder.
         answers: the labels of all test examples, and those that were predicted for them at the end.
         searched: as `everlearn.retrieval.domains.Domains.summary` gives it, where the goal is ranking.
+        known: as `Evaluation.among_known` gives it; by default the last scores.
+        validation: as `Evaluation.on_validation` gives it.
     """
     rows, size = measured.rows, len(stream)
 
@@ -104,6 +108,7 @@ def assemble(
     others = {name: [padded(row["others"][name]) for row in rows] for name in rows[0]["others"]}
     before = [row["before"] for row in rows]
     counts = [len(task.test) for task in stream]
+    known = known or matrix[-1]
     seconds = {phase: sum(task.get(phase, 0.0) for task in measured.seconds) for phase in measured.seconds[-1]}
     stored: Counter[str] = Counter()
     for name, tensor in method_state(method).items():
@@ -123,7 +128,8 @@ def assemble(
         "accuracy_matrix": matrix, "other_matrices": others,
         "before": before, "initial": measured.initial, "calibration": calibration, "retrieval": searched,
         "zero_shot": unseen.summary(measured.untouched, [row.get("unseen") for row in rows]),
-        **summary(matrix, counts, before, measured.initial or [None] * size),
+        **summary(matrix, counts, before, measured.initial or [None] * size, known),
+        "known": list(known), "validation": validation,
         "per_class": per_class(stream.class_names, *answers) if answers[0] else [],
         "confusion": confusion(stream.class_names, *answers) if answers[0] else None,
         "trainable_parameters": measured.trainable, "stored_bytes": sum(stored.values()), "stored": dict(stored),

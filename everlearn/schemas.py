@@ -51,6 +51,7 @@ class Saving(TypedDict):
     save_minutes: Annotated[float, Field(gt=0, le=1e9)]
     save_steps: Annotated[int, Field(gt=0)] | None
     keep: NotRequired[Count]
+    validate: NotRequired[bool]
 
 
 class RunConfig(TypedDict):
@@ -270,6 +271,14 @@ def _square(results: Any) -> Any:
     zero_shot = results.get("zero_shot")
     if zero_shot and not len(zero_shot["untouched"]) == len(zero_shot["now"]) == size:
         raise ValueError(f"zero_shot does not have {size} entries")
+    validation = results.get("validation") or {"scores": [None] * size, "examples": [0] * size}
+    if (
+        not len(results.get("known", results["curve"]))
+        == len(validation["scores"])
+        == len(validation["examples"])
+        == size
+    ):
+        raise ValueError(f"known or validation does not have {size} entries")
     if len(results["initial"]) not in (0, size):
         raise ValueError(f"initial does not have {size} entries")
     classes, confusion = results.get("per_class", []), results.get("confusion")
@@ -288,6 +297,14 @@ class ZeroShot(TypedDict):
     untouched: Scores
     now: Scores
     retention: Number | None
+
+
+class Validation(TypedDict):
+    """The score at the end on the validation examples of each task, and how many these are."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    scores: Scores
+    examples: list[Count]
 
 
 class _Results(TypedDict):
@@ -318,6 +335,11 @@ class _Results(TypedDict):
     forgetting: Number | None
     backward_transfer: Number | None
     forward_transfer: Number | None
+    old: NotRequired[Score | None]
+    new: NotRequired[Score | None]
+    forgetting_proper: NotRequired[Number | None]
+    known: NotRequired[Scores]
+    validation: NotRequired[Validation | None]
     retention: Number | None
     gain: Number | None
     trainable_parameters: Count
@@ -363,6 +385,8 @@ class Comparison(TypedDict):
     methods: dict[str, Section]
     results: NotRequired[list[Results | Failed | Skipped]]
     recommendation: NotRequired[str]
+    seeds: NotRequired[Annotated[int, Field(ge=1)]]
+    gate: NotRequired[Annotated[list[Score], Field(min_length=2, max_length=2)]]
 
 
 class Tuned(TypedDict):

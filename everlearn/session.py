@@ -41,6 +41,7 @@ class Session(Listener):
         save_minutes: a checkpoint at least this often while a task is trained. save_steps: and every so many steps.
         progress: whether to show progress bars.
         keep: how many held-out examples the folder keeps.
+        validate: whether the validation examples are scored at the end.
         task_index, step: where in the stream the run is.
         measured: what it has found out so far.
     """
@@ -53,6 +54,7 @@ class Session(Listener):
     save_steps: int | None
     progress: bool
     keep: int = KEEP
+    validate: bool = False
     task_index: int = 0
     step: int = 0
     measured: Measured = field(default_factory=Measured)
@@ -77,7 +79,10 @@ class Session(Listener):
                 self._learn_task(task, evaluation)
                 bar.advance(1, f"score {self.measured.rows[-1]['all']:.3f}")
             held_out = self._hold_out()
-            calibrated = self._calibrate(held_out, evaluation)
+            scores = self._scores(evaluation)
+            calibrated = self._calibrate(held_out, scores)
+            known = evaluation.among_known(self.measured.rows[-1]["scores"], scores)
+            validation = self._validate(evaluation)
             if self.folder:
                 self._save(keep=1, held_out=held_out)
         searched = evaluation.searched(self.measured.recall_before)
@@ -89,7 +94,7 @@ class Session(Listener):
         }  # fmt: skip
         kept = held_out.stored_bytes() if self.keep else 0
         results = assemble(self.method, self.stream, self.config, self.measured, costs, calibrated, kept,
-                           evaluation.answers(), searched)  # fmt: skip
+                           evaluation.answers(), searched, known, validation)  # fmt: skip
         if self.folder:
             write_results(self.folder, results)
         return Result(results, self.folder)
@@ -149,15 +154,32 @@ class Session(Listener):
             held_out.add_test(task.test)
         return held_out
 
-    def _calibrate(self, held_out: HeldOut, evaluation: Evaluation) -> dict[str, Any] | None:
-        """Fit the temperature, and say how well the probabilities of the test examples then tell how often they are
-        right; None where the goal is ranking, or the method must be told the task."""
+    def _scores(self, evaluation: Evaluation) -> torch.Tensor | None:
+        """The scores (n, classes) of all test examples at the end; None where the goal is ranking, or the method must
+        be told the task."""
         if self.stream.goal != "classes" or self.method.tags.task_at_test == "needed":
+            return None
+        clock = Clock(self.measured.seconds[-1])
+        scores = evaluation.scores()
+        clock.stop("calibrate")
+        return scores
+
+    def _validate(self, evaluation: Evaluation) -> dict[str, Any] | None:
+        if not self.validate:
+            return None
+        clock = Clock(self.measured.seconds[-1])
+        found = evaluation.on_validation()
+        clock.stop("evaluate")
+        return found
+
+    def _calibrate(self, held_out: HeldOut, scores: torch.Tensor | None) -> dict[str, Any] | None:
+        """Fit the temperature, and say how well the probabilities of the test examples then tell how often they are
+        right; None where there are no scores of the kind."""
+        if scores is None:
             return None
         clock, examples = Clock(self.measured.seconds[-1]), held_out.calibration.examples()
         self.temperature = calibration.fitted_temperature(self.method, examples)
         labels = torch.cat([task.test.labels for task in self.stream])
-        scores = evaluation.scores()
         clock.stop("calibrate")
         return calibration.measured(scores, labels, self.temperature, len(examples))
 

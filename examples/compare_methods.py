@@ -10,5 +10,6 @@ if __name__ == "__main__":
     stream = {"name": "banking77", "tasks": 7, "max_train_per_class": 2, "max_test_per_class": 1}
     results = everlearn.compare("simplecil,lda,klda", stream)
     for result in results:
-        print(f"{result['method']:<10} final {result['final_accuracy']:.2f}  retention {result['retention']:.2f}")
+        final, old, new = (result[score] for score in ("final_accuracy", "old", "new"))
+        print(f"{result['method']:<10} final {final:.2f}  old {old:.2f}  new {new:.2f}")
     print(recommendation(results))

@@ -35,4 +35,4 @@ if __name__ == "__main__":
     digits = streams.load("digits", tasks=2, max_train_per_class=40, max_test_per_class=20)
     for cls in (Finetune, FewOld):
         result = everlearn.run(cls(backbones.load("tiny"), epochs=10), digits)
-        print(f"{cls.__name__:<10} retention {result.retention:.2f}  gain {result.gain:.2f}")
+        print(f"{cls.__name__:<10} old {result.old:.2f}  new {result.new:.2f}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from everlearn import console
+from everlearn import comparison_table, console
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.comparison import compare, select
 from everlearn.errors import EverlearnError
@@ -35,7 +35,8 @@ def result(method: str, final: float = 0.9, **changes) -> dict:
         "accuracy_matrix": [[1.0 if j <= i else None for j in range(tasks)] for i in range(tasks)],
         "other_matrices": {}, "curve": [1.0] * tasks, "before": [None] * tasks, "initial": [None] * tasks,
         "final_accuracy": final, "average_accuracy": 1.0, "forgetting": -0.03, "backward_transfer": -0.03,
-        "forward_transfer": None, "retention": 0.97, "gain": 0.95, "trainable_parameters": 123_456_789,
+        "forward_transfer": None, "retention": 0.97, "gain": 0.95, "forgetting_proper": 0.01,
+        "trainable_parameters": 123_456_789,
         "stored_bytes": 987_654_321, "stored": {"head": 900_000_000, "memory": 87_654_321}, "seconds": seconds,
         "seconds_per_task": [seconds] * tasks, "peak_rss_bytes": 12_345_678_901, "examples_encoded": 0,
         "examples_served": 19500, "environment": {"cpu": "A processor with rather a long name", "threads": 2},
@@ -43,13 +44,24 @@ def result(method: str, final: float = 0.9, **changes) -> dict:
     } | changes  # fmt: skip
 
 
+def reaching(method: str, old: float, new: float, final: float = 0.9, **changes) -> dict:
+    """A result with these scores on the old task and on the new one; those of joint are 1."""
+    return result(method, final, accuracy_matrix=[[1.0, None], [old, new]], **changes)
+
+
 def test_recommendation_takes_the_best_that_passes():
     text = recommendation([
-        result("joint", 0.99, gain=0.98), result("ewc", 0.5, retention=0.3), result("ranpac", 0.95),
-        result("lazy", 0.97, gain=0.5),
+        result("joint", 0.99), reaching("ewc", 0.3, 1.0, 0.5), reaching("ranpac", 0.97, 0.95, 0.95),
+        reaching("lazy", 1.0, 0.5, 0.97),
     ])  # fmt: skip
-    assert text.startswith("ranpac passes the gate")
-    assert "Take ranpac (final 95.0, retention 97.0, gain 95.0, 7.0 s): the best final score." in text
+    assert text.startswith("ranpac passes the gate (80 % of joint's score on old tasks, 90 % on the newest)")
+    assert "Take ranpac (final 95.0, old 97.0 and new 95.0 % of joint's, 7.0 s): the best final score." in text
+
+
+def test_recommendation_asks_for_what_is_given():
+    runs = [result("joint", 0.99), reaching("ewc", 0.3, 1.0, 0.5)]
+    assert recommendation(runs).startswith("No method passes the gate (80 %")
+    assert recommendation(runs, (0.3, 0.9)).startswith("ewc passes the gate (30 %")
 
 
 def test_recommendation_prefers_a_cheaper_one_within_half_a_point():
@@ -66,18 +78,62 @@ def test_recommendation_does_not_charge_the_first_method_for_the_shared_encoding
 
 
 def test_front_leaves_out_what_another_beats_everywhere():
-    worse = result("worse", 0.9, retention=0.9, gain=0.92, seconds={"total": 50.0, "encode": 0.0})
+    worse = reaching("worse", 0.9, 0.92, seconds={"total": 50.0, "encode": 0.0})
     text = recommendation([result("joint"), result("ranpac", 0.95), worse])
-    front = "On the Pareto front of retention, gain and time: ranpac. Take ranpac"
-    assert f"ranpac and worse pass the gate. {front}" in text
+    assert "ranpac and worse pass the gate" in text
+    assert "On the Pareto front of old, new and time: ranpac. Take ranpac" in text
 
 
 def test_recommendation_says_what_is_not_known_and_what_fails():
-    text = recommendation([result("ranpac"), result("ewc", retention=0.2)])
-    assert "ranpac passes the first half of the gate" in text and "Joint was not run" in text
-    assert "No method passes the gate" in recommendation([result("joint"), result("ewc", retention=0.2)])
+    text = recommendation([result("ranpac"), reaching("ewc", 0.2, 1.0, 0.6)])
+    assert "is unknown, because joint was not run: add it" in text and "ranpac has the best final score" in text
+    assert "No method passes the gate" in recommendation([result("joint"), reaching("ewc", 0.2, 1.0)])
     assert "No method finished" in recommendation([{"method": "ewc", "error": "x"}])
-    assert "Take ranpac" in recommendation([result("joint", retention=None), result("ranpac", retention=None)])
+    single = recommendation([result("joint", tasks=1), result("ranpac", tasks=1)])
+    assert "The gate needs at least two tasks. ranpac has the best" in single
+
+
+def test_recommendation_decides_on_validation_and_reports_the_tests():
+    def validated(method: str, final: float, *scores: float) -> dict:
+        return result(method, final, validation={"scores": list(scores), "examples": [10, 10]})
+
+    runs = [validated("joint", 0.9, 0.9, 0.9), validated("lucky", 0.99, 0.8, 0.82), validated("good", 0.91, 0.85, 0.86)]
+    text = recommendation(runs)
+    assert "Take good (final 91.0, " in text and "decided on validation examples; the figures are of the tests" in text
+    runs[2]["validation"] = None  # one of them has no such scores
+    assert "Take lucky (final 99.0, " in recommendation(runs) and "validation" not in recommendation(runs)
+
+
+def of_seeds(method: str, *finals: float) -> list[dict]:
+    return [reaching(method, final, final, final, seed=seed, fingerprint=str(seed))
+            for seed, final in enumerate(finals)]  # fmt: skip
+
+
+def test_seeds_decide_by_the_intervals_of_pairs(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    runs = [*of_seeds("joint", 1.0, 0.9, 0.8), *of_seeds("lda", 0.95, 0.86, 0.77), *of_seeds("klda", 0.94, 0.87, 0.75),
+            *of_seeds("wild", 1.0, 0.7, 0.65)]  # fmt: skip
+    text = recommendation(runs)
+    assert text.startswith("lda and klda pass the gate"), "the interval of wild holds the least that passes"
+    assert "Take lda (final 86.0 ± 22.4, old 95.6 ± 1.6 and" in text and "3 seeds cannot tell klda from it." in text
+    comparison_table.compare_table(runs)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100 and "mean of 3 seeds ± 95 % interval" in shown
+    assert "cannot tell" in next(line for line in shown.splitlines() if line.startswith("wild"))
+    assert "lda -4.0 ± 2.5, klda -4.7 ± 3.8, wild -11.7 ± 25.9 (cannot tell)" in " ".join(shown.split())
+    assert "above joint" not in shown
+    comparison_table.compare_table(of_seeds("joint", 0.9, 0.8, 0.7) + of_seeds("lda", 0.95, 0.86, 0.75))
+    assert "warning: lda (+5.3 points) is above joint" in capsys.readouterr().out
+    comparison_table.compare_table(of_seeds("joint", 0.9, 0.8, 0.7) + of_seeds("lda", 0.95, 0.86, 0.65))
+    assert "above joint" not in capsys.readouterr().out, "it is within the interval"
+
+
+def test_the_table_of_two_steps_shows_the_old_model_and_full_training(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    joint = result("joint", accuracy_matrix=[[0.9, None], [0.85, 0.8]])
+    comparison_table.compare_table([joint, result("lda", accuracy_matrix=[[0.8, None], [0.6, 0.72]], retention=0.75)])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["lda", "80.0", "60.0", "75.0", "80.0", "72.0", "90.0"] in lines
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 12, 13, 100])
@@ -87,7 +143,7 @@ def test_tables_fit_100_columns(capsys, monkeypatch, tmp_path, tasks):
     one = result(long, tasks=tasks, warnings=["w" * 150], notes=["n " * 90], paper_compat=True)
     one["tasks"][-1]["name"] = "a domain with a long name [and brackets]"
     console.final_table(one)
-    console.compare_table([one, result("joint"), {"method": "l2p", "error": "out of " + "memory " * 30},
+    comparison_table.compare_table([one, result("joint"), {"method": "l2p", "error": "out of " + "memory " * 30},
                            {"method": "icarl", "skipped": "learns images only"}])  # fmt: skip
     console.cache_table([{"identity": "i" * 64, "description": "d " * 90, "examples": 10**9, "bytes": 10**13,
                           "last_used": 0.0}])  # fmt: skip
@@ -106,6 +162,19 @@ def test_the_table_shows_scores_where_they_belong(capsys, monkeypatch):
     assert ["task", "1", "50.0", "50.0"] in lines and ["task", "2", "25.0", "75.0", "60.0"] in lines
 
 
+def test_runs_of_an_earlier_version_are_shown_and_say_what_they_lack(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    older = result("lda")
+    del older["forgetting_proper"]
+    console.final_table(older)
+    assert "forgetting proper was not measured" in capsys.readouterr().out
+    comparison_table.compare_table([older, result("joint")])
+    shown = capsys.readouterr().out
+    assert "lda: learned by an earlier version" in shown and "pass" in shown
+    console.final_table(result("lda"))
+    assert "not measured" not in capsys.readouterr().out
+
+
 def test_the_table_of_a_retriever_names_its_metric(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     console.final_table(result("finetune", metric="nDCG@10", goal="ranking"))
@@ -116,7 +185,7 @@ def test_the_table_of_a_retriever_names_its_metric(capsys, monkeypatch):
 def test_the_table_says_who_encoded_and_who_found_all_in_the_store(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     first, adapted = result("fecam", 0.8, examples_encoded=9000), result("aper", 0.7, examples_encoded=450)
-    console.compare_table([first, result("lda", 0.9), adapted, result("finetune", 0.1, examples_served=0)])
+    comparison_table.compare_table([first, result("lda", 0.9), adapted, result("finetune", 0.1, examples_served=0)])
     shown = " ".join(capsys.readouterr().out.split())
     assert "pre-trained or adapted: fecam 9,000, aper 450; 0 by lda (all read from the feature store)" in shown
 

@@ -500,7 +500,7 @@ def test_how_often_to_save_is_kept_for_the_resumed_run(monkeypatch, tmp_path):
     run_killed(monkeypatch, "step", 4, method=ER, stream=DIGITS, backbone="tiny", out=tmp_path / "run",
                save_steps=3, save_minutes=7.0)  # fmt: skip
     saving = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["saving"]
-    assert saving == {"save_minutes": 7.0, "save_steps": 3, "keep": 2000}
+    assert saving == {"save_minutes": 7.0, "save_steps": 3, "keep": 2000, "validate": False}
 
 
 # -- nothing is lost or overwritten ------------------------------------------------------------

@@ -44,6 +44,10 @@ def test_the_blocks_of_the_page_on_your_own_data_run() -> None:
     assert run_page(ROOT / "docs" / "your_own_data.md") >= 3
 
 
+def test_the_examples_of_the_gate_are_worked_out() -> None:
+    assert run_page(ROOT / "docs" / "gate.md") >= 6
+
+
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
 def test_an_example_runs(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(script), run_name="__main__")

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from everlearn.metrics.accuracy_matrix import Matrix, average_accuracy, curve, final_accuracy
-from everlearn.metrics.forgetting import forgetting, retention
-from everlearn.metrics.gate import own_seconds, pareto_front, passes
+from everlearn.metrics.forgetting import forgetting, forgetting_proper, retention
+from everlearn.metrics.gate import old_and_new, own_seconds, pareto_front, passes
 from everlearn.metrics.transfer import backward_transfer, forward_transfer, gain
 
 __all__ = [
     "FORMULAS", "average_accuracy", "backward_transfer", "curve", "final_accuracy", "forgetting",
-    "forward_transfer", "gain", "own_seconds", "pareto_front", "passes", "retention", "summary",
+    "forgetting_proper", "forward_transfer", "gain", "old_and_new", "own_seconds", "pareto_front", "passes",
+    "retention", "summary",
 ]  # fmt: skip
 
 # R_{i,j}: score on task j after learning task i of T; n_{j}: number of test examples of task j; A_{i}: the curve.
+# K_{j}: score on task j after the last task, where the answer is chosen among the classes known after task j.
 # _{…} marks a subscript: it is readable in a terminal and is typeset in the report.
 FORMULAS: dict[str, str] = {
     "curve": "A_{i} = Σ_{j≤i} n_{j} R_{i,j} / Σ_{j≤i} n_{j}",
@@ -27,7 +29,10 @@ FORMULAS: dict[str, str] = {
     "forward_transfer": "mean_{j>1} ( R_{j−1,j} − R_{0,j} )",
     "retention": "mean_{j<T} R_{T,j} / mean_{j<T} R_{j,j}",
     "gain": "mean_{j>1} R_{j,j}",
-    "gate": "retention ≥ 80 % and gain ≥ 90 % of the gain of joint",
+    "old": "Σ_{j<T} n_{j} R_{T,j} / Σ_{j<T} n_{j}",
+    "new": "R_{T,T}",
+    "forgetting_proper": "mean_{j<T} ( R_{j,j} − K_{j} )",
+    "gate": "old ≥ 80 % of joint's old and new ≥ 90 % of joint's new, on the same cells R_{T,j}",
     "recall": "right answers of a class / its test examples",
     "precision": "right answers of a class / test examples that it was predicted for",
     "f1": "2 · precision · recall / (precision + recall)",
@@ -47,8 +52,9 @@ FORMULAS: dict[str, str] = {
 
 
 def summary(
-    matrix: Matrix, counts: Sequence[int], before: Sequence[float | None], initial: Sequence[float | None]
-) -> dict[str, Any]:
+    matrix: Matrix, counts: Sequence[int], before: Sequence[float | None], initial: Sequence[float | None],
+    known: Sequence[float | None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """All metrics of a run, with the keys of results.json.
 
     Args:
@@ -56,6 +62,8 @@ def summary(
         counts: (T,) test examples per task.
         before: (T,) score on task j just before it was learned.
         initial: (T,) score on task j before any learning.
+        known: (T,) score on task j at the end among the classes known when it was learned; by default the last row,
+            as where no task brings a new class.
 
     Raises:
         ValueError: if the sizes do not match.
@@ -63,6 +71,7 @@ def summary(
     >>> summary([[1.0, None], [0.5, 0.8]], [100, 200], [None, None], [None, None])["retention"]
     0.5
     """
+    old, new = old_and_new(matrix[-1] if matrix else [], counts)
     return {
         "curve": curve(matrix, counts),
         "final_accuracy": final_accuracy(matrix, counts),
@@ -70,6 +79,9 @@ def summary(
         "forgetting": forgetting(matrix),
         "backward_transfer": backward_transfer(matrix),
         "forward_transfer": forward_transfer(before, initial),
+        "old": old,
+        "new": new,
+        "forgetting_proper": forgetting_proper(matrix, matrix[-1] if known is None else known),
         "retention": retention(matrix),
         "gain": gain(matrix),
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 from everlearn.errors import EverlearnError
 from everlearn.files import read_bytes, write_whole
+from everlearn.metrics.gate import NEW, OLD, Least
 from everlearn.schemas import read_comparison, read_results
 
 TITLE_END = b" \xc2\xb7 everlearn</title>"
@@ -41,12 +42,15 @@ def write_report(directories: Sequence[Path], out: Path, recommendation: str | N
     if out.exists() and (not out.is_file() or TITLE_END not in read_bytes(out)[:100_000]):
         raise EverlearnError(f"{out} exists already and is not a report of everlearn: give another file with --out")
     results: list[dict[str, Any]] = []
+    least: Least = (OLD, NEW)
     for directory in directories:
         if (directory / "compare.json").is_file():
             comparison = read_comparison(directory / "compare.json")
             results += comparison.get("results", [])
             if len(directories) == 1:
                 recommendation = comparison.get("recommendation")
+                old, new = comparison.get("gate", least)
+                least = old, new
         elif (directory / "results.json").is_file():
             results.append(read_results(directory / "results.json"))
         else:
@@ -54,16 +58,17 @@ def write_report(directories: Sequence[Path], out: Path, recommendation: str | N
             raise EverlearnError(f"{directory} has no results.json: {remedy}")
     if not results:
         raise EverlearnError(f"{directories[0]}: no method of this comparison has finished yet")
-    return write_page(render(results, recommendation), out)
+    return write_page(render(results, recommendation, least), out)
 
 
-def render(results: Sequence[Mapping[str, Any]], recommendation: str | None = None) -> str:
+def render(results: Sequence[Mapping[str, Any]], recommendation: str | None = None, least: Least = (OLD, NEW)) -> str:
     """Return the page as text: the report of one run, or a comparison of several.
 
     Args:
         results: the contents of each results.json. A method without a result is given as
             {"method", "error"} or {"method", "skipped"}.
         recommendation: a text that is shown at the top of a comparison.
+        least: what the gate of a comparison asks for of joint's score on old tasks, and on the newest one.
 
     Raises:
         ValueError: if there is nothing to show.
@@ -75,7 +80,7 @@ def render(results: Sequence[Mapping[str, Any]], recommendation: str | None = No
 
     if not results:
         raise ValueError("a report needs the results of at least one run")
-    return page(results, recommendation)
+    return page(results, recommendation, least)
 
 
 def write_page(text: str, out: Path) -> Path:

@@ -203,6 +203,7 @@ def share_bar(label: str, parts: Sequence[tuple[str, float, str]]) -> Html:
 
 
 POINTS = {"front": (ACCENT, ACCENT, "#fff"), "pass": ("#d6ebf7", ACCENT, INK), "unknown": ("#fff", ACCENT, INK),
+          "cannot tell": ("#fff4d6", "#8b949e", INK),
           "fail": ("#f1f3f5", "#8b949e", "#57606a"), "reference": ("#fff", INK, INK)}  # fmt: skip
 """The colours of each kind of point: fill, edge and text."""
 
@@ -227,7 +228,7 @@ def scatter(
     drawn = []
     for point in points:
         x, y, text = axes.x(point.x), axes.y(point.y), POINTS[point.kind][2]
-        title = tag("title", f"{point.number} {point.name}: retention {point.x:.1f}, gain {point.y:.1f}")
+        title = tag("title", f"{point.number} {point.name}: old {point.x:.1f}, new {point.y:.1f}")
         number = tag("text", point.number, x=x, y=y + 4.5, text_anchor="middle", fill=text, class_="number")
         drawn.append(tag("g", title, _disc(point.kind, x, y, 11, stroke_width="1.5"), number))
     x_labels = [(value, short(value)) for value in ticks(*axes.x_range, 6)]

@@ -7,6 +7,8 @@ from importlib import resources
 from importlib.metadata import version
 from typing import Any
 
+from everlearn.judgement import judge
+from everlearn.metrics.gate import Least
 from everlearn.report import heatmap, several, single
 from everlearn.report.markup import Html, join, tag
 
@@ -14,7 +16,7 @@ from everlearn.report.markup import Html, join, tag
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def page(results: Sequence[Mapping[str, Any]], recommendation: str | None) -> str:
+def page(results: Sequence[Mapping[str, Any]], recommendation: str | None, least: Least) -> str:
     """A single finished run is shown in full; everything else is shown as a comparison."""
     if len(results) == 1 and "final_accuracy" in results[0]:
         run = results[0]
@@ -22,9 +24,11 @@ def page(results: Sequence[Mapping[str, Any]], recommendation: str | None) -> st
     else:
         runs = [r for r in results if "final_accuracy" in r]
         streams = list(dict.fromkeys(str(r["stream"]) for r in runs))
-        count = f"{len(results)} methods" if len({r["method"] for r in results}) > 1 else f"{len(results)} runs"
+        absent = {r["method"] for r in results if "final_accuracy" not in r}
+        methods = len(judge(results)) + len(absent - {r["method"] for r in runs})
+        count = f"{methods} methods" if len({r["method"] for r in results}) > 1 else f"{len(results)} runs"
         title = f"{count} on {', '.join(streams)}" if streams else "No run finished"
-        about, body = _about(runs[0]) if runs else join(), several.body(results, recommendation)
+        about, body = _about(runs[0]) if runs else join(), several.body(results, recommendation, least)
     style = resources.files("everlearn.report").joinpath("style.css").read_text(encoding="utf-8")
     head = tag(
         "head",

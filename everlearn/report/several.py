@@ -1,44 +1,48 @@
-"""The report of several runs: the retention, the gain and the costs of each method."""
+"""The report of several runs: what each method reaches on old tasks and on new ones, and what it costs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
-from everlearn.console import duration, human_bytes, percent, short_count
-from everlearn.metrics import own_seconds, pareto_front, passes
+from everlearn.console import duration, human_bytes, percent, ranged, short_count
+from everlearn.judgement import Judged, above_joint, beside_joint, differences, front, judge
 from everlearn.metrics.accuracy_matrix import mean
-from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
+from everlearn.metrics.gate import Least
+from everlearn.metrics.intervals import conclusion
 from everlearn.report import figures
 from everlearn.report.figures import COLOURS, GREY, INK, MARKS, Line, Point
 from everlearn.report.markup import Html, figure, formula, join, section, table, tag
 from everlearn.report.single import alarms, headline, hundred, matrices, verdict
 
 Results = Mapping[str, Any]
-REFERENCE = "joint"
-SCORES = {"final": "final_accuracy", "retention": "retention", "gain": "gain", "average": "average_accuracy",
-          "forgetting": "forgetting"}  # fmt: skip
+SCORES = {"forgot": "forgetting_proper", "retention": "retention", "gain": "gain"}
 """The scores in the table of methods, by the short name of their column."""
 
 
-def body(results: Sequence[Results], recommendation: str | None) -> Html:
+def body(results: Sequence[Results], recommendation: str | None, least: Least) -> Html:
     """The sections of a comparison: the best final score first, failed and skipped methods last."""
-    runs = sorted((r for r in results if "final_accuracy" in r), key=lambda r: -(r["final_accuracy"] or 0.0))
+    judged = sorted(judge(results, least), key=lambda one: -(one.final.mean if one.final else 0.0))
     absent = [r for r in results if "final_accuracy" not in r]
-    names = labels(runs)
-    parts = [_differences(runs)]
+    runs = [run for one in judged for run in one.runs]
+    names = labels([one.runs[0] for one in judged])
+    parts = [_other_data(judged), _above(results)]
     if recommendation:
         parts.append(section("recommendation", "Recommendation", tag("p", recommendation, class_="recommendation")))
-    if runs:
-        charts = tag("div", *_scatters(runs, names), _curves(runs, names), class_="charts")
-        parts.append(section("methods", "Methods", _table(runs, names)))
-        if tested := significance(runs, names):
-            parts.append(section("significance", "Is the difference more than chance?", tested))
-        parts.append(section("charts", "Retention, gain and scores over the tasks", charts))
+    if judged:
+        charts = tag("div", *_scatters(judged, names, least), _curves(judged, names), class_="charts")
+        parts.append(section("methods", "Methods", _table(judged, names, least)))
+        tested = [_seeds(judged, names), significance([one.runs[0] for one in judged], names)]
+        if any(tested):
+            parts.append(section("significance", "Is the difference more than chance?", *tested))
+        parts.append(section("charts", "Old, new and scores over the tasks", charts))
     if absent:
         parts.append(section("absent", "Methods without a result", _absent(absent)))
     if runs:
-        details = [_details(run, name, reference_gain(run, runs)) for run, name in zip(runs, names, strict=True)]
+        details = [
+            _details(run, name, beside_joint(run, runs), least) for run, name in zip(runs, labels(runs), strict=True)
+        ]
         parts.append(section("runs", "Each run", *details))
     return join(*parts)
 
@@ -57,60 +61,71 @@ def labels(runs: Sequence[Results]) -> list[str]:
     return [f"{n} ({names[: i + 1].count(n)})" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 
-def reference_gain(run: Results, runs: Sequence[Results]) -> float | None:
-    """The mean gain of the runs of `joint` on the same data and backbone; None if there is no such run."""
-    return mean(r["gain"] for r in runs if r["method"] == REFERENCE and _same_data(r, run))
+def _kinds(judged: Sequence[Judged]) -> list[str]:
+    """The kind of each: its verdict at the gate, "front" (on the Pareto front of those that pass) or "reference"."""
+    best = front(judged)
+    return ["reference" if one.is_reference else "front" if one in best else one.verdict for one in judged]
 
 
-def _same_data(a: Results, b: Results) -> bool:
-    return (a.get("fingerprint"), a.get("backbone")) == (b.get("fingerprint"), b.get("backbone"))
-
-
-def _kinds(runs: Sequence[Results]) -> list[str]:
-    """The kind of each run: its verdict at the gate, "front" (on the Pareto front) or "reference".
-
-    The front consists of the runs that pass the gate. Without a run of `joint` no run can pass; then the
-    front consists of the runs whose verdict is unknown.
-    """
-    kinds: list[str] = [passes(r["retention"], r["gain"], reference_gain(r, runs)) for r in runs]
-    kinds = ["reference" if r["method"] == REFERENCE else kind for r, kind in zip(runs, kinds, strict=True)]
-    wanted = "pass" if any(reference_gain(r, runs) is not None for r in runs) else "unknown"
-    good = [i for i, r in enumerate(runs) if kinds[i] == wanted and None not in (r["retention"], r["gain"])]
-    for k in pareto_front([(runs[i]["retention"], runs[i]["gain"], -own_seconds(runs[i])) for i in good]):
-        kinds[good[k]] = "front"
-    return kinds
-
-
-def _differences(runs: Sequence[Results]) -> Html | None:
-    if len({(r.get("fingerprint"), r["metric"]) for r in runs}) < 2:
+def _other_data(judged: Sequence[Judged]) -> Html | None:
+    """A warning where two methods have no data in common; the seeds of a method may each have their own."""
+    data = [{(run.get("fingerprint"), run["metric"]) for run in one.runs} for one in judged]
+    if all(a & b for a, b in combinations(data, 2)):
         return None
     text = "These runs learned different data (their fingerprints differ), so their results are not comparable."
     return tag("div", tag("strong", "Warning: "), text, class_="warning", role="alert")
 
 
-def _table(runs: Sequence[Results], names: Sequence[str]) -> Html:
+def _above(results: Sequence[Results]) -> Html | None:
+    warnings = above_joint(results)
+    return (
+        tag("div", tag("strong", "Warning: "), " ".join(warnings), class_="warning", role="alert") if warnings else None
+    )
+
+
+def _table(judged: Sequence[Judged], names: Sequence[str], least: Least) -> Html:
     rows = []
-    for i, (run, name, kind) in enumerate(zip(runs, names, _kinds(runs), strict=True)):
+    for i, (one, name, kind) in enumerate(zip(judged, names, _kinds(judged), strict=True)):
+        run = one.runs[0]
         leak = tag("span", "paper_compat: true", class_="alarm-word") if run.get("paper_compat") else None
         star = tag("span", " ◆", class_="front") if kind == "front" else None
+        seeds = {"seeds": len(one.runs)} if any(len(other.runs) > 1 for other in judged) else {}
         rows.append({
             "#": i + 1,
             "method": join(tag("strong", name), leak, star),
-            "gate": verdict(passes(run["retention"], run["gain"], reference_gain(run, runs))),
-            **{short: percent(run[key]) for short, key in SCORES.items()},
-            "time": duration(run["seconds"]["total"]),
+            "gate": "reference" if one.is_reference else verdict(one.verdict),
+            **seeds,
+            "final": ranged(one.final), "old": ranged(one.old), "new": ranged(one.new),
+            **{short: percent(over.mean if (over := one.over(key)) else None) for short, key in SCORES.items()},
+            "time": duration(sum(r["seconds"]["total"] for r in one.runs) / len(one.runs)),
             "stored": human_bytes(run["stored_bytes"]),
             "trained": short_count(run["trainable_parameters"]),
             "encoded": f"{run['examples_encoded']:,}",
         })  # fmt: skip
-    explained = {**SCORES, "gate": "gate"}
+    explained = {"final": "final_accuracy", "old": "old", "new": "new", **SCORES, "gate": "gate"}
     formulas = [tag("li", tag("strong", short), " ", formula(key)) for short, key in explained.items()]
+    asked = f"Gate: {100 * least[0]:g} % of joint's score on old tasks and {100 * least[1]:g} % on the newest one"
     note = (
-        f"Scores: {runs[0]['metric']} in %, best final score first. ◆: on the Pareto front of retention, gain and "
-        "time. Trained: number of trained parameters. Encoded: number of encoded examples."
+        f"Scores: {judged[0].runs[0]['metric']} in %, best final score first; ± 95 % interval over seeds. Old and "
+        f"new: in % of joint's. {asked}. ◆: "
+        "on the Pareto front of old, new and time. Trained: number of trained parameters. Encoded: number of encoded "
+        "examples."
     )
     shown = table("All methods", list(rows[0]), [list(row.values()) for row in rows], text=3)
     return join(shown, tag("p", note, class_="note"), tag("ul", *formulas, class_="formulas"))
+
+
+def _seeds(judged: Sequence[Judged], names: Sequence[str]) -> Html | None:
+    """Each method beside the first, seed by seed; None where that cannot be asked."""
+    rows = [
+        [names[i], _points(gap.mean), f"{_points(gap.low)} to {_points(gap.high)}", conclusion(gap)]
+        for i, gap in differences(judged, judged[0]).items()
+        if gap.half is not None
+    ]
+    note = (f"Final score on the tests: each method less {names[0]}, in points, in pairs of runs with the same seed "
+            "and data, with the 95 % interval of Student's t. Cannot tell: the interval holds 0.")  # fmt: skip
+    head = ["method", "difference", "interval", f"at least as good as {names[0]}"]
+    return join(table("Differences over seeds", head, rows), tag("p", note, class_="note")) if rows else None
 
 
 def significance(runs: Sequence[Results], names: Sequence[str]) -> Html | None:
@@ -144,50 +159,48 @@ def _points(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _scatters(runs: Sequence[Results], names: Sequence[str]) -> list[Html]:
-    """Retention and gain of all runs, and an enlarged chart without the runs that fail the gate."""
-    kinds = _kinds(runs)
+def _scatters(judged: Sequence[Judged], names: Sequence[str], least: Least) -> list[Html]:
+    """Old and new of all methods beside joint, and an enlarged chart without those that fail the gate."""
+    kinds = _kinds(judged)
     points = [
-        Point(i + 1, names[i], 100 * run["retention"], 100 * run["gain"], kinds[i])
-        for i, run in enumerate(runs)
-        if run["retention"] is not None and run["gain"] is not None
+        Point(i + 1, names[i], 100 * one.old.mean, 100 * one.new.mean, kinds[i])
+        for i, one in enumerate(judged)
+        if one.old and one.new
     ]
     if not points:
         return []
     # The most important points are drawn last, so that they lie on top.
-    points.sort(key=lambda point: ("fail", "reference", "unknown", "pass", "front").index(point.kind))
-    gains = {gain for run in runs if (gain := reference_gain(run, runs)) is not None}
-    gate = 100 * GAIN_OF_REFERENCE * min(gains) if len(gains) == 1 else None
-    who = "that pass the gate" if gains else "with sufficient retention (joint was not run)"
+    points.sort(key=lambda point: ("fail", "reference", "unknown", "cannot tell", "pass", "front").index(point.kind))
     meaning = {
-        "front": f"on the Pareto front of retention, gain and time among the runs {who}",
+        "front": "on the Pareto front of old, new and time among the methods that pass the gate",
         "pass": "passes the gate",
+        "cannot tell": "the seeds cannot tell",
         "unknown": "gate unknown",
         "fail": "fails the gate",
         "reference": "joint: retraining on all data",
     }
 
-    def drawn(name: str, title: str, shown: Sequence[Point], x_line: float | None, y_line: float | None) -> Html:
-        y_title = f"gain: {runs[0]['metric']} on new tasks, %"
-        chart = figures.scatter(title, shown, "retention, %", y_title, x_line, y_line)
+    def drawn(name: str, title: str, shown: Sequence[Point], lines: tuple[float | None, float | None]) -> Html:
+        titles = "score on old tasks, % of joint's", "score on the newest task, % of joint's"
+        chart = figures.scatter(title, shown, *titles, *lines)
         keys = figures.legend([(kind, "", meaning[kind]) for kind in meaning if any(p.kind == kind for p in shown)])
-        lines = "" if x_line is None else " The dashed lines show the gate."
-        return figure(name, title, chart, keys, note=f"The numbers refer to the rows of the table.{lines}")
+        told = "" if lines[0] is None else " The dashed lines show the gate."
+        return figure(name, title, chart, keys, note=f"The numbers refer to the rows of the table.{told}")
 
     close = [point for point in points if point.kind != "fail"]
-    charts = [drawn("pareto", "Retention and gain", points, 100 * RETENTION, gate)]
+    charts = [drawn("pareto", "Old and new", points, (100 * least[0], 100 * least[1]))]
     if 1 < len(close) < len(points):
-        charts.append(drawn("pareto-close", "Retention and gain without the runs that fail", close, None, None))
+        charts.append(drawn("pareto-close", "Old and new without the methods that fail", close, (None, None)))
     return charts
 
 
-def _curves(runs: Sequence[Results], names: Sequence[str]) -> Html:
+def _curves(judged: Sequence[Judged], names: Sequence[str]) -> Html:
     lines: list[Line] = []
     keys = []
     shown = 0
-    for i, run in enumerate(runs):
-        values = hundred(run["curve"])
-        if run["method"] == REFERENCE:
+    for i, one in enumerate(judged):
+        values = hundred(mean(scores) for scores in zip(*(run["curve"] for run in one.runs), strict=True))
+        if one.is_reference:
             line = Line(names[i], values, INK, None, 2, "5 4")
             keys.append(("line", INK, f"{i + 1} {names[i]} (dashed)"))
         elif shown < len(COLOURS):
@@ -200,7 +213,7 @@ def _curves(runs: Sequence[Results], names: Sequence[str]) -> Html:
     if any(line.colour == GREY for line in lines):
         keys.append(("line", GREY, "other methods"))
     label = "score over all seen tasks, after each task, for every method"
-    drawn = figures.line_chart(label, lines[::-1], f"{runs[0]['metric']} over all seen, %")
+    drawn = figures.line_chart(label, lines[::-1], f"{judged[0].runs[0]['metric']} over all seen, %")
     return figure("curves", "Score over all seen tasks, after each task", drawn, figures.legend(keys))
 
 
@@ -212,7 +225,7 @@ def _absent(results: Sequence[Results]) -> Html:
     return table("Methods without a result", ["method", "status", "reason"], rows, text=3)
 
 
-def _details(run: Results, name: str, reference: float | None) -> Html:
+def _details(run: Results, name: str, beside: tuple[float | None, float | None], least: Least) -> Html:
     about = f"final {percent(run['final_accuracy'])} %, {duration(run['seconds']['total'])}"
     summary = tag("summary", tag("strong", name), f": {about}")
-    return tag("details", summary, alarms(run), headline(run, reference), matrices(run, name=None), class_="run")
+    return tag("details", summary, alarms(run), headline(run, beside, least), matrices(run, name=None), class_="run")

@@ -1,4 +1,4 @@
-"""The report of one run: retention and gain first, then the details."""
+"""The report of one run: the scores on old tasks and on the newest one first, then the details."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from everlearn.console import percent
+from everlearn.judgement import scores_on_old_and_new
 from everlearn.metrics import FORMULAS, passes
 from everlearn.metrics.accuracy_matrix import mean
-from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
+from everlearn.metrics.gate import NEW, OLD, Least
 from everlearn.report import figures
 from everlearn.report.classes import classes
 from everlearn.report.costs import costs
@@ -26,17 +27,19 @@ FIGURES = {
     "final_accuracy": ("Final {}", "over the tests of all tasks, after the last task"),
     "average_accuracy": ("Average {}", "mean of the scores over all seen tasks, one score after each task"),
     "forgetting": ("Forgetting", "mean drop of each old task from its best score; lower is better"),
+    "retention": ("Retention", "score on old tasks at the end ÷ when they were learned"),
+    "gain": ("Gain", "mean score on each new task, just after it was learned"),
     "backward_transfer": ("Backward transfer", "mean change of the score on old tasks since they were learned"),
     "forward_transfer": ("Forward transfer", "how much earlier tasks raised the score on a task before it was learned"),
 }
-SIGNS = {"pass": "✓", "fail": "✗", "unknown": "?"}
+SIGNS = {"pass": "✓", "fail": "✗", "cannot tell": "≈", "unknown": "?"}
 
 
 def body(run: Results) -> Html:
     """The sections of one run, in reading order."""
     return join(
         alarms(run),
-        section("pair", "Retention and gain", headline(run)),
+        section("pair", "Old and new", headline(run)),
         section("figures", "Metrics", _figures(run), _symbols(run)),
         section("matrix", f"{_title(run)} matrix", matrices(run)),
         section("tasks-over-time", "Scores over the tasks", _curves(run)) if len(run["tasks"]) > 1 else None,
@@ -52,7 +55,7 @@ def body(run: Results) -> Html:
 
 
 def verdict(kind: str) -> Html:
-    """The verdict (pass, fail or unknown) as a symbol, a word and a colour."""
+    """The verdict (pass, fail, cannot tell or unknown) as a symbol, a word and a colour."""
     return tag("span", tag("span", SIGNS[kind], aria_hidden="true"), f" {kind}", class_=f"verdict {kind}")
 
 
@@ -71,33 +74,52 @@ def _list(kind: str, title: str, items: Sequence[str] | None) -> Html | None:
     return tag("div", tag("strong", title), tag("ul", *(tag("li", x) for x in items)), class_=kind) if items else None
 
 
-def headline(run: Results, reference_gain: float | None = None) -> Html:
-    """Retention and gain, always as a pair, and whether they pass the gate."""
-    retention, gain = run["retention"], run["gain"]
-    kind = passes(retention, gain, reference_gain)
-    if retention is None:
-        reason = "A single task leaves no old task to retain; the gate needs at least two tasks."
-    elif retention < RETENTION:
-        reason = f"Retention is below {100 * RETENTION:.0f} %: the model forgot too much of the old tasks."
-    elif reference_gain is None:
-        reason = (
-            f"Retention is at least {100 * RETENTION:.0f} %. To judge the gain, run the method joint (retraining on "
-            "all data) on the same stream and compare both runs."
-        )
+def headline(run: Results, beside: tuple[float | None, float | None] = (None, None), least: Least = (OLD, NEW)) -> Html:
+    """The scores on old tasks and on the newest one, whether they pass the gate, and forgetting proper.
+
+    Args:
+        beside: both scores ÷ those of joint, as `everlearn.judgement.beside_joint` gives them.
+        least: what the gate asks for of them.
+    """
+    old, new = scores_on_old_and_new(run)
+    wanted = f"{100 * least[0]:g} % of joint's score on old tasks and {100 * least[1]:g} % on the newest one"
+    if old is None:
+        reason = "A single task leaves no old task; the gate needs at least two tasks."
+    elif None in beside:
+        reason = (f"The gate asks for {wanted}. Run the method joint (retraining on all data) on the same stream to "
+                  f"know them: everlearn compare --methods {run['method']},joint.")  # fmt: skip
     else:
-        close = "at least" if kind == "pass" else "less than"
-        reason = f"The gain is {close} {100 * GAIN_OF_REFERENCE:.0f} % of joint's gain ({percent(reference_gain)} %)."
-    pair = [
-        _big("Retention", retention, "score on old tasks at the end ÷ when learned", "retention", RETENTION),
-        _big("Gain", gain, f"{run['metric']} on each new task, just after it was learned", "gain", None),
+        reason = (f"{percent(beside[0])} % of joint's score on old tasks, {percent(beside[1])} % on the newest one; "
+                  f"the gate asks for {wanted}.")  # fmt: skip
+    marks = [part and least[i] * score / part if score else None
+             for i, (score, part) in enumerate(zip((old, new), beside, strict=True))]  # fmt: skip
+    dropped = run.get("forgetting_proper")
+    told = "mean drop of old tasks over the classes known when each was learned; lower is better"
+    if "forgetting_proper" not in run:
+        told = "not measured: the version of everlearn that made this run did not know it"
+    cards = [
+        _big("Old", old, f"{run['metric']} on old tasks, after the last task", "old", marks[0]),
+        _big("New", new, f"{run['metric']} on the newest task", "new", marks[1]),
+        _card("Forgetting proper", told, "forgetting_proper", tag("p", _signed("forgetting", dropped), class_="value")),
     ]
-    line = tag("p", tag("span", "Gate: ", verdict(kind), class_="badge"), " ", reason, class_="gate-line")
-    return tag("div", tag("div", *pair, class_="pair"), line, tag("p", "The gate: ", formula("gate"), class_="note"))
+    badge = tag("span", "Gate: ", verdict(passes(*beside, least)), class_="badge")
+    line = tag("p", badge, " ", reason, _own_pair(run, beside[1]), class_="gate-line")
+    return tag("div", tag("div", *cards, class_="pair"), line, tag("p", "The gate: ", formula("gate"), class_="note"))
+
+
+def _own_pair(run: Results, reached: float | None) -> str | None:
+    """Where a stream has two steps, old data and then new data: the old model on old data, full training on new."""
+    if len(run["tasks"]) != 2:
+        return None
+    (then, _), (now, new) = run["accuracy_matrix"]
+    full = f", and full training {percent(new / reached)} %" if reached and new else ""
+    return (f" Old data: the old model had {percent(then)} %, now it is {percent(now)} %. New data: {percent(new)} %"
+            f"{full}.")  # fmt: skip
 
 
 def _big(name: str, value: float | None, what: str, key: str, threshold: float | None) -> Html:
     width = 100 * min(max(value or 0.0, 0.0), 1.0)
-    mark = tag("b", style=f"left:{100 * threshold:.0f}%") if threshold else None
+    mark = tag("b", style=f"left:{100 * min(threshold, 1.0):.0f}%") if threshold else None
     number = tag("p", percent(value), tag("small", " %") if value is not None else None, class_="big")
     meter = tag("div", tag("i", style=f"width:{width:.1f}%"), mark, class_="meter", aria_hidden="true")
     return _card(name, what, key, number, meter)
@@ -124,11 +146,13 @@ def _signed(key: str, value: float | None) -> str:
 
 
 def _symbols(run: Results) -> Html:
-    subscripts = {"R": "i,j", "n": "j", "A": "i"}
-    r, n, a = (join(name, tag("sub", sub)) for name, sub in subscripts.items())
+    subscripts = {"R": "i,j", "n": "j", "K": "j", "A": "i"}
+    r, n, k, a = (join(name, tag("sub", sub)) for name, sub in subscripts.items())
     return tag(
         "p", r, f": {run['metric']} on the tests of task j after learning task i (i = 0: before any learning); ",
-        n, ": test examples of task j; ", a, ": score over all seen tasks, ", formula("curve"), "; T: number of tasks.",
+        n, ": test examples of task j; ", k, ": score on task j after the last task, where the answer is chosen among "
+        "the classes known after task j; ", a, ": score over all seen tasks, ", formula("curve"),
+        "; T: number of tasks.",
         join(" nDCG@10: ", formula("nDCG@10"), ".") if run["metric"] == "nDCG@10" else None, class_="note",
     )  # fmt: skip
 
@@ -190,6 +214,8 @@ def hundred(values: Iterable[float | None]) -> list[float | None]:
 def _tasks(run: Results) -> Html:
     matrix, last = run["accuracy_matrix"], run["accuracy_matrix"][-1]
     columns = {"when learned": [row[i] for i, row in enumerate(matrix)], "at the end": last}
+    if run.get("known") and run["known"] != last:
+        columns["at the end, among the classes known when learned"] = run["known"]
     for name in ("initial", "before"):
         if any(value is not None for value in run.get(name) or []):
             columns = {name: run[name], **columns}

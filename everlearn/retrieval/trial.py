@@ -16,7 +16,6 @@ import torch
 from everlearn.backbones.backbone import Backbone
 from everlearn.console import Progress
 from everlearn.errors import EverlearnError
-from everlearn.metrics.gate import RETENTION
 from everlearn.metrics.retrieval import id_order, ndcg_at_k, nearest, recall_at_k
 from everlearn.metrics.significance import compare_scores
 from everlearn.retrieval.bridge import Bridge, fitted
@@ -24,7 +23,7 @@ from everlearn.retrieval.checks import comparable
 from everlearn.retrieval.index import Index
 from everlearn.retrieval.stamp import Encoder, embedded, method_of, stamp_of
 from everlearn.retrieval.thresholds import share_changed, translate
-from everlearn.retrieval.verdict import BRIDGE_RATIO, TOLERANCE, Verdict, decide, reached
+from everlearn.retrieval.verdict import BRIDGE_RATIO, RETENTION, TOLERANCE, Verdict, decide, reached
 from everlearn.streams.retrieval import Entry
 
 SAMPLE = 5000

@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from everlearn.metrics.gate import RETENTION
 from everlearn.retrieval.bridge import Bridge
 
 Answer = Literal["serve", "bridge", "re-index", "roll back"]
 
 TOLERANCE = 0.01
 """Differences of recall@10 up to this count as none."""
+RETENTION = 0.8
+"""The least share that any domain must keep of what old queries found."""
 BRIDGE_RATIO = 0.95
 """The share of the recall of new queries in a new index that a bridge must reach in the old one."""
 FEWEST = 10
@@ -67,7 +68,7 @@ def decide(
 ) -> tuple[Answer, str]:  # fmt: skip
     """The answer to a new encoder, and why: the cheapest way to search with it that loses nothing.
 
-    Whatever it is, no domain may fall below the gate: it keeps `retention` of what it found before.
+    Whatever it is, no domain may lose too much: each keeps `retention` of what it found before.
 
     * serve: the new queries find in the old index as much as in a new one, and as much as the old queries did.
     * bridge: over a bridge they find `bridge_ratio` of what they find in a new index, and as much as the old queries.

@@ -45,7 +45,7 @@ def results(
             for i in range(tasks)
         ],
         "accuracy_matrix": matrix, "other_matrices": {}, "before": before, "initial": initial,
-        **metrics.summary(matrix, counts, before, initial),
+        **metrics.summary(matrix, counts, before, initial), "known": matrix[-1], "validation": None,
         "trainable_parameters": 1_500_000, "stored_bytes": 21_000_000,
         "stored": {"head": 6_000_000, "statistics": 15_000_000, "memory": 0},
         "seconds": {"total": seconds, **phases, "encode": 0.3 * seconds}, "seconds_per_task": per_task,

@@ -13,6 +13,7 @@ from report_samples import results, retrieval, rich, several, with_classes
 
 from everlearn import report
 from everlearn.errors import EverlearnError
+from everlearn.judgement import beside_joint, judge
 from everlearn.metrics import FORMULAS
 from everlearn.report import figures, heatmap, markup
 from everlearn.report import several as compared
@@ -27,7 +28,8 @@ def test_one_run_shows_every_figure_with_its_formula():
     run = results()
     page = report.render([run])
     text = text_of(page)
-    for name in ("final_accuracy", "average_accuracy", "forgetting", "retention", "gain"):
+    for name in ("final_accuracy", "average_accuracy", "forgetting", "retention", "gain", "old", "new",
+                 "forgetting_proper"):  # fmt: skip
         assert f"{100 * run[name]:.1f}" in text, name
         assert markup.formula(name) in page, name
     for score in (score for row in run["accuracy_matrix"] for score in row if score is not None):
@@ -38,14 +40,53 @@ def test_one_run_shows_every_figure_with_its_formula():
 
 def test_the_gate_is_unknown_alone_and_known_beside_joint():
     assert "? unknown" in text_of(report.render([results()]))
-    assert "✗ fail" in text_of(report.render([results(loss=0.1)]))
-    both = text_of(report.render([results(), results(method="joint", loss=0.0)]))
+    assert "everlearn compare --methods ranpac,joint" in text_of(report.render([results()]))
+    joint = results(method="joint", loss=0.0)
+    both = text_of(report.render([results(), joint]))
     assert "✓ pass" in both and "? unknown" not in both
+    forgot = results(loss=0.1)
+    assert "✗ fail" in text_of(report.render([forgot, joint]))
+    assert "✗ fail" not in text_of(report.render([forgot, joint], least=(0.1, 0.9)))
+
+
+def test_a_run_of_an_earlier_version_lacks_forgetting_proper_and_says_so():
+    newer = ("old", "new", "forgetting_proper", "known", "validation")
+    older = {key: value for key, value in results().items() if key not in newer}
+    assert "not measured: the version of everlearn that made this run" in text_of(report.render([older]))
+    both = text_of(report.render([older, results(method="joint", loss=0.0)]))
+    assert "✓ pass" in both, "the gate needs the accuracy matrix alone"
+
+
+def test_a_stream_of_two_steps_shows_the_old_model_and_full_training():
+    run, joint = results(2, "lda"), results(2, "joint", loss=0.0)
+    text = text_of(report.render([run, joint]))
+    (then, _), (now, new) = ([100 * (score or 0) for score in row] for row in run["accuracy_matrix"])
+    full = 100 * joint["accuracy_matrix"][1][1]
+    assert f"Old data: the old model had {then:.1f} %, now it is {now:.1f} %." in text
+    assert f"New data: {new:.1f} %, and full training {full:.1f} %." in text
+    assert "Old data: the old model" not in text_of(report.render([results(3)]))
+
+
+def test_the_seeds_of_a_method_are_one_row_with_an_interval():
+    runs = [results(method=method, level=level, seed=seed, fingerprint=f"{seed}")
+            for seed in range(3) for method, level in (("joint", 0.97), ("lda", 0.9))]  # fmt: skip
+    page = report.render(runs)
+    methods = text_of(page.split('id="methods"')[1].split("</table>")[0])
+    assert methods.count("lda") == 1 and methods.count(" ± ") > 4
+    assert "does not hold" in page and "not comparable" not in page and "2 methods on clinc150" in page
+    assert "lda, seed 2" in page, "each run has its details"
+
+
+def test_a_run_above_joint_is_told_with_the_likely_cause():
+    above = [results(method="lda", level=0.96, trainable_parameters=0), results(method="joint", level=0.8)]
+    text = text_of(report.render(above))
+    assert re.search(r"Warning: lda \(\+\d+\.\d points\) is above joint, .* closed form .* --seeds 5", text)
+    assert "above joint" not in text_of(report.render([results(method="lda", level=0.7), above[1]]))
 
 
 def test_a_single_task_has_no_old_and_no_curves():
     page = report.render([results(1)])
-    assert "A single task leaves no old task to retain" in page
+    assert "A single task leaves no old task" in page
     assert 'id="fig-matrix"' in page and 'id="fig-curve"' not in page
 
 
@@ -118,14 +159,14 @@ def test_the_front_is_of_those_that_pass_and_leaves_joint_out():
         results(method="cheap", level=0.93, loss=0.01, seconds=5),
         results(method="forgetful", loss=0.2, seconds=1),
     ]
-    assert compared._kinds(runs) == ["reference", "front", "pass", "front", "fail"]
-    assert compared._kinds(runs[1:]) == ["front", "unknown", "front", "fail"]
+    assert compared._kinds(judge(runs)) == ["reference", "front", "pass", "front", "fail"]
+    assert compared._kinds(judge(runs[1:])) == ["unknown"] * 4
 
 
 def test_the_reference_has_learned_the_same_data():
     run, other = results(), results(method="joint", fingerprint="other")
-    assert compared.reference_gain(run, [run, other]) is None
-    assert compared.reference_gain(run, [run, results(method="joint")]) is not None
+    assert beside_joint(run, [run, other]) == (None, None)
+    assert None not in beside_joint(run, [run, results(method="joint")])
     assert "fingerprints differ" in report.render([run, other])
 
 

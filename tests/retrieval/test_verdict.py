@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from everlearn.metrics.gate import RETENTION
-from everlearn.retrieval.verdict import BRIDGE_RATIO, FEWEST, TOLERANCE, Answer, Reached, decide, reached
+from everlearn.retrieval.verdict import BRIDGE_RATIO, FEWEST, RETENTION, TOLERANCE, Answer, Reached, decide, reached
 
 R = Reached
 

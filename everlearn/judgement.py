@@ -1,0 +1,218 @@
+"""What runs say about methods: the seeds of each method together, the gate beside joint, and differences in pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from everlearn.metrics import own_seconds, pareto_front
+from everlearn.metrics.accuracy_matrix import mean
+from everlearn.metrics.gate import NEW, OLD, Least, Verdict, old_and_new, part_of, passes
+from everlearn.metrics.intervals import Interval, interval, paired
+
+Results = Mapping[str, Any]
+
+Split = Literal["test", "validation"]
+
+REFERENCE = "joint"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A method with all its seeds.
+
+    Args:
+        method: its name.
+        runs: the results.json of each seed.
+        final: the score on all tasks at the end.
+        old, new: its score on old tasks and on the newest one ÷ joint's, seed by seed; None where joint is missing.
+        verdict: at the gate.
+        seconds: the mean seconds of a run, without encoding.
+
+    >>> Judged("lda", ({"seed": 0},), Interval(0.9, None), None, None, "unknown", 2.0).is_reference
+    False
+    """
+
+    method: str
+    runs: tuple[Results, ...]
+    final: Interval | None
+    old: Interval | None
+    new: Interval | None
+    verdict: Verdict
+    seconds: float
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is joint, beside which the others are judged."""
+        return self.method == REFERENCE
+
+    def over(self, key: str) -> Interval | None:
+        """The mean and interval of a figure of results.json; None where no run has it."""
+        return interval(run.get(key) for run in self.runs)
+
+
+def judge(results: Sequence[Results], least: Least = (OLD, NEW), on: Split = "test") -> list[Judged]:
+    """Every method that finished, in the given order.
+
+    Runs with the same method, settings, stream and backbone, and with different seeds, are one entry.
+
+    Args:
+        results: the contents of each results.json; what failed or was skipped is left out.
+        least: what must be reached of joint's score on old tasks, and on the newest one.
+        on: the examples whose scores are read.
+
+    >>> def run(method, *last):
+    ...     tasks = [{"test": 10}, {"test": 10}]
+    ...     return {"method": method, "accuracy_matrix": [[0.9, None], list(last)], "tasks": tasks,
+    ...             "final_accuracy": sum(last) / 2, "seconds": {"total": 1.0, "encode": 0.0}}
+    >>> runs = [run("lda", 0.8, 0.9), run("finetune", 0.1, 0.95), run("joint", 0.85, 0.9)]
+    >>> [(judged.method, judged.verdict) for judged in judge(runs)]
+    [('lda', 'pass'), ('finetune', 'fail'), ('joint', 'pass')]
+    """
+    done = [run for run in results if "final_accuracy" in run]
+    groups: dict[tuple[str, ...], list[Results]] = {}
+    for run in done:
+        key = _identity(run)
+        while any(other.get("seed") == run.get("seed") for other in groups.get(key, [])):
+            key = (*key, "again")  # the same seed twice is another row, and no second seed
+        groups.setdefault(key, []).append(run)
+    return [_judged(runs, done, least, on) for runs in groups.values()]
+
+
+def split_to_decide_on(results: Sequence[Results]) -> Split:
+    """Where methods are chosen: on validation examples if every finished run scored them, else on the tests.
+
+    >>> split_to_decide_on([{"final_accuracy": 0.9, "validation": None}])
+    'test'
+    """
+    done = [run for run in results if "final_accuracy" in run]
+    return "validation" if done and all(_last(run, "validation")[0] for run in done) else "test"
+
+
+def differences(judged: Sequence[Judged], first: Judged, on: Split = "test") -> dict[int, Interval]:
+    """The final score of each other method less that of `first`, in pairs of runs on the same data.
+
+    Returns:
+        By the position in `judged`. Methods without a common seed are left out.
+
+    >>> differences([], Judged("lda", (), None, None, None, "unknown", 0.0))
+    {}
+    """
+    found = {}
+    for i, other in enumerate(judged):
+        pairs = [(a, b) for a in first.runs for b in other.runs if _pair_key(a) == _pair_key(b)]
+        scores = zip(*((_final(a, on), _final(b, on)) for a, b in pairs), strict=True)
+        if other is not first and pairs and (difference := paired(*scores)):
+            found[i] = difference
+    return found
+
+
+def above_joint(results: Sequence[Results]) -> list[str]:
+    """A warning, with the likely causes, for methods whose final score is above joint's: beyond the interval of the
+    paired differences where there are several seeds.
+
+    >>> above_joint([])
+    []
+    """
+    judged = judge(results)
+    warnings = []
+    for joint in (one for one in judged if one.is_reference):
+        above = [
+            (judged[i], difference)
+            for i, difference in differences(judged, joint).items()
+            if difference.low > 0 and not judged[i].is_reference
+        ]
+        if above:
+            warnings.append(_explained(above, joint))
+    return warnings
+
+
+def front(judged: Sequence[Judged], among: Sequence[Verdict] = ("pass",)) -> list[Judged]:
+    """Those of a verdict that no other of them beats in old, new and seconds together.
+
+    >>> front([])
+    []
+    """
+    good = [one for one in judged if one.verdict in among and one.old and one.new and not one.is_reference]
+    return [good[k] for k in pareto_front([(one.old.mean, one.new.mean, -one.seconds) for one in good])]  # type: ignore[union-attr]
+
+
+def scores_on_old_and_new(run: Results, on: Split = "test") -> tuple[float | None, float | None]:
+    """The score of a run over all old tasks, and on the newest one, after the last task.
+
+    >>> scores_on_old_and_new({"accuracy_matrix": [[0.9, None], [0.8, 0.95]], "tasks": [{"test": 5}, {"test": 5}]})
+    (0.8, 0.95)
+    """
+    return old_and_new(*_last(run, on))
+
+
+def beside_joint(run: Results, runs: Sequence[Results], on: Split = "test") -> tuple[float | None, float | None]:
+    """The two halves of the gate for a run: its score on old tasks ÷ joint's, and on the newest one ÷ joint's.
+
+    Joint's is that on the same data and backbone, with the same seed where there is one, else the mean of all.
+
+    >>> beside_joint({"method": "lda", "accuracy_matrix": [[0.9]], "tasks": [{"test": 5}]}, [])
+    (None, None)
+    """
+    references = [other for other in runs if other["method"] == REFERENCE and _same_data(other, run)]
+    same_seed = [other for other in references if other.get("seed") == run.get("seed")]
+    pairs = [scores_on_old_and_new(other, on) for other in same_seed or references]
+    old, new = scores_on_old_and_new(run, on)
+    return part_of(old, mean(pair[0] for pair in pairs)), part_of(new, mean(pair[1] for pair in pairs))
+
+
+def _judged(runs: Sequence[Results], done: Sequence[Results], least: Least, on: Split) -> Judged:
+    parts = [beside_joint(run, done, on) for run in runs]
+    old, new = (interval(part[half] for part in parts) for half in (0, 1))
+    final = interval(_final(run, on) for run in runs)
+    seconds = sum(own_seconds(run) for run in runs) / len(runs)
+    verdict = passes(old, new, least)
+    if verdict == "pass" and any(None in part for part in parts):
+        verdict = "cannot tell"  # a seed in which joint is missing, or has learned nothing
+    return Judged(str(runs[0]["method"]), tuple(runs), final, old, new, verdict, seconds)
+
+
+def _last(run: Results, on: Split) -> tuple[list[float | None], list[int]]:
+    """The scores on all tasks after the last one, and the number of examples of each; both empty where it has none."""
+    if on == "validation":
+        found = run.get("validation") or {"scores": [], "examples": []}
+        return found["scores"], found["examples"]
+    return run["accuracy_matrix"][-1], [task["test"] for task in run["tasks"]]
+
+
+def _final(run: Results, on: Split) -> float | None:
+    if on == "test":
+        return run["final_accuracy"]
+    known = [(score, n) for score, n in zip(*_last(run, on), strict=True) if score is not None]
+    return sum(score * n for score, n in known) / sum(n for _, n in known) if known else None
+
+
+def _identity(run: Results) -> tuple[str, ...]:
+    settings = json.dumps((run.get("config") or {}).get("method"), sort_keys=True, default=str)
+    return str(run["method"]), str(run.get("stream")), str(run.get("backbone")), str(len(run["tasks"])), settings
+
+
+def _pair_key(run: Results) -> tuple[Any, ...]:
+    return run.get("seed"), run.get("fingerprint"), run.get("backbone")
+
+
+def _same_data(a: Results, b: Results) -> bool:
+    return (a.get("fingerprint"), a.get("backbone")) == (b.get("fingerprint"), b.get("backbone"))
+
+
+def _explained(above: Sequence[tuple[Judged, Interval]], joint: Judged) -> str:
+    """One line: which methods are above joint, by how much, and why that may be."""
+    told = ", ".join(f"{one.method} ({100 * difference.mean:+.1f} points)" for one, difference in above)
+    settings = (joint.runs[0].get("config") or {}).get("method", {})
+    given = ", ".join(f"{key} {settings[key]}" for key in ("train", "epochs", "lr", "head_lr") if key in settings)
+    causes = [f"joint is trained badly{f' ({given})' if given else ''}: its learning rate, or too few epochs"]
+    if any(one.runs[0].get("trainable_parameters") == 0 for one, _ in above):
+        causes.append("its training from a new head spoils features that a closed form uses as they are: try it with "
+                      "--method.train head, or from a fitted head")  # fmt: skip
+    if len(joint.runs) == 1:
+        causes.append("chance, which --seeds 5 tells")
+    several = len(above) > 1
+    return (f"{told} {'are' if several else 'is'} above joint, which is then no upper bound, and the gate is too easy. "
+            f"Likely causes: {'; '.join(causes)}.")  # fmt: skip
