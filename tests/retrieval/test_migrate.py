@@ -156,7 +156,7 @@ BAD = {
                                   "the relevant document 'd999' is not in the corpus"),
     "too few queries": ([*MIGRATE, *DOCUMENTS_ONLY, "--queries", "few.jsonl"],
                         "1 queries whose relevant documents are in the index are too few"),
-    "no queries, and documents too short to make some": ([*MIGRATE, *DOCUMENTS_ONLY], "only 0 could be made from sentences of"),
+    "no queries, and documents too short to make some": ([*MIGRATE, *DOCUMENTS_ONLY], "only 0 could be made from"),
     "another old encoder": ([*MIGRATE, "--from", "better", *GIVEN], "better is not the encoder of index as it was"),
     "a sample of none": ([*MIGRATE, "--sample", "0", *GIVEN], "--sample"),
     "threshold beyond all": ([*MIGRATE, "--threshold", "7", *GIVEN], "the threshold 7 does not divide the scores"),
