@@ -206,6 +206,41 @@ def test_prompt_fusion_weighs_old_and_new_classes_by_learned_numbers():
     assert all(grad is not None and grad.abs().sum() > 0 for grad in (method.mixture.grad, method.weights.grad))
 
 
+def test_prompt_fusion_lite_gives_each_image_the_answer_of_the_part_that_its_gate_chooses():
+    stream, method = toy_stream("image"), methods.get("prompt_fusion")(tiny_pair(), boosted=0.4, **FUSION)
+    gates = []
+    for task in stream:
+        learn(method, task)
+        gates.append(torch.cat([weight.detach().flatten() for weight in method.gate.parameters()]))
+    assert not torch.equal(gates[0], gates[1]) and not torch.equal(gates[1], gates[2])
+    asked = [item for task in stream for item in task.test.inputs]
+    with torch.no_grad():  # so that it chooses both, and the middle image is the limit
+        scores = method.gate(normalize(tiny_pair().encode(asked)))
+        method.gate.answer.bias[0] -= (scores[:, 0] - scores[:, 1]).median()
+    chosen, stable = method.is_boosted(asked), method.stable(asked)
+    assert 0.3 < chosen.float().mean() < 0.7
+    both = stable + method.head(method.embed(asked))
+    passed, answers = method.backbone.passed, method.predict(asked)
+    assert method.backbone.passed - passed == int(chosen.sum()), "a spared image goes through no encoder"
+    torch.testing.assert_close(answers, torch.where(chosen[:, None], both, stable), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(both, stable, atol=0.1)
+    spared = method.measures(asked, 0)["answered without booster"]
+    assert spared == pytest.approx(1 - chosen.float().mean().item())
+    with torch.no_grad():
+        method.gate.answer.bias[0] -= 100
+    assert torch.equal(method.predict(asked), method.stable(asked)), "all are spared"
+
+
+@pytest.mark.parametrize("target", [0.1, 0.9])
+def test_prompt_fusion_lite_moves_towards_the_share_that_is_asked_for(target):
+    task = toy_stream("image", tasks=1)[0]
+    method = methods.get("prompt_fusion")(tiny_pair(), boosted=target, **{**FUSION, "epochs": 12, "lr": 0.05})
+    learn(method, task)
+    with torch.no_grad():
+        share = method.gate(normalize(method.backbone.encode(task.train.inputs))).softmax(1)[:, 0].mean()
+    assert (share > 0.5) == (target > 0.5)
+
+
 # -- all ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["prompt_fusion", "proof", "zscl"])
 def test_a_backbone_that_is_no_pair_is_refused(name):
