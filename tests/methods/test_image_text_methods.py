@@ -152,6 +152,25 @@ def test_proof_adds_the_scores_of_text_fused_text_and_fused_prototype():
         torch.testing.assert_close(method.predict(stream[1].test.inputs)[row], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_proof_keeps_the_examples_whose_mean_is_nearest_to_the_mean_of_their_class():
+    stream, apart = toy_stream("image"), {"herded": [], "drawn": []}
+    method = methods.get("proof")(tiny_pair(), epochs=1, memory_size=12, lr=0.02)
+    for task in stream:
+        learn(method, task)
+    held, pair = method.memory.examples(), tiny_pair()
+    assert held.labels.bincount().tolist() == [2] * 6
+    for task in stream:
+        features = normalize(pair.encode(task.train.inputs))
+        for label in task.classes:
+            own = features[task.train.labels == label]
+            kept = [row for row, name in enumerate(task.train.ids) if name in held.ids]
+            mine = [row for row in kept if task.train.labels[row] == label]
+            apart["herded"].append((own.mean(0) - features[mine].mean(0)).norm().item())
+            pairs = [(own.mean(0) - own[[i, j]].mean(0)).norm().item() for i in range(len(own)) for j in range(i)]
+            apart["drawn"].append(sum(pairs) / len(pairs))
+    assert all(a < b for a, b in zip(apart["herded"], apart["drawn"], strict=True))
+
+
 # -- prompt_fusion -----------------------------------------------------------------------------------
 FUSION = {"epochs": 2, "batch_size": 8, "lr": 0.02, "context": 3, "length": 2, "memory_size": 12}
 
