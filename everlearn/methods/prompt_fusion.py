@@ -172,10 +172,11 @@ class PromptFusion(Method):
         return stable + self._drawn[:, None] * boosted
 
     def predict(self, inputs: Sequence[Input], task: int | None = None) -> Tensor:
-        stable = self.stable(inputs)
+        features = self._untouched(inputs)
+        stable = self.scale * self.texts(features)
         if self.gate is None:
             return self.mixed(stable, self.head(self.embed(inputs)))
-        rows = self.is_boosted(inputs).nonzero()[:, 0]
+        rows = self._is_chosen(features).nonzero()[:, 0]
         return stable.index_add(0, rows, self.head(self.embed([inputs[row] for row in rows.tolist()])))
 
     def current_scores(self, inputs: Sequence[Input]) -> Tensor:
@@ -183,14 +184,11 @@ class PromptFusion(Method):
         stable, boosted = self.scale * normalize(features) @ texts.T, self.head(self.embed(inputs))
         if self.gate is None:
             return self.mixed(stable, boosted)
-        return stable + self.is_boosted(inputs)[:, None] * boosted
+        return stable + self._is_chosen(features)[:, None] * boosted
 
     def is_boosted(self, inputs: Sequence[Input]) -> Tensor:
         """(n,) booleans: whether the booster answers too."""
-        if self.gate is None:
-            return torch.ones(len(inputs), dtype=torch.bool, device=self.backbone.device)
-        with torch.no_grad():
-            return self.gate(normalize(self._untouched(inputs))).argmax(1) == 0
+        return self._is_chosen(self._untouched(inputs))
 
     def mixed(self, stable: Tensor, boosted: Tensor) -> Tensor:
         """(n, classes): the scores of stabiliser and booster, each (n, classes), in one."""
@@ -207,6 +205,13 @@ class PromptFusion(Method):
 
     def diagnostics(self) -> dict[str, Any]:
         return {"share of the booster": round(self.share.item(), 4)} if self.gate is None else {}
+
+    def _is_chosen(self, features: Tensor) -> Tensor:
+        """(n,) booleans: whether the gate gives images of these features (n, width) to the booster."""
+        if self.gate is None:
+            return torch.ones(len(features), dtype=torch.bool, device=features.device)
+        with torch.no_grad():
+            return self.gate(normalize(features)).argmax(1) == 0
 
     @property
     def _own(self) -> Tensor:

@@ -10,6 +10,7 @@ from everlearn.metrics import own_seconds, pareto_front, passes
 from everlearn.metrics.accuracy_matrix import mean
 from everlearn.metrics.gate import GAIN_OF_REFERENCE, RETENTION
 from everlearn.report import figures
+from everlearn.report.costs import ANSWER, PASSES, answer_per_task, stored_per_task
 from everlearn.report.figures import COLOURS, GREY, INK, MARKS, Line, Point
 from everlearn.report.markup import Html, figure, formula, join, section, table, tag
 from everlearn.report.single import alarms, headline, hundred, matrices, verdict
@@ -30,7 +31,7 @@ def body(results: Sequence[Results], recommendation: str | None) -> Html:
     if recommendation:
         parts.append(section("recommendation", "Recommendation", tag("p", recommendation, class_="recommendation")))
     if runs:
-        charts = tag("div", *_scatters(runs, names), _curves(runs, names), class_="charts")
+        charts = tag("div", *_scatters(runs, names), _curves(runs, names), *_growth(runs, names), class_="charts")
         parts.append(section("methods", "Methods", _table(runs, names)))
         if tested := significance(runs, names):
             parts.append(section("significance", "Is the difference more than chance?", tested))
@@ -100,6 +101,8 @@ def _table(runs: Sequence[Results], names: Sequence[str]) -> Html:
             **{short: percent(run[key]) for short, key in SCORES.items()},
             "time": duration(run["seconds"]["total"]),
             "stored": human_bytes(run["stored_bytes"]),
+            "ms": _last(answer_per_task(run, "milliseconds")),
+            "passes": _last(answer_per_task(run, "encoder_passes")),
             "trained": short_count(run["trainable_parameters"]),
             "encoded": f"{run['examples_encoded']:,}",
         })  # fmt: skip
@@ -107,7 +110,9 @@ def _table(runs: Sequence[Results], names: Sequence[str]) -> Html:
     formulas = [tag("li", tag("strong", short), " ", formula(key)) for short, key in explained.items()]
     note = (
         f"Scores: {runs[0]['metric']} in %, best final score first. ◆: on the Pareto front of retention, gain and "
-        "time. Trained: number of trained parameters. Encoded: number of encoded examples."
+        "time. Ms and passes: milliseconds of one answer at the end, without the encoding of features that the feature "
+        "store keeps, and passes of an encoder for it. Trained: number of trained parameters. Encoded: number of "
+        "encoded examples."
     )
     shown = table("All methods", list(rows[0]), [list(row.values()) for row in rows], text=3)
     return join(shown, tag("p", note, class_="note"), tag("ul", *formulas, class_="formulas"))
@@ -181,12 +186,40 @@ def _scatters(runs: Sequence[Results], names: Sequence[str]) -> list[Html]:
     return charts
 
 
+def _last(values: Sequence[float | None]) -> str:
+    return percent(None) if not values or values[-1] is None else f"{values[-1]:.3g}"
+
+
 def _curves(runs: Sequence[Results], names: Sequence[str]) -> Html:
+    lines, keys = _lines(runs, names, [hundred(run["curve"]) for run in runs])
+    label = "score over all seen tasks, after each task, for every method"
+    drawn = figures.line_chart(label, lines, f"{runs[0]['metric']} over all seen, %")
+    return figure("curves", "Score over all seen tasks, after each task", drawn, figures.legend(keys))
+
+
+def _growth(runs: Sequence[Results], names: Sequence[str]) -> list[Html]:
+    """What each method stores after each task, and what an answer costs then: what an ensemble adds can be seen."""
+    charts = []
+    for name, title, unit, values in (
+        ("stored", "Stored after each task", "MiB", [stored_per_task(run) for run in runs]),
+        ("milliseconds", ANSWER, "milliseconds", [answer_per_task(run, "milliseconds") for run in runs]),
+        ("passes", PASSES, "passes", [answer_per_task(run, "encoder_passes") for run in runs]),
+    ):
+        if max(map(len, values)) > 1:
+            lines, keys = _lines(runs, names, values)
+            drawn = figures.line_chart(title, lines, unit, from_zero=True)
+            charts.append(figure(f"growth-{name}", title, drawn, figures.legend(keys)))
+    return charts
+
+
+def _lines(
+    runs: Sequence[Results], names: Sequence[str], values_of_all: Sequence[Sequence[float | None]]
+) -> tuple[list[Line], list[tuple[str, str, str]]]:
+    """A line for each run, the first on top, and the entries of the legend."""
     lines: list[Line] = []
     keys = []
     shown = 0
-    for i, run in enumerate(runs):
-        values = hundred(run["curve"])
+    for i, (run, values) in enumerate(zip(runs, values_of_all, strict=True)):
         if run["method"] == REFERENCE:
             line = Line(names[i], values, INK, None, 2, "5 4")
             keys.append(("line", INK, f"{i + 1} {names[i]} (dashed)"))
@@ -199,9 +232,7 @@ def _curves(runs: Sequence[Results], names: Sequence[str]) -> Html:
         lines.append(line)
     if any(line.colour == GREY for line in lines):
         keys.append(("line", GREY, "other methods"))
-    label = "score over all seen tasks, after each task, for every method"
-    drawn = figures.line_chart(label, lines[::-1], f"{runs[0]['metric']} over all seen, %")
-    return figure("curves", "Score over all seen tasks, after each task", drawn, figures.legend(keys))
+    return lines[::-1], keys
 
 
 def _absent(results: Sequence[Results]) -> Html:
