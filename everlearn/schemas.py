@@ -299,6 +299,7 @@ class Answer(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
     milliseconds: Seconds
     encoder_passes: Annotated[float, Field(ge=0, le=1e12)]
+    stored_features: Annotated[float, Field(ge=0, le=1e12)]
 
 
 class _Results(TypedDict):
