@@ -19,6 +19,19 @@ def recipe_settings(stream: str, name: str, **changes: Any) -> dict[str, Any]:
     return build_config({"method": {"name": name, **changes}}, recipe=str(recipe or "none"))[0]["method"]
 
 
+def milliseconds(run: dict[str, Any], task: int = -1) -> float | None:
+    """The time of one first answer after a task: that of the answer, and that of the features which the feature store
+    keeps, at the mean time that this run took for one. None where the run encoded nothing, so that this is not known,
+    or measured no answers."""
+    answer, encoded = (run.get("answer_per_task") or [None])[task], run["examples_encoded"]
+    if answer is None:
+        return None
+    if answer["stored_features"] and not encoded:
+        return None
+    each = 1000 * run["seconds"]["encode"] / encoded if encoded else 0.0
+    return float(answer["milliseconds"] + answer["stored_features"] * each)
+
+
 def machine(environment: dict[str, Any]) -> str:
     """The hardware, the torch version and the date of a run, from the environment in its results."""
     threads, accelerator = environment["threads"], environment.get("accelerator")

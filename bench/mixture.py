@@ -11,30 +11,25 @@ examples, a fifth of the training examples, decide. Test examples choose nothing
 classes, which examples are learned and what the method draws.
 
 Written to docs/results/mixture.md: final accuracy and forgetting, the zero-shot accuracy on classes not learned yet as
-a share of what the untouched encoders have, what is stored, and the milliseconds of a prediction. A folder that is
-given is gone on with.
+a share of what the untouched encoders have, what is stored, and what a prediction costs at the end: passes of an
+encoder, and milliseconds with the encoder, as the runs measured them (`common.milliseconds`; they are left out where
+all features were in the feature store already). A folder that is given is gone on with.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import random
 import tempfile
-import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import common
 import torch
-from PIL import ImageOps
 from retrieval import default, learned, spread
 
-import everlearn
 from everlearn import methods, streams
 from everlearn.search import best
-from everlearn.streams.images import decode
 from everlearn.streams.stream import Stream
 from everlearn.streams.validation import on_validation
 
@@ -85,28 +80,9 @@ def of_seed(name: str, seed: int, args: argparse.Namespace) -> Stream:
 
 
 def one(section: dict[str, Any], name: str, seed: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The results of one run, with the milliseconds that a prediction takes of the model as it is loaded."""
-    stream = of_seed(name, seed, args)
+    """The results of one run."""
     out = folder / " ".join([section["name"], f"lr {section['lr']}" if "lr" in section else "", str(seed)])
-    results = dict(learned(section, stream, args.backbone, seed, out))
-    method = everlearn.load(out).method
-    new = [mirrored(image) for image in stream[0].test.bare()[:72]]
-    with torch.no_grad():
-        method.predict(new[:8])  # what is computed once for all images
-        started = time.perf_counter()
-        for row in range(8, len(new), 8):
-            method.predict(new[row : row + 8])
-    results["milliseconds"] = 1000 * (time.perf_counter() - started) / (len(new) - 8)
-    return results
-
-
-def mirrored(image: Any) -> bytes:
-    """An image that is in no feature store."""
-    kept = io.BytesIO()
-    mirrored = ImageOps.mirror(decode(image))
-    mirrored.putpixel((0, 0), tuple(random.randrange(256) for _ in range(3)))
-    mirrored.save(kept, "PNG")
-    return kept.getvalue()
+    return learned(section, of_seed(name, seed, args), args.backbone, seed, out)
 
 
 def tuned(method: str, name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -126,15 +102,17 @@ def tuned(method: str, name: str, args: argparse.Namespace, folder: Path) -> dic
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = ["| method | lr | final | forgetting | retention | gain | zero-shot kept, % | trained | stored, MB "
-             "| ms a prediction | seconds |", "|---" * 11 + "|"]  # fmt: skip
+             "| passes | ms a prediction | seconds |", "|---" * 12 + "|"]  # fmt: skip
     for name, runs in sorted(rows.items(), key=lambda row: -mean(run["final_accuracy"] for run in row[1])):
         cells = [spread(run[key] for run in runs) for key in ("final_accuracy", "forgetting", "retention", "gain")]
+        known = [each for run in runs if (each := common.milliseconds(run)) is not None]
         kept = [run["zero_shot"]["retention"] for run in runs if run.get("zero_shot")]
         lines.append(
             f"| {name} | {runs[0]['config']['method'].get('lr', '')} | {' | '.join(cells)} "
             f"| {spread(kept) if kept else ''} "
             f"| {runs[0]['trainable_parameters']:,} | {mean(run['stored_bytes'] for run in runs) / 1e6:.1f} "
-            f"| {mean(run['milliseconds'] for run in runs):.1f} | {mean(run['seconds']['total'] for run in runs):.0f} |"
+            f"| {mean(run['answer_per_task'][-1]['encoder_passes'] for run in runs):.1f} "
+            f"| {f'{mean(known):.1f}' if known else ''} | {mean(run['seconds']['total'] for run in runs):.0f} |"
         )
     return lines
 

@@ -199,10 +199,21 @@ def _read(file: Path, check: dict[str, Any], remedy: str) -> dict[str, torch.Ten
 def method_state(method: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that a method must save: all of its state except the tensors of its backbones that still have
     their pre-trained values."""
+    for _, encoder in _encoders(method):
+        encoder.doubt()  # weights that were written through `.data` or numpy must be saved as well
+    return _changed_state(method)
+
+
+def stored_bytes(method: nn.Module) -> int:
+    """The bytes of what `method_state` would give now. It is asked after every task, so weights that were written
+    through `.data` or numpy are not looked for."""
+    return sum(tensor.nbytes for tensor in _changed_state(method).values())
+
+
+def _changed_state(method: nn.Module) -> dict[str, torch.Tensor]:
     state = method.state_dict()
     for prefix, encoder in _encoders(method):
         trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
-        encoder.doubt()  # weights that were written through `.data` or numpy must be saved as well
         digests = encoder.digests()
         for name in encoder.state_dict():
             if name not in trained and digests[name] == encoder.origin[name]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from everlearn.answer_costs import AnswerCosts
 from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.side_by_side import SideBySide
 from everlearn.errors import ContractError, printable
@@ -47,6 +49,7 @@ class Evaluation:
         self._measured: set[str] | None = None  # the names that `measures` gave so far
         self._answers: dict[int, torch.Tensor] = {}  # the newest predicted labels of the test examples, by task
         self._together: torch.Tensor | None = None  # the newest scores of all tasks that were asked together
+        self._costs = AnswerCosts()  # of the answers since `after` began
 
     def initial(self) -> list[float | None]:
         """The untouched model's score on each task, where one is defined: rankings before any
@@ -68,7 +71,9 @@ class Evaluation:
         return found[self.metric]
 
     def after(self, task: Task) -> dict[str, Any]:
-        """One row: the score on every task up to `task`, and over all their test examples together."""
+        """One row: the score on every task up to `task`, and over all their test examples together; and, where classes
+        are asked, what an answer cost."""
+        self._costs = AnswerCosts()
         seen = self.stream.tasks[: task.index + 1]
         self.domains.learned()
         with torch.no_grad():
@@ -79,7 +84,7 @@ class Evaluation:
         total = sum(score[self.metric] * count for score, count in zip(scores, counts, strict=True))
         others = {name: [score[name] for score in scores] for name in scores[0] if name != self.metric}
         return {"scores": [s[self.metric] for s in scores], "others": others, "all": total / sum(counts),
-                "unseen": self.unseen.after(task)}  # fmt: skip
+                "unseen": self.unseen.after(task), "answer": self._costs.each()}  # fmt: skip
 
     def score(self, task: Task) -> dict[str, float]:
         """The scores on one task's test examples."""
@@ -193,9 +198,11 @@ class Evaluation:
     def _asked(self, test: Examples, told: int | None) -> torch.Tensor:
         """(n, classes): the scores of the test examples."""
         parts = []
+        is_as_used = told is None or self.stream.tells_task  # and not what a method would say if it were told the task
         for start in range(0, len(test), CHUNK):
             chunk = test[range(start, min(start + CHUNK, len(test)))]
-            scores = _ask(self.method, chunk.bare(), told)
+            with self._costs.counted(len(chunk)) if is_as_used else nullcontext():
+                scores = _ask(self.method, chunk.bare(), told)
             if scores.isnan().any():
                 row = int(scores.isnan().any(dim=1).nonzero()[0])
                 raise ContractError(f"predict gave NaN scores, first for record {chunk.ids[row]}")

@@ -27,7 +27,7 @@ from everlearn.metrics.per_class import confusion, per_class
 from everlearn.streams.stream import Stream
 
 TIMINGS = ("seconds", "seconds_per_task", "peak_rss_bytes", "examples_encoded", "examples_served",
-           "documents_per_second", "encoder_passes", "environment")  # fmt: skip
+           "documents_per_second", "encoder_passes", "answer_per_task", "environment")  # fmt: skip
 """The fields that measure this execution; all others are equal to the bit in a repeated or resumed run."""
 
 
@@ -133,6 +133,8 @@ def assemble(
         "per_class": per_class(stream.class_names, *answers) if answers[0] else [],
         "confusion": confusion(stream.class_names, *answers) if answers[0] else None,
         "trainable_parameters": measured.trainable, "stored_bytes": sum(stored.values()), "stored": dict(stored),
+        "stored_bytes_per_task": [row.get("stored_bytes") for row in rows],
+        "answer_per_task": [row.get("answer") for row in rows],
         "seconds": {"total": sum(seconds.values()), **seconds, "encode": costs["encode_seconds"]},
         "seconds_per_task": measured.seconds,
         "peak_rss_bytes": peak_memory(),

@@ -268,6 +268,9 @@ def _square(results: Any) -> Any:
     for name in ("curve", "before"):
         if len(results[name]) != size:
             raise ValueError(f"{name} does not have {size} entries")
+    for name in ("stored_bytes_per_task", "answer_per_task"):
+        if len(results.get(name, [0] * size)) != size:
+            raise ValueError(f"{name} does not have {size} entries")
     zero_shot = results.get("zero_shot")
     if zero_shot and not len(zero_shot["untouched"]) == len(zero_shot["now"]) == size:
         raise ValueError(f"zero_shot does not have {size} entries")
@@ -305,6 +308,15 @@ class Validation(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
     scores: Scores
     examples: list[Count]
+
+
+class Answer(TypedDict):
+    """What one prediction cost after a task (`everlearn.answer_costs`)."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    milliseconds: Seconds
+    encoder_passes: Annotated[float, Field(ge=0, le=1e12)]
+    stored_features: Annotated[float, Field(ge=0, le=1e12)]
 
 
 class _Results(TypedDict):
@@ -345,6 +357,8 @@ class _Results(TypedDict):
     trainable_parameters: Count
     stored_bytes: Count
     stored: dict[str, Count]
+    stored_bytes_per_task: NotRequired[list[Count | None]]
+    answer_per_task: NotRequired[list[Answer | None]]
     seconds: dict[str, Seconds]
     seconds_per_task: list[dict[str, Seconds]]
     peak_rss_bytes: Count
@@ -439,6 +453,8 @@ class Row(TypedDict):
     all: Score
     before: Score | None
     unseen: NotRequired[Score | None]
+    answer: NotRequired[Answer | None]
+    stored_bytes: NotRequired[Count]
 
 
 class MeasuredSoFar(TypedDict):

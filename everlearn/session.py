@@ -122,7 +122,9 @@ class Session(Listener):
             bar.close(type(error))
             self.method.presented = None
             raise
-        measured.rows.append({**evaluation.after(task), "before": measured.before})
+        measured.rows.append({
+            **evaluation.after(task), "before": measured.before, "stored_bytes": checkpoint.stored_bytes(self.method),
+        })  # fmt: skip
         clock.stop("evaluate")
         self.task_index, self.step = task.index + 1, 0
         if self.folder:

@@ -109,6 +109,24 @@ def test_a_run_leaves_its_folder_and_gives_the_fields_of_results_json(tmp_path):
         _ = result.acuracy
 
 
+def test_results_tell_what_is_stored_and_what_an_answer_costs_after_every_task():
+    for _ in range(2):  # the second time, all features are in the store: an answer costs the same
+        result = run("simplecil", DIGITS, backbone="tiny")
+        for answer in result.answer_per_task:
+            assert (answer["encoder_passes"], answer["stored_features"]) == (1, 1)
+        assert all(0 < answer["milliseconds"] < 1000 for answer in result.answer_per_task)
+    classes = [len(task["classes"]) for task in result.tasks]
+    assert result.stored_bytes_per_task == [(32 * 8 + 8) * sum(classes[: k + 1]) for k in range(3)]
+    assert result.stored_bytes_per_task[-1] == result.stored_bytes - result.stored["held-out examples"]
+    # task_adapters: the router, then the adapter that it chooses. lae: its second insertion comes with the second task.
+    for method, passes in (("task_adapters", [2, 2, 2]), ("lae", [1, 2, 2])):
+        result = run({"name": method, "epochs": 1}, DIGITS, backbone="tiny")
+        assert [answer["encoder_passes"] for answer in result.answer_per_task] == passes
+        assert all(answer["stored_features"] <= answer["encoder_passes"] for answer in result.answer_per_task)
+        sizes = result.stored_bytes_per_task
+        assert (sizes[2] - sizes[1] > 5000) == (method == "task_adapters")
+
+
 def test_the_configuration_of_a_run_repeats_it_to_the_bit(tmp_path):
     first = run(ER, DIGITS, backbone="tiny", out=tmp_path / "one", seed=3)
     config = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from everlearn.distillation.subsets import herding
 from everlearn.streams.stream import Examples
 
 Policy = Callable[[Examples], Tensor]
@@ -68,3 +69,38 @@ class MostForgotten(Balanced):
     def within_class(self, candidates: Examples) -> Tensor:
         by_chance = super().within_class(candidates)
         return by_chance[candidates.columns["forgotten"][by_chance].argsort(descending=True, stable=True)]
+
+
+class Herded(Balanced):
+    """Every class keeps equally many examples: those whose mean is nearest to the mean of the class, chosen one after
+    the other (Welling, 2009, https://doi.org/10.1145/1553374.1553517; as in iCaRL, Rebuffi et al., 2017,
+    https://arxiv.org/abs/1611.07725). The candidates have a column "place", as `places` gives it when their task is
+    learned: so the memory keeps no features, and can drop the last ones when other classes need the room.
+
+    >>> columns = {"draw": torch.tensor([0.1, 0.2, 0.3]), "place": torch.tensor([1, 2, 0])}
+    >>> examples = Examples(["a", "b", "c"], torch.tensor([0, 0, 0]), ["1", "2", "3"], columns=columns)
+    >>> Herded()(examples).tolist()
+    [2, 0, 1]
+    """
+
+    def within_class(self, candidates: Examples) -> Tensor:
+        by_chance = super().within_class(candidates)
+        return by_chance[candidates.columns["place"][by_chance].argsort(stable=True)]
+
+    @staticmethod
+    def places(features: Tensor, labels: Tensor, most: int) -> Tensor:
+        """(n,): when each example is chosen among those of its class, from 0 on; `most` for those that never are.
+
+        Args:
+            features: (n, width). labels: (n,).
+            most: how many of a class are chosen at most.
+
+        >>> Herded.places(torch.tensor([[0.0], [1.0], [3.0], [5.0]]), torch.tensor([0, 0, 0, 1]), 2).tolist()
+        [2, 0, 1, 0]
+        """
+        labels, places = labels.cpu(), torch.full((len(labels),), most)
+        if most:
+            chosen = herding(features.cpu(), labels, most)
+            counts = labels[chosen].bincount()
+            places[chosen] = torch.arange(len(chosen)) - (counts.cumsum(0) - counts)[labels[chosen]]
+        return places

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import gumbel_softmax, kl_div, normalize
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.image_text import as_pair
@@ -20,9 +21,12 @@ from everlearn.peft.context import Context
 from everlearn.peft.unified import insert
 from everlearn.schedules import cosine
 from everlearn.seeds import seeded
-from everlearn.settings import Count, Natural, Rate, Seed, Size
+from everlearn.settings import Count, Natural, Rate, Seed, Share, Size
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
+
+WIDTH, TEMPERATURE = 100, 3.0  # of the gate of PromptFusion-Lite: its hidden layer, and that of its Gumbel noise
+PRESSURE, STEADINESS = 0.3, 0.1  # weights of its two losses
 
 
 class PromptFusion(Method):
@@ -43,12 +47,20 @@ class PromptFusion(Method):
 
     Departures: the stabiliser reads images without prompts of its own (the released code has some there), both modules
     share one image encoder, and the learned numbers belong to classes (in the released code to places in a batch).
-    The variant Lite, which spares the booster for some images, is left out.
+
+    With `boosted` below 1 this is PromptFusion-Lite. A gate, a small network on the stabiliser's features, then says
+    for each image whether the booster answers with the stabiliser, or the stabiliser alone. The scores of both are
+    added then, and there is no λ. While it learns, the gate draws its answer (Gumbel-softmax, straight through); two
+    losses keep the share of boosted images near `boosted`, and its answers near those of the gate before the task. An
+    image that the gate spares does not go through the encoder with prompts: its features come from the feature store.
+    In the released code the gate also draws when it predicts, so that an image may be answered in two ways; here it
+    takes the likelier answer. The measure "answered without booster" is the share of spared test images.
 
     Args:
         backbone: a pair of an image encoder and a text encoder, frozen.
         context: learned vectors before the name of each class.
         length: prompt tokens of each block of the image encoder.
+        boosted: the share of images that the gate is to give to the booster (released: 0.4); at 1 there is no gate.
         memory_size: examples kept, equally many of each class.
         epochs: passes over each task and the memory.
         batch_size: examples per step.
@@ -71,11 +83,13 @@ class PromptFusion(Method):
     tags = Tags(family="mixture", trains="peft", inputs=("image",), needs=("class names", "two towers"))
     schedule = staticmethod(cosine)
     clip = 1.0
+    _drawn: Tensor
+    """(n,): 1 where the gate gave an image of the last batch to the booster, with gradient."""
 
     def __init__(
-        self, backbone: Backbone, *, context: Size = 16, length: Size = 10, memory_size: Natural = 2000,
-        epochs: Count = 3, batch_size: Count = 32, lr: Rate = 2e-3, head_lr: Rate = 1e-2, seed: Seed = 0,
-        **settings: Any,
+        self, backbone: Backbone, *, context: Size = 16, length: Size = 10, boosted: Share = 1.0,
+        memory_size: Natural = 2000, epochs: Count = 3, batch_size: Count = 32, lr: Rate = 2e-3, head_lr: Rate = 1e-2,
+        seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
         pair = as_pair(backbone)
         super().__init__(pair, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
@@ -85,8 +99,11 @@ class PromptFusion(Method):
         self.reader.attach(self.context, self.reader.words)
         with seeded(seed):
             self.deltas = insert(backbone, "deep_prompt", length=length)
+            self.gate = Gate(backbone.width) if boosted < 1 else None
+        self.boosted, self.before = boosted, deepcopy(self.gate)  # the gate before the task
         self.vectors, self.texts = nn.ParameterList(), ZeroShot(backbone.width)
-        self.mixture, self.weights = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(0))
+        self.mixture = nn.Parameter(torch.ones(()), requires_grad=self.gate is None)
+        self.weights = nn.Parameter(torch.ones(0))
         self.memory = Memory(memory_size, policy=Balanced(), seed=seed)
 
     @property
@@ -108,12 +125,25 @@ class PromptFusion(Method):
             vectors.requires_grad_(label in task.classes)
         self.texts.grow(task.class_names)
         self.weights = nn.Parameter(torch.ones(len(task.class_names), device=device))
+        if self.gate is not None:
+            self.before = deepcopy(self.gate).requires_grad_(False)
 
     def param_groups(self) -> list[dict[str, Any]]:
         return [{**group, "weight_decay": 1e-4} for group in super().param_groups()]
 
     def batches(self, task: Task) -> Sequence[Examples]:
         return self.shuffled(Examples.concatenate([self.memory.examples(), task.train]), task)
+
+    def loss(self, batch: Examples) -> Tensor:
+        loss = super().loss(batch)
+        if self.gate is None or self.before is None:
+            return loss
+        features = normalize(self._untouched(batch.inputs))
+        loss = loss + PRESSURE * (self._drawn.mean() - self.boosted) ** 2
+        if self.task.index:
+            now, then = ((gate(features) / 2).log_softmax(1) for gate in (self.gate, self.before))
+            loss = loss + STEADINESS * kl_div(now, then, reduction="batchmean", log_target=True)
+        return loss
 
     def losses(self, batch: Examples) -> Tensor:
         labels, scores = self.labels(batch), self.scores(batch.inputs)
@@ -134,15 +164,31 @@ class PromptFusion(Method):
 
     def scores(self, inputs: Sequence[Input]) -> Tensor:
         texts = self._texts().index_copy(0, self._own, self._read(self.task.classes))
-        stable = self.scale * normalize(self._untouched(inputs)) @ texts.T
-        return self.mixed(stable, self.head(self.features(inputs)))
+        features = normalize(self._untouched(inputs))
+        stable, boosted = self.scale * features @ texts.T, self.head(self.features(inputs))
+        if self.gate is None:
+            return self.mixed(stable, boosted)
+        self._drawn = gumbel_softmax(self.gate(features), TEMPERATURE, hard=True)[:, 0]
+        return stable + self._drawn[:, None] * boosted
 
     def predict(self, inputs: Sequence[Input], task: int | None = None) -> Tensor:
-        return self.mixed(self.stable(inputs), self.head(self.embed(inputs)))
+        features = self._untouched(inputs)
+        stable = self.scale * self.texts(features)
+        if self.gate is None:
+            return self.mixed(stable, self.head(self.embed(inputs)))
+        rows = self._is_chosen(features).nonzero()[:, 0]
+        return stable.index_add(0, rows, self.head(self.embed([inputs[row] for row in rows.tolist()])))
 
     def current_scores(self, inputs: Sequence[Input]) -> Tensor:
-        texts = self._texts().index_copy(0, self._own, self._read_alone())
-        return self.mixed(self.scale * normalize(self._untouched(inputs)) @ texts.T, self.head(self.embed(inputs)))
+        texts, features = self._texts().index_copy(0, self._own, self._read_alone()), self._untouched(inputs)
+        stable, boosted = self.scale * normalize(features) @ texts.T, self.head(self.embed(inputs))
+        if self.gate is None:
+            return self.mixed(stable, boosted)
+        return stable + self._is_chosen(features)[:, None] * boosted
+
+    def is_boosted(self, inputs: Sequence[Input]) -> Tensor:
+        """(n,) booleans: whether the booster answers too."""
+        return self._is_chosen(self._untouched(inputs))
 
     def mixed(self, stable: Tensor, boosted: Tensor) -> Tensor:
         """(n, classes): the scores of stabiliser and booster, each (n, classes), in one."""
@@ -152,8 +198,20 @@ class PromptFusion(Method):
         """(n, classes): the scores of the stabiliser alone."""
         return self.scale * self.texts(self._untouched(inputs))
 
+    def measures(self, inputs: Sequence[Input], task: int) -> dict[str, float]:
+        if self.gate is None:
+            return {}
+        return {"answered without booster": 1 - self.is_boosted(inputs).float().mean().item()}
+
     def diagnostics(self) -> dict[str, Any]:
-        return {"share of the booster": round(self.share.item(), 4)}
+        return {"share of the booster": round(self.share.item(), 4)} if self.gate is None else {}
+
+    def _is_chosen(self, features: Tensor) -> Tensor:
+        """(n,) booleans: whether the gate gives images of these features (n, width) to the booster."""
+        if self.gate is None:
+            return torch.ones(len(features), dtype=torch.bool, device=features.device)
+        with torch.no_grad():
+            return self.gate(normalize(features)).argmax(1) == 0
 
     @property
     def _own(self) -> Tensor:
@@ -178,3 +236,23 @@ class PromptFusion(Method):
         """The same of the present task's classes, without gradient."""
         with self.reader.inference():
             return torch.cat([self._read([label]) for label in self.task.classes]).float()
+
+
+class Gate(nn.Module):
+    """Whether an image needs the booster, from its features as the stabiliser sees them.
+
+    Args:
+        width: of the features.
+
+    >>> Gate(8)(torch.ones(3, 8)).shape
+    torch.Size([3, 2])
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden, self.answer = nn.Linear(width, WIDTH), nn.Linear(WIDTH, 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, width) features of length 1 -> (n, 2) scores: with the booster, and without."""
+        scores: Tensor = self.answer(self.hidden(features).tanh())
+        return scores

@@ -14,7 +14,7 @@ from everlearn.backbones.image_text import as_pair
 from everlearn.heads.prototype import Prototype
 from everlearn.heads.zero_shot import ZeroShot
 from everlearn.memory.memory import Memory
-from everlearn.memory.policies import Balanced
+from everlearn.memory.policies import Herded
 from everlearn.method import Method, Tags
 from everlearn.schedules import cosine
 from everlearn.seeds import seeded
@@ -34,15 +34,15 @@ class PROOF(Method):
     summed, and only those of the present task are trained. A class is known by its text and by its prototype, the mean
     of its images. One self-attention reads an image together with all texts, all prototypes and the context prompts of
     every task, so that each image sees texts and prototypes in its own light. Three scores of an image are added: with
-    the projected texts, with the fused texts, and with the fused prototypes. Some old examples are kept and
-    learned again with each task.
+    the projected texts, with the fused texts, and with the fused prototypes. Some old examples, chosen by herding, are
+    kept and learned again with each task.
 
     Image and text features come from the feature store: each image, and each sentence, is encoded once in a run.
 
     Departures: the texts and prototypes of an image are not averaged over its batch, and the projections of old texts
-    are frozen like those of old images (`paper_compat` asks for both as released). The examples that are kept are
-    drawn, not herded; the scale of cosines stays that of the pair. Features have length 1 when they are projected, and
-    projected ones when they are compared (in the released code neither holds for the images that are asked about).
+    are frozen like those of old images (`paper_compat` asks for both as released). The scale of cosines stays that of
+    the pair. Features have length 1 when they are projected, and projected ones when they are compared (in the released
+    code neither holds for the images that are asked about).
 
     Args:
         backbone: a pair of an image encoder and a text encoder, frozen.
@@ -79,9 +79,9 @@ class PROOF(Method):
     ) -> None:  # fmt: skip
         pair = as_pair(backbone)
         super().__init__(pair, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
-        self.paper_compat, self.scale = paper_compat, pair.scale
+        self.paper_compat, self.scale, self.memory_size = paper_compat, pair.scale, memory_size
         self.head, self.names = Prototype(backbone.width), ZeroShot(backbone.width)
-        self.memory = Memory(memory_size, policy=Balanced(), seed=seed)
+        self.memory = Memory(memory_size, policy=Herded(), seed=seed)
         with seeded(seed):
             self.fusion = Fusion(backbone.width, prompts)
         self._means: Tensor | None = None  # while a task is learned, the means with those of its own classes
@@ -117,7 +117,8 @@ class PROOF(Method):
     def end_task(self, task: Task) -> None:
         self._add(self.head, task)
         self._means = None
-        self.memory.add(task.train)
+        features = normalize(self.backbone.encode(task.train.inputs))
+        self.memory.add(task.train, place=Herded.places(features, task.train.labels, self.memory_size))
 
     def scores(self, inputs: Sequence[Input]) -> Tensor:
         return torch.stack(self._three(normalize(self.features(inputs)))).sum(0)

@@ -7,9 +7,11 @@ from typing import Any
 
 from everlearn.console import duration, human_bytes
 from everlearn.report import figures
-from everlearn.report.figures import ACCENT, COLOURS
+from everlearn.report.figures import ACCENT, COLOURS, Line
 from everlearn.report.markup import Html, facts, figure, join, tag
 
+ANSWER = "Time of one answer after each task, without the encoding of features that the feature store keeps"
+PASSES = "Passes of an encoder that one answer takes after each task, features from the store included"
 # Encoding happens during these phases, so it has no part of its own in the bar.
 PHASES = {"begin": COLOURS[5], "train": ACCENT, "end": COLOURS[2], "evaluate": COLOURS[4]}
 
@@ -35,7 +37,27 @@ def costs(run: Mapping[str, Any]) -> Html:
     time_bar = _shares("seconds", "Time by phase", phases, duration)
     stored_bar = _shares("stored", "Stored bytes by part", coloured, human_bytes)
     per_task = _per_task(run.get("seconds_per_task") or [], legend)
-    return join(facts(numbers.items()), tag("div", time_bar, stored_bar, per_task, class_="charts"))
+    return join(facts(numbers.items()), tag("div", time_bar, stored_bar, per_task, *_growth(run), class_="charts"))
+
+
+def stored_per_task(run: Mapping[str, Any]) -> list[float | None]:
+    """The MiB that are stored after each task; empty in results of an older version."""
+    return [None if size is None else size / 2**20 for size in run.get("stored_bytes_per_task") or []]
+
+
+def answer_per_task(run: Mapping[str, Any], what: str) -> list[float | None]:
+    """The milliseconds or encoder_passes of one answer after each task; empty where they were not measured."""
+    answers = run.get("answer_per_task") or []
+    return [answer and answer[what] for answer in answers] if any(answers) else []
+
+
+def _growth(run: Mapping[str, Any]) -> list[Html]:
+    """What is stored after each task, and what an answer costs then."""
+    shown = (("stored-per-task", "Stored after each task", "MiB", stored_per_task(run)),
+             ("milliseconds", ANSWER, "milliseconds", answer_per_task(run, "milliseconds")),
+             ("passes", PASSES, "passes", answer_per_task(run, "encoder_passes")))  # fmt: skip
+    return [figure(name, title, figures.line_chart(title, [Line(unit, values)], unit, from_zero=True))
+            for name, title, unit, values in shown if len(values) > 1]  # fmt: skip
 
 
 def _per_task(seconds: Sequence[Mapping[str, float]], legend: Html) -> Html | None:

@@ -121,15 +121,17 @@ def some_labels(names: Sequence[str], about: int = 10) -> list[tuple[float, str]
     return [(float(i), name) for i, name in enumerate(names) if i % step == 0]
 
 
-def line_chart(label: str, lines: Sequence[Line], y_title: str) -> Html:
-    """One line per series over the tasks, in percent. The last line is drawn on top."""
+def line_chart(label: str, lines: Sequence[Line], y_title: str, from_zero: bool = False) -> Html:
+    """One line per series over the tasks, in percent; or from zero on, in any unit. The last line is drawn on top."""
     tasks = max(len(line.values) for line in lines)
     known = [value for line in lines for value in line.values if value is not None]
-    axes = Axes((-0.3, max(tasks - 0.7, 0.3)), around(known))
+    bounds = (0.0, 1.04 * (max(known, default=0.0) or 1.0)) if from_zero else around(known)
+    axes = Axes((-0.3, max(tasks - 0.7, 0.3)), bounds)
     drawn = []
     for line in lines:
         points = [(axes.x(i), axes.y(value)) for i, value in enumerate(line.values) if value is not None]
-        title = f"{line.name}: " + ", ".join("none" if v is None else f"{v:.1f}" for v in line.values)
+        title = f"{line.name}: " + ", ".join("none" if v is None else f"{v:{'.3g' if from_zero else '.1f'}}"
+                                             for v in line.values)  # fmt: skip
         path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
         style = {"stroke": line.colour, "stroke_width": line.width, "stroke_dasharray": line.dashes}
         stroke = tag("path", d=path, fill="none", **style, stroke_linejoin="round") if len(points) > 1 else None

@@ -12,6 +12,7 @@ from everlearn.metrics.accuracy_matrix import mean
 from everlearn.metrics.gate import Least
 from everlearn.metrics.intervals import conclusion
 from everlearn.report import figures
+from everlearn.report.costs import ANSWER, PASSES, answer_per_task, stored_per_task
 from everlearn.report.figures import COLOURS, GREY, INK, MARKS, Line, Point
 from everlearn.report.markup import Html, figure, formula, join, section, table, tag
 from everlearn.report.single import alarms, headline, hundred, matrices, verdict
@@ -31,7 +32,9 @@ def body(results: Sequence[Results], recommendation: str | None, least: Least) -
     if recommendation:
         parts.append(section("recommendation", "Recommendation", tag("p", recommendation, class_="recommendation")))
     if judged:
-        charts = tag("div", *_scatters(judged, names, least), _curves(judged, names), class_="charts")
+        charts = tag(
+            "div", *_scatters(judged, names, least), _curves(judged, names), *_growth(judged, names), class_="charts"
+        )
         parts.append(section("methods", "Methods", _table(judged, names, least)))
         tested = [_seeds(judged, names), significance([one.runs[0] for one in judged], names)]
         if any(tested):
@@ -99,6 +102,8 @@ def _table(judged: Sequence[Judged], names: Sequence[str], least: Least) -> Html
             **{short: percent(over.mean if (over := one.over(key)) else None) for short, key in SCORES.items()},
             "time": duration(sum(r["seconds"]["total"] for r in one.runs) / len(one.runs)),
             "stored": human_bytes(run["stored_bytes"]),
+            "ms": _last(answer_per_task(run, "milliseconds")),
+            "passes": _last(answer_per_task(run, "encoder_passes")),
             "trained": short_count(run["trainable_parameters"]),
             "encoded": f"{run['examples_encoded']:,}",
         })  # fmt: skip
@@ -108,8 +113,9 @@ def _table(judged: Sequence[Judged], names: Sequence[str], least: Least) -> Html
     note = (
         f"Scores: {judged[0].runs[0]['metric']} in %, best final score first; ± 95 % interval over seeds. Old and "
         f"new: in % of joint's. {asked}. ◆: "
-        "on the Pareto front of old, new and time. Trained: number of trained parameters. Encoded: number of encoded "
-        "examples."
+        "on the Pareto front of old, new and time. Ms and passes: milliseconds of one answer at the end, without the "
+        "encoding of features that the feature store keeps, and passes of an encoder for it. Trained: number of "
+        "trained parameters. Encoded: number of encoded examples."
     )
     shown = table("All methods", list(rows[0]), [list(row.values()) for row in rows], text=3)
     return join(shown, tag("p", note, class_="note"), tag("ul", *formulas, class_="formulas"))
@@ -194,12 +200,43 @@ def _scatters(judged: Sequence[Judged], names: Sequence[str], least: Least) -> l
     return charts
 
 
+def _last(values: Sequence[float | None]) -> str:
+    return percent(None) if not values or values[-1] is None else f"{values[-1]:.3g}"
+
+
 def _curves(judged: Sequence[Judged], names: Sequence[str]) -> Html:
+    curves = [hundred(mean(scores) for scores in zip(*(run["curve"] for run in one.runs), strict=True))
+              for one in judged]  # fmt: skip
+    lines, keys = _lines(judged, names, curves)
+    label = "score over all seen tasks, after each task, for every method"
+    drawn = figures.line_chart(label, lines, f"{judged[0].runs[0]['metric']} over all seen, %")
+    return figure("curves", "Score over all seen tasks, after each task", drawn, figures.legend(keys))
+
+
+def _growth(judged: Sequence[Judged], names: Sequence[str]) -> list[Html]:
+    """What each method stores after each task, and what an answer costs then, in the first seed: what an ensemble adds
+    can be seen."""
+    charts, runs = [], [one.runs[0] for one in judged]
+    for name, title, unit, values in (
+        ("stored", "Stored after each task", "MiB", [stored_per_task(run) for run in runs]),
+        ("milliseconds", ANSWER, "milliseconds", [answer_per_task(run, "milliseconds") for run in runs]),
+        ("passes", PASSES, "passes", [answer_per_task(run, "encoder_passes") for run in runs]),
+    ):
+        if max(map(len, values)) > 1:
+            lines, keys = _lines(judged, names, values)
+            drawn = figures.line_chart(title, lines, unit, from_zero=True)
+            charts.append(figure(f"growth-{name}", title, drawn, figures.legend(keys)))
+    return charts
+
+
+def _lines(
+    judged: Sequence[Judged], names: Sequence[str], values_of_all: Sequence[Sequence[float | None]]
+) -> tuple[list[Line], list[tuple[str, str, str]]]:
+    """A line for each method, the first on top, and the entries of the legend."""
     lines: list[Line] = []
     keys = []
     shown = 0
-    for i, one in enumerate(judged):
-        values = hundred(mean(scores) for scores in zip(*(run["curve"] for run in one.runs), strict=True))
+    for i, (one, values) in enumerate(zip(judged, values_of_all, strict=True)):
         if one.is_reference:
             line = Line(names[i], values, INK, None, 2, "5 4")
             keys.append(("line", INK, f"{i + 1} {names[i]} (dashed)"))
@@ -212,9 +249,7 @@ def _curves(judged: Sequence[Judged], names: Sequence[str]) -> Html:
         lines.append(line)
     if any(line.colour == GREY for line in lines):
         keys.append(("line", GREY, "other methods"))
-    label = "score over all seen tasks, after each task, for every method"
-    drawn = figures.line_chart(label, lines[::-1], f"{judged[0].runs[0]['metric']} over all seen, %")
-    return figure("curves", "Score over all seen tasks, after each task", drawn, figures.legend(keys))
+    return lines[::-1], keys
 
 
 def _absent(results: Sequence[Results]) -> Html:

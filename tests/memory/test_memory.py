@@ -11,7 +11,7 @@ from everlearn.errors import EverlearnError
 from everlearn.heads.linear import Linear
 from everlearn.memory.memory import Memory
 from everlearn.memory.per_parameter import PerParameter
-from everlearn.memory.policies import Balanced
+from everlearn.memory.policies import Balanced, Herded
 from everlearn.streams.stream import NO_EXAMPLES, Examples
 
 torch.set_num_threads(1)
@@ -191,6 +191,31 @@ def test_the_tighter_of_two_budgets_holds():
     for wrong in ({"examples": -1}, {"bytes": -1}):
         with pytest.raises(EverlearnError, match="fewer than 0 examples or bytes"):
             Memory(**wrong)
+
+
+def test_a_herded_memory_keeps_what_the_greedy_definition_chooses_first():
+    """iCaRL's definition, by hand: the next one is the one with which the mean of the chosen is nearest to the mean."""
+    features, labels = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+    memory = Memory(24, policy=Herded())
+    memory.add(even(0, 60), place=Herded.places(features, labels, 24))
+    more = even(60, 80)
+    expected = {24: 8, 20: 20 // 4}
+    for size, each in expected.items():
+        wanted = set()
+        for label in range(3):
+            rows = (labels == label).nonzero()[:, 0].tolist()
+            mean, chosen = features[rows].mean(0), []
+            for _ in range(each):
+                left = [row for row in rows if row not in chosen]
+                chosen.append(min(left, key=lambda row: (mean - features[[*chosen, row]].mean(0)).norm().item()))
+            wanted |= {f"i{row:03}" for row in chosen}
+        held = memory.examples()
+        assert {name for name, label in zip(held.ids, held.labels.tolist(), strict=True) if label < 3} == wanted
+        assert len(wanted) == 3 * each
+        if size == 24:  # a fourth class comes: the others give up what was chosen last
+            memory.limits = (20, None)
+            fourth = Examples(more.inputs, torch.full((20,), 3), more.ids)
+            memory.add(fourth, place=Herded.places(features[:20], fourth.labels, 20))
 
 
 @pytest.mark.parametrize("batch", [1, 11, 200])

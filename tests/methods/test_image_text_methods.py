@@ -152,6 +152,25 @@ def test_proof_adds_the_scores_of_text_fused_text_and_fused_prototype():
         torch.testing.assert_close(method.predict(stream[1].test.inputs)[row], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_proof_keeps_the_examples_whose_mean_is_nearest_to_the_mean_of_their_class():
+    stream, apart = toy_stream("image"), {"herded": [], "drawn": []}
+    method = methods.get("proof")(tiny_pair(), epochs=1, memory_size=12, lr=0.02)
+    for task in stream:
+        learn(method, task)
+    held, pair = method.memory.examples(), tiny_pair()
+    assert held.labels.bincount().tolist() == [2] * 6
+    for task in stream:
+        features = normalize(pair.encode(task.train.inputs))
+        for label in task.classes:
+            own = features[task.train.labels == label]
+            kept = [row for row, name in enumerate(task.train.ids) if name in held.ids]
+            mine = [row for row in kept if task.train.labels[row] == label]
+            apart["herded"].append((own.mean(0) - features[mine].mean(0)).norm().item())
+            pairs = [(own.mean(0) - own[[i, j]].mean(0)).norm().item() for i in range(len(own)) for j in range(i)]
+            apart["drawn"].append(sum(pairs) / len(pairs))
+    assert all(a < b for a, b in zip(apart["herded"], apart["drawn"], strict=True))
+
+
 # -- prompt_fusion -----------------------------------------------------------------------------------
 FUSION = {"epochs": 2, "batch_size": 8, "lr": 0.02, "context": 3, "length": 2, "memory_size": 12}
 
@@ -204,6 +223,41 @@ def test_prompt_fusion_weighs_old_and_new_classes_by_learned_numbers():
     torch.testing.assert_close(ratio, torch.stack([expected[label] for label in batch.labels.tolist()]))
     method.loss(batch).backward()
     assert all(grad is not None and grad.abs().sum() > 0 for grad in (method.mixture.grad, method.weights.grad))
+
+
+def test_prompt_fusion_lite_gives_each_image_the_answer_of_the_part_that_its_gate_chooses():
+    stream, method = toy_stream("image"), methods.get("prompt_fusion")(tiny_pair(), boosted=0.4, **FUSION)
+    gates = []
+    for task in stream:
+        learn(method, task)
+        gates.append(torch.cat([weight.detach().flatten() for weight in method.gate.parameters()]))
+    assert not torch.equal(gates[0], gates[1]) and not torch.equal(gates[1], gates[2])
+    asked = [item for task in stream for item in task.test.inputs]
+    with torch.no_grad():  # so that it chooses both, and the middle image is the limit
+        scores = method.gate(normalize(tiny_pair().encode(asked)))
+        method.gate.answer.bias[0] -= (scores[:, 0] - scores[:, 1]).median()
+    chosen, stable = method.is_boosted(asked), method.stable(asked)
+    assert 0.3 < chosen.float().mean() < 0.7
+    both = stable + method.head(method.embed(asked))
+    passed, answers = method.backbone.passed, method.predict(asked)
+    assert method.backbone.passed - passed == int(chosen.sum()), "a spared image goes through no encoder"
+    torch.testing.assert_close(answers, torch.where(chosen[:, None], both, stable), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(both, stable, atol=0.1)
+    spared = method.measures(asked, 0)["answered without booster"]
+    assert spared == pytest.approx(1 - chosen.float().mean().item())
+    with torch.no_grad():
+        method.gate.answer.bias[0] -= 100
+    assert torch.equal(method.predict(asked), method.stable(asked)), "all are spared"
+
+
+@pytest.mark.parametrize("target", [0.1, 0.9])
+def test_prompt_fusion_lite_moves_towards_the_share_that_is_asked_for(target):
+    task = toy_stream("image", tasks=1)[0]
+    method = methods.get("prompt_fusion")(tiny_pair(), boosted=target, **{**FUSION, "epochs": 12, "lr": 0.05})
+    learn(method, task)
+    with torch.no_grad():
+        share = method.gate(normalize(method.backbone.encode(task.train.inputs))).softmax(1)[:, 0].mean()
+    assert (share > 0.5) == (target > 0.5)
 
 
 # -- all ---------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ VARIANTS = [
     ("slca", {"train": "lora"}), ("lora", {"train": "full"}),
     ("extra_layers", {"layer": "transformer", "hidden": 16}), ("extra_layers", {"blocks": "per task", "hidden": 16}),
     ("retrieval_augmented", {"train": "head"}),
+    ("prompt_fusion", {"boosted": 0.5, "context": 2, "length": 2}),
 ]  # fmt: skip
 
 

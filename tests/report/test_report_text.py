@@ -38,6 +38,20 @@ def test_one_run_shows_every_figure_with_its_formula():
         assert words in text, words
 
 
+def test_what_is_stored_and_what_an_answer_costs_is_shown_over_the_tasks():
+    run = results(3)
+    page = report.render([run])
+    drawn = {"stored-per-task": "1.91, 3.72, 5.53", "milliseconds": "0.2, 0.3, 0.4", "passes": "1, 2, 3"}
+    for name, values in drawn.items():
+        assert values in page.partition(f'id="fig-{name}"')[2].partition("</figure>")[0], name
+    old = {name: value for name, value in run.items() if not name.endswith("_per_task") or name == "seconds_per_task"}
+    assert 'id="fig-passes"' not in report.render([old]), "results of an older version have no such values"
+    both = report.render([results(3, "esn"), old])
+    assert "esn: 1.91, 3.72, 5.53" in both.partition('id="fig-growth-stored"')[2]
+    row = both.partition("<strong>esn</strong>")[2].partition("</tr>")[0]
+    assert ">0.4</td>" in row and ">3</td>" in row
+
+
 def test_the_gate_is_unknown_alone_and_known_beside_joint():
     assert "? unknown" in text_of(report.render([results()]))
     assert "everlearn compare --methods ranpac,joint" in text_of(report.render([results()]))

@@ -1,0 +1,155 @@
+"""Our PROOF beside that of C3Box, the authors' toolbox, on the same features, tasks, steps and settings.
+
+    python bench/beside/c3box.py --code FOLDER --images FOLDER [--backbone lit@112] [--tasks 5] [--classes 10]
+                                 [--train-per-class 20] [--test-per-class 20] [--seeds 0,1,2] [--out FILE.json]
+
+--code is a checkout of C3Box; nothing of it is kept here. --images has tinyimagenet100_train.parquet and
+tinyimagenet100_test.parquet, and EVERLEARN_WEIGHTS names the folder of the pair's weights. C3Box is given our pair in
+the place of CLIP: its images are the features of ours, of length 1, and its texts the class texts of ours. Each side
+shuffles and initialises by itself, so accuracies are compared, not predictions. The page that is written by hand from
+this is docs/results/beside_mixture.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from everlearn import backbones, methods, streams
+from everlearn.backbones.image_text import as_pair
+from everlearn.engine import learn
+from everlearn.streams.stream import Stream
+
+EPOCHS, BATCH, RATE = 5, 64, 1e-3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--code", type=Path, required=True, help="a checkout of C3Box")
+    parser.add_argument("--images", type=Path, required=True, help="folder of the Parquet files")
+    parser.add_argument("--backbone", default="lit@112")
+    for name, default in (("tasks", 5), ("classes", 10), ("train-per-class", 20), ("test-per-class", 20)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--memory", type=int, default=200, help="examples kept")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--out", type=Path, help="a file for the accuracies")
+    args = parser.parse_args()
+    layers = importlib.import_module("timm.layers")
+    for name in ("weight_init", "helpers"):  # C3Box names modules of timm that timm has moved since
+        sys.modules[f"timm.models.layers.{name}"] = importlib.import_module(f"{layers.__name__}.{name}")
+    sys.path.insert(0, str(args.code))
+    found: dict[str, list[list[float]]] = {"ours": [], "ours, paper_compat": [], "C3Box": []}
+    for seed in map(int, args.seeds.split(",")):
+        stream = first_tasks(args, seed)
+        pair = as_pair(backbones.load(args.backbone))
+        found["ours"].append(ours(stream, args, seed, paper_compat=False))
+        found["ours, paper_compat"].append(ours(stream, args, seed, paper_compat=True))
+        found["C3Box"].append(released(stream, pair, args, seed))
+        print({name: rows[-1] for name, rows in found.items()}, flush=True)
+        if args.out:
+            args.out.write_text(json.dumps(found, indent=1))
+
+
+def first_tasks(args: argparse.Namespace, seed: int) -> Stream:
+    files = {part: str(args.images / f"tinyimagenet100_{part}.parquet") for part in ("train", "test")}
+    stream = streams.load(files["train"], test=files["test"], tasks=100 // args.classes, class_seed=seed,
+                          max_train_per_class=args.train_per_class, max_test_per_class=args.test_per_class)  # fmt: skip
+    return Stream(stream.name, stream.kind, tuple(stream.tasks[: args.tasks]))
+
+
+def share_right(answers: Tensor, stream: Stream, index: int) -> float:
+    labels = torch.cat([task.test.labels for task in stream.tasks[: index + 1]])
+    return round(100 * (answers == labels).float().mean().item(), 2)
+
+
+def ours(stream: Stream, args: argparse.Namespace, seed: int, paper_compat: bool) -> list[float]:
+    made: Any = methods.get("proof")
+    method = made(backbones.load(args.backbone), epochs=EPOCHS, batch_size=BATCH, lr=RATE, seed=seed,
+                  memory_size=args.memory, paper_compat=paper_compat)  # fmt: skip
+    scores = []
+    for task in stream:
+        learn(method, task)
+        method.eval()
+        seen = [item for old in stream.tasks[: task.index + 1] for item in old.test.inputs]
+        scores.append(share_right(method.predict(seen).argmax(1), stream, task.index))
+    return scores
+
+
+class Clip(nn.Module):
+    """What C3Box asks of CLIP: an image is its features here, and a text the row of its class."""
+
+    def __init__(self, texts: Tensor, scale: float) -> None:
+        super().__init__()
+        self.texts, self.out_dim = texts, texts.shape[1]
+        self.logit_scale = nn.Parameter(torch.tensor(scale).log())
+
+    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
+        return images
+
+    def encode_text(self, rows: Tensor) -> Tensor:
+        return self.texts[rows]
+
+
+class Features:
+    """What C3Box asks of its data manager."""
+
+    def __init__(self, stream: Stream, pair: Any) -> None:
+        self._class_to_label, self._data_to_prompt = list(stream.class_names), ["{}"]
+        self.sizes = [len(task.classes) for task in stream]
+        parts = {part: [getattr(task, part) for task in stream] for part in ("train", "test")}
+        self.features = {
+            part: np.concatenate([normalize(pair.encode(one.inputs)).numpy() for one in ones])
+            for part, ones in parts.items()
+        }
+        self.labels = {part: torch.cat([one.labels for one in ones]).numpy() for part, ones in parts.items()}
+
+    def get_task_size(self, index: int) -> int:
+        return self.sizes[index]
+
+    def get_dataset(
+        self, indices: Any, source: str, mode: str, appendent: Any = None, ret_data: bool = False, **more: Any
+    ) -> Any:
+        rows = np.isin(self.labels[source], np.asarray(indices, dtype=int))
+        data, labels = self.features[source][rows], self.labels[source][rows]
+        if appendent is not None and len(appendent[0]):
+            data, labels = np.concatenate([data, appendent[0]]), np.concatenate([labels, appendent[1].astype(int)])
+        listed = [(row, torch.from_numpy(data[row]), torch.tensor(labels[row])) for row in range(len(data))]
+        return (data, labels, listed) if ret_data else listed
+
+
+def released(stream: Stream, pair: Any, args: argparse.Namespace, seed: int) -> list[float]:
+    """The accuracies of C3Box's PROOF after each task."""
+    torch.manual_seed(seed)
+    proof: Any = importlib.import_module("models.proof")
+    base: Any = importlib.import_module("models.base")
+    net: Any = importlib.import_module("utils.inc_net")
+    names, plain = list(stream.class_names), torch.utils.data.DataLoader
+    clip = Clip(pair.class_features(names).float().clone(), float(pair.scale))
+    net.get_convnet = lambda *args, **more: (clip, None, lambda texts: torch.tensor([names.index(t) for t in texts]))
+    for module in (proof, base):
+        module.DataLoader = lambda data, batch_size, shuffle, num_workers: plain(data, batch_size, shuffle)
+    learner = proof.Learner({
+        "memory_size": args.memory, "fixed_memory": False, "device": ["cpu"], "backbone_type": "clip",
+        "projection_type": "pure_mlp", "tuned_epoch": EPOCHS, "init_lr": RATE, "batch_size": BATCH, "min_lr": 0,
+        "weight_decay": 0.05, "optimizer": "sgd",
+    })  # fmt: skip
+    data, scores = Features(stream, pair), []
+    for task in stream:
+        learner.incremental_train(data)
+        answers = torch.from_numpy(learner._eval_cnn(learner.test_loader)[0][:, 0])
+        scores.append(share_right(answers, stream, task.index))
+        learner.after_task()
+    return scores
+
+
+if __name__ == "__main__":
+    main()
