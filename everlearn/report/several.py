@@ -103,7 +103,6 @@ def _table(judged: Sequence[Judged], names: Sequence[str], least: Least) -> Html
             "time": duration(sum(r["seconds"]["total"] for r in one.runs) / len(one.runs)),
             "stored": human_bytes(run["stored_bytes"]),
             "ms": _last(answer_per_task(run, "milliseconds")),
-            "passes": _last(answer_per_task(run, "encoder_passes")),
             "trained": short_count(run["trainable_parameters"]),
             "encoded": f"{run['examples_encoded']:,}",
         })  # fmt: skip
@@ -113,9 +112,9 @@ def _table(judged: Sequence[Judged], names: Sequence[str], least: Least) -> Html
     note = (
         f"Scores: {judged[0].runs[0]['metric']} in %, best final score first; ± 95 % interval over seeds. Old and "
         f"new: in % of joint's. {asked}. ◆: "
-        "on the Pareto front of old, new and time. Ms and passes: milliseconds of one answer at the end, without the "
-        "encoding of features that the feature store keeps, and passes of an encoder for it. Trained: number of "
-        "trained parameters. Encoded: number of encoded examples."
+        "on the Pareto front of old, new and time. Ms: milliseconds of one answer at the end, without the encoding "
+        "of features that the feature store keeps. Trained: number of trained parameters. Encoded: number of encoded "
+        "examples."
     )
     shown = table("All methods", list(rows[0]), [list(row.values()) for row in rows], text=3)
     return join(shown, tag("p", note, class_="note"), tag("ul", *formulas, class_="formulas"))
