@@ -40,9 +40,9 @@ class PROOF(Method):
     Image and text features come from the feature store: each image, and each sentence, is encoded once in a run.
 
     Departures: the texts and prototypes of an image are not averaged over its batch, and the projections of old texts
-    are frozen like those of old images (`paper_compat` asks for both as released). The scale of cosines stays that of
-    the pair. Features have length 1 when they are projected, and projected ones when they are compared (in the released
-    code neither holds for the images that are asked about).
+    are frozen like those of old images (`paper_compat` asks for both as released). The scale of the contrastive loss
+    stays that of the pair. Features have length 1 when they are projected, and projected ones when they are compared
+    (in the released code neither holds for the images that are asked about).
 
     Args:
         backbone: a pair of an image encoder and a text encoder, frozen.
@@ -107,7 +107,7 @@ class PROOF(Method):
         plain, by_text, by_prototype = self._three(images)
         self._answered(batch, plain + by_text + by_prototype, labels)
         # As CLIP is trained: which text of the batch belongs to which image, and the other way round.
-        among, own = plain[:, labels], torch.arange(len(labels), device=labels.device)
+        among, own = self.scale * plain[:, labels], torch.arange(len(labels), device=labels.device)
         contrast = (cross_entropy(among, own) + cross_entropy(among.T, own)) / 2
         return cross_entropy(by_text, labels) + cross_entropy(by_prototype, labels) + contrast
 
@@ -142,7 +142,7 @@ class PROOF(Method):
         image, fused_texts, fused_prototypes = self.fusion(images, texts, prototypes)
         if self.paper_compat:
             fused_texts, fused_prototypes = (part.mean(0, keepdim=True) for part in (fused_texts, fused_prototypes))
-        return (self.scale * images @ texts.T, (image[:, None] * fused_texts).sum(2),
+        return (images @ texts.T, (image[:, None] * fused_texts).sum(2),
                 (image[:, None] * fused_prototypes).sum(2))  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def test_proof_answers_each_image_alone_and_the_released_code_does_not():
         for task in stream:
             learn(method, task)
         alone = torch.cat([method.predict([item]) for item in asked])
-        apart = (method.predict(asked) - alone).abs().max().item()  # of scores around 57
+        apart = (method.predict(asked) - alone).abs().max().item()  # of scores around 38
         assert apart > 3e-4 if compat else apart < 1e-4
 
 
@@ -148,7 +148,7 @@ def test_proof_adds_the_scores_of_text_fused_text_and_fused_prototype():
         tokens = torch.cat([image[None], told, projected(means, fusion.images), fusion.context])
         with torch.no_grad():
             seen = fusion.norm(tokens + fusion.attention(tokens, tokens, tokens)[0])
-        expected = 20.0 * told @ image + seen[1:7] @ seen[0] + seen[7:13] @ seen[0]
+        expected = told @ image + seen[1:7] @ seen[0] + seen[7:13] @ seen[0]
         torch.testing.assert_close(method.predict(stream[1].test.inputs)[row], expected, rtol=1e-4, atol=1e-4)
 
 
