@@ -12,6 +12,7 @@ import pytest
 from report_samples import results, retrieval, rich, several, with_classes
 
 from everlearn import report
+from everlearn.comparison_table import compare_table
 from everlearn.errors import EverlearnError
 from everlearn.judgement import beside_joint, judge
 from everlearn.metrics import FORMULAS
@@ -284,3 +285,13 @@ def test_importing_report_is_light():
     code = f"import sys, everlearn.report; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_table_of_a_comparison_leaves_out_columns_rather_than_names(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    compare_table([results(5, "simplecil"), results(5, "retrieval_augmented")])
+    head, *rows = capsys.readouterr().out.splitlines()[1:4]
+    assert head.split()[:7] == ["method", "final", "old", "new", "gate", "forgot", "trained"][: 6 if width == 60 else 7]
+    assert {row.split()[0] for row in rows} == {"simplecil", "retrieval_augmented"}
+    assert all(len(line) <= width for line in (head, *rows))
