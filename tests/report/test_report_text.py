@@ -292,6 +292,7 @@ def test_the_table_of_a_comparison_leaves_out_columns_rather_than_names(capsys, 
     monkeypatch.setenv("COLUMNS", str(width))
     compare_table([results(5, "simplecil"), results(5, "retrieval_augmented")])
     head, *rows = capsys.readouterr().out.splitlines()[1:4]
-    assert head.split()[:7] == ["method", "final", "old", "new", "gate", "forgot", "trained"][: 6 if width == 60 else 7]
+    assert head.split()[:6] == ["method", "final", "old", "new", "gate", "forgot"]
+    assert "memory" in head or width < 100
     assert {row.split()[0] for row in rows} == {"simplecil", "retrieval_augmented"}
     assert all(len(line) <= width for line in (head, *rows))
