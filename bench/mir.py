@@ -16,7 +16,7 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import common
@@ -93,7 +93,7 @@ def table(found: dict[tuple[str, int], list[dict[str, Any]]], sizes: Sequence[in
         test = stats.ttest_rel(mir, er)
         low, high = (100 * bound for bound in test.confidence_interval())
         pairs = zip(found["er", size], found["mir", size], strict=True)
-        ratio = mean(trained(b) / trained(a) for a, b in pairs if common.computed_on([a]) == common.computed_on([b]))
+        ratio = median(trained(b) / trained(a) for a, b in pairs if common.computed_on([a]) == common.computed_on([b]))
         interval = f"{mean(apart):+.1f} ({low:+.1f} to {high:+.1f})"
         lines.append(f"| {size} | {nothing} | {spread(er)} | {spread(mir)} | {interval} | {test.pvalue:.3f} "
                      f"| {ratio:.2f} |")  # fmt: skip
