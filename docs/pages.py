@@ -24,7 +24,7 @@ from mkdocs.structure.pages import Page
 from everlearn import methods
 from everlearn.command_line import EXIT, _parsers
 from everlearn.config import arguments
-from everlearn.grids import GRIDS
+from everlearn.grids import GRIDS, told
 
 DOCS = Path(__file__).parent
 FIGURES = ("clinc150", "banking77", "tinyimagenet100", "pacs")
@@ -84,8 +84,8 @@ def grid() -> str:
         settings = []
         for setting, values in GRIDS.get(name, {}).items():
             is_rate = setting in ("lr", "head_lr")
-            told = ", ".join(f"1/{1 / v:.0f}" if is_rate and v < 1 else f"{v:g}" for v in values)
-            settings.append(f"`{setting}` times {told}" if is_rate else f"`{setting}` {told}")
+            shown = ", ".join(f"1/{1 / float(v):.0f}" if is_rate and float(v) < 1 else told(v) for v in values)
+            settings.append(f"`{setting}` times {shown}" if is_rate else f"`{setting}` {shown}")
         if settings:
             lines.append(f"| [{name}](methods/{name}.md) | {'; '.join(settings)} |")
     return "\n".join(lines)

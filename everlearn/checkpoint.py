@@ -46,6 +46,9 @@ MOST_NAMES = 50_000_000
 
 HELD_OUT = "held_out.safetensors"
 FILES = ("method.safetensors", "training.safetensors", HELD_OUT)
+RATES = ("lr", "initial_lr")
+"""What a group of an optimizer calls its learning rate, now and at first."""
+
 PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How pickles begin, and the zip archives of torch.save."""
 
@@ -288,9 +291,10 @@ def load_optimizer_state(
     incomplete = [number for number, found in slots.items() if found.keys() != usual.keys()]
     if incomplete:
         raise EverlearnError(f"the checkpoint does not fit the optimizer: parameter {incomplete[0]} lacks a slot")
-    groups = [{**group, "params": None, "lr": None} for group in optimizer.state_dict()["param_groups"]]
-    saved = [{**group, "params": None, "lr": None} for group in plain["groups"]]
-    rates = [group.get("lr") for group in plain["groups"]]
+    # The rate of a head follows the features as they were when the task began, and is taken as it was saved.
+    groups, saved = ([{key: None if key == "params" or key in RATES else value for key, value in group.items()}
+                      for group in these] for these in (optimizer.state_dict()["param_groups"], plain["groups"]))
+    rates = [group[key] for group in plain["groups"] for key in RATES if key in group]
     # JSON turned tuples into lists; torch takes either for betas.
     if json.loads(json.dumps(groups)) != saved or [g["params"] for g in plain["groups"]] != [
         g["params"] for g in optimizer.state_dict()["param_groups"]

@@ -183,6 +183,8 @@ def trials_table(record: dict[str, Any]) -> None:
     Args:
         record: the content of tune.json.
     """
+    from everlearn.grids import told  # which loads torch
+
     out, chosen, default = _console(), record["chosen"], record["default"]
     steps = f", about {record['steps']:,} steps a task" if record["steps"] else ""
     count = f"{record['tasks']} task{'s' * (record['tasks'] > 1)}"
@@ -195,9 +197,9 @@ def trials_table(record: dict[str, Any]) -> None:
         words = ["chosen"] * (settings.items() <= chosen.items()) + ["the method's own"] * (settings == default)
         said = f"failed: {printable(trial['error'], 60)}" if trial["score"] is None else ", ".join(words)
         seconds = "-" if trial["seconds"] is None else f"{trial['seconds']:.0f}"
-        table.add_row(*(f"{value:g}" for value in settings.values()), percent(trial["score"]), seconds, _safe(said))
+        table.add_row(*(told(value) for value in settings.values()), percent(trial["score"]), seconds, _safe(said))
     out.print(table)
-    settings = ", ".join(f"{name} {chosen[name]:g}" for name in record["grid"])
+    settings = ", ".join(f"{name} {told(chosen[name])}" for name in record["grid"])
     own, moved = record["default_score"], "the method's own values failed"
     if own is not None:
         by = 100 * (record["score"] - own)

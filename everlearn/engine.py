@@ -17,6 +17,7 @@ from everlearn.errors import EverlearnError, one_line
 from everlearn.method import Method
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.seeds import seeded
+from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
 
 BEGIN, FIT, END = range(3)  # what a seed is derived for
@@ -77,6 +78,8 @@ class Learning:
     def fit(self, training: Training | None, listeners: Sequence[Listener]) -> None:
         """Train on the batches of the task, from `step` on."""
         method = self.method
+        if method.head_lr is not None and self.task.goal == "classes":
+            method.feature_norm = feature_norm(method.backbone, self.task.train.inputs)
         groups = method.param_groups()
         if not groups:
             return
@@ -173,6 +176,18 @@ def learn(
     method.eval()
     tell("ended")
     return learning
+
+
+def feature_norm(backbone: Backbone, inputs: Sequence[Input]) -> float:
+    """The mean Euclidean norm of the features of up to 32 of the inputs, to three digits.
+
+    >>> from everlearn import backbones
+    >>> feature_norm(backbones.load("tiny"), ["tea please", "a sofa"]) > 0
+    True
+    """
+    some = inputs[:: max(1, len(inputs) // 32)][:32]
+    features = backbone.encode(some) if backbone.is_frozen else backbone.infer(some)
+    return float(f"{float(features.norm(dim=1).mean()):.3g}") or 1.0
 
 
 def _doubt(method: Method) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from everlearn import methods
 from everlearn.errors import EverlearnError
@@ -19,6 +20,8 @@ from everlearn.settings import arguments
 TRIALS = 12
 """The most trials of a method."""
 
+Value = float | str
+
 RATES = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
 HEAD_RATES = (1 / 3, 1.0, 3.0)
 """Multiples of the method's own rate."""
@@ -27,11 +30,13 @@ BOUNDED = ("decay", "weight")
 """Settings whose values end where the table ends."""
 
 _STRENGTH = (0.01, 0.1, 1.0, 10.0, 100.0)
-_TRAINED = {"lr": RATES, "head_lr": HEAD_RATES}
+_TRAINED: dict[str, tuple[Value, ...]] = {"lr": RATES, "head_lr": HEAD_RATES}
 
-GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
+GRIDS: dict[str, dict[str, tuple[Value, ...]]] = {
+    # the upper reference: the best of five ways to learn all data
+    "joint": {"solution": ("lp-ft", "ft", "lp", "ridge", "lda"), **_TRAINED},
     # references, replay and lightweight fine-tuning: the rates of what is trained and of the head
-    "finetune": _TRAINED, "joint": _TRAINED, "lora": _TRAINED, "sequential": _TRAINED, "task_adapters": _TRAINED,
+    "finetune": _TRAINED, "lora": _TRAINED, "sequential": _TRAINED, "task_adapters": _TRAINED,
     "vpt": _TRAINED, "er": _TRAINED, "mir": _TRAINED, "retrieval_augmented": _TRAINED, "prompt_fusion": _TRAINED,
     # a penalty against forgetting: its weight first, because the best rate depends on it
     "ewc": {"strength": (1e2, 1e3, 1e4, 1e5, 1e6), **_TRAINED},
@@ -70,23 +75,38 @@ FOREIGN = _TRAINED
 
 @dataclass(frozen=True)
 class Line:
-    """The values of one setting that are tried, and that of the method itself, which is among them.
+    """The values of one setting that are tried, and that of the method itself, which is among them. They are numbers in
+    ascending order, or names, which have no order: all others are next to each of them.
 
     >>> line = Line("strength", (100.0, 1000.0, 10000.0), 1000.0)
     >>> line.beside(1000.0), line.beside(10000.0), line.beside(100000.0, tried=[100000.0])
     ([100.0, 10000.0], [1000.0, 100000.0], [10000.0, 1000000.0])
+    >>> Line("solution", ("ft", "lp", "lda"), "ft").beside("lp")
+    ['ft', 'lda']
     """
 
     setting: str
-    values: tuple[float, ...]
-    default: float
+    values: tuple[Any, ...]
+    default: Any
 
-    def ladder(self, tried: tuple[float, ...] | list[float] = ()) -> list[float]:
+    @property
+    def is_named(self) -> bool:
+        """Whether the values are names."""
+        return isinstance(self.default, str)
+
+    def steps(self, value: Any, tried: Iterable[Any] = ()) -> int:
+        """How far the value is from the method's own one."""
+        ladder = self.ladder(tried)
+        return int(value != self.default) if self.is_named else abs(ladder.index(value) - ladder.index(self.default))
+
+    def ladder(self, tried: Iterable[Any] = ()) -> list[Any]:
         """The values in order, with those beyond the ends that were tried."""
-        return sorted({*self.values, *tried})
+        return list(self.values) if self.is_named else sorted({*self.values, *tried})
 
-    def beside(self, value: float, tried: tuple[float, ...] | list[float] = ()) -> list[float]:
+    def beside(self, value: Any, tried: Iterable[Any] = ()) -> list[Any]:
         """The values next to `value`: of the ladder, or a step beyond its end."""
+        if self.is_named:
+            return [other for other in self.values if other != value]
         ladder = self.ladder([*tried, value])
         place = ladder.index(value)
         lower = ladder[place - 1] if place else self._beyond(ladder[0], self.values[0], self.values[1])
@@ -100,7 +120,7 @@ class Line:
         return float(f"{value * end / inner:.3g}")
 
 
-def grid_of(name: str, given: Iterable[str] = ()) -> dict[str, tuple[float, ...]]:
+def grid_of(name: str, given: Iterable[str] = ()) -> dict[str, tuple[Value, ...]]:
     """The settings of a method that are searched, with their values, as `everlearn.grids.GRIDS` gives them.
 
     Args:
@@ -113,14 +133,14 @@ def grid_of(name: str, given: Iterable[str] = ()) -> dict[str, tuple[float, ...]
     ['strength', 'head_lr']
     """
     known = arguments(methods.get(name))
-    default = FOREIGN if ":" in name else {}
+    default: dict[str, tuple[Value, ...]] = dict(FOREIGN) if ":" in name else {}
     grid = {key: values for key, values in GRIDS.get(name, default).items() if key in known and key not in given}
     if not grid:
         raise _nothing(name)
     return grid
 
 
-def lines_of(learner: Method, grid: Mapping[str, tuple[float, ...]]) -> list[Line]:
+def lines_of(learner: Method, grid: Mapping[str, tuple[Value, ...]]) -> list[Line]:
     """The settings of a grid that have an influence, with their values: rates become multiples of the method's own, and
     the method's own value is always among them.
 
@@ -144,13 +164,25 @@ def lines_of(learner: Method, grid: Mapping[str, tuple[float, ...]]) -> list[Lin
     for setting, values in grid.items():
         if alive.get(setting, True):
             given = known[setting].default
-            default = float(getattr(learner, setting) if given is None else given)
+            default = getattr(learner, setting) if given is None else given
+            if isinstance(default, str):
+                lines.append(Line(setting, values, default))
+                continue
             if setting in alive:
-                values = tuple(float(f"{factor * default:.3g}") for factor in values if factor != 1)
-            lines.append(Line(setting, tuple(sorted({*values, default})), default))
+                values = tuple(float(f"{float(factor) * default:.3g}") for factor in values if factor != 1)
+            lines.append(Line(setting, tuple(sorted({*map(float, values), float(default)})), float(default)))
     if not lines:
         raise _nothing(methods.name_of(type(learner)))
     return lines
+
+
+def told(value: Value) -> str:
+    """A value as people read it.
+
+    >>> told(0.001), told("lp-ft")
+    ('0.001', 'lp-ft')
+    """
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _nothing(name: str) -> EverlearnError:

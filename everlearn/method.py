@@ -139,7 +139,10 @@ class Method(nn.Module):
     """Whether the cross-entropy compares the classes of the current task only."""
     paper_compat: bool = False
     head_lr: float | None = None
-    """Learning rate of the head, where it has one of its own."""
+    """Learning rate of the head, where it has one of its own: for features of norm 1. It is divided by the norm of the
+    features, because a step of Adam changes a score by the rate times the size of the features."""
+    feature_norm: float = 1.0
+    """The mean norm of the features, found before a task is trained on."""
     head: Any
     """How features become scores: any module of `heads/`."""
     settings: dict[str, Any]
@@ -315,9 +318,14 @@ class Method(nn.Module):
         apart = set() if self.head_lr is None else set(self.head.parameters())
         groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p not in apart]},
-            {"params": [p for p in trained if p in apart], "lr": self.head_lr},
+            {"params": [p for p in trained if p in apart], "lr": self.head_rate},
         ]
         return [group for group in groups if group["params"]]
+
+    @property
+    def head_rate(self) -> float | None:
+        """The learning rate of a head whose features have the norm of this encoder."""
+        return None if self.head_lr is None else self.head_lr / self.feature_norm
 
     def batches(self, task: Task) -> Sequence[Examples]:
         """The batches of the task in order: every epoch shuffled by the method's seed."""

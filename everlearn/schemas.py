@@ -412,7 +412,7 @@ class Tuned(TypedDict):
     fingerprint: str
     backbone: str | None
     seed: Count
-    grid: dict[str, list[Number]]
+    grid: dict[str, list[Number | Name]]
 
 
 class LogLine(TypedDict):

@@ -13,7 +13,7 @@ from everlearn.errors import EverlearnError
 from everlearn.grids import TRIALS, Line
 from everlearn.streams.validation import NOTE
 
-Point = tuple[float, ...]
+Point = tuple[Any, ...]
 """A value for each line."""
 Scores = Mapping[Point, float | None]
 K = TypeVar("K", bound=Hashable)
@@ -43,7 +43,7 @@ def search(
     study = optuna.create_study(direction="maximize")
     scores: dict[Point, float | None] = {}
 
-    def tried(number: int, values: Sequence[float]) -> bool:
+    def tried(number: int, values: Sequence[Any]) -> bool:
         """Try the values of one line with the best of the others; return whether some of them were new."""
         best = best_point(lines, scores)
         points = [(*best[:number], value, *best[number + 1 :]) for value in values]
@@ -53,13 +53,13 @@ def search(
         grid = {line.setting: [value] for line, value in zip(lines, best, strict=True)}
         study.sampler = _grid_sampler(optuna)({**grid, lines[number].setting: new}, seed=seed % 2**32)
         trials = [study.ask() for _ in new]
-        points = [tuple(trial.suggest_float(line.setting, 0.0, LARGEST) for line in lines) for trial in trials]
+        points = [tuple(_drawn(trial, line) for line in lines) for trial in trials]
         for trial, point, score in zip(trials, points, judge(points), strict=True):
             scores[point] = score
             study.tell(trial, score, state=optuna.trial.TrialState.FAIL if score is None else None)
         return True
 
-    def beside(number: int) -> list[float]:
+    def beside(number: int) -> list[Any]:
         best = best_point(lines, scores)
         return lines[number].beside(best[number], [point[number] for point in scores])
 
@@ -75,11 +75,10 @@ def search(
 def best_point(lines: Sequence[Line], scores: Scores) -> Point:
     """The point of the best score; of equal ones the fewest steps from the defaults, which are returned where there is
     no score."""
-    ladders = [line.ladder([point[number] for point in scores]) for number, line in enumerate(lines)]
 
     def steps(point: Point) -> int:
-        return sum(abs(ladder.index(value) - ladder.index(line.default))
-                   for line, ladder, value in zip(lines, ladders, point, strict=True))  # fmt: skip
+        return sum(line.steps(value, [other[number] for other in scores])
+                   for number, (line, value) in enumerate(zip(lines, point, strict=True)))  # fmt: skip
 
     finished = sorted((-score, steps(point), point) for point, score in scores.items() if score is not None)
     return finished[0][2] if finished else tuple(line.default for line in lines)
@@ -125,6 +124,13 @@ def import_optuna() -> Any:
         raise EverlearnError("everlearn tune needs the library optuna: pip install 'everlearn[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # otherwise it logs every trial
     return optuna
+
+
+def _drawn(trial: Any, line: Line) -> Any:
+    """The value that a trial of Optuna has for a line."""
+    if line.is_named:
+        return trial.suggest_categorical(line.setting, line.values)
+    return trial.suggest_float(line.setting, 0.0, LARGEST)
 
 
 def _grid_sampler(optuna: Any) -> Any:

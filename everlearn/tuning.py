@@ -22,7 +22,7 @@ from everlearn.console import Progress
 from everlearn.engine import replay
 from everlearn.errors import EverlearnError
 from everlearn.files import write_whole
-from everlearn.grids import TRIALS, Line, grid_of, lines_of
+from everlearn.grids import TRIALS, Line, Value, grid_of, lines_of, told
 from everlearn.interrupts import Interrupted
 from everlearn.locks import alone
 from everlearn.method import Method
@@ -149,9 +149,9 @@ def tune(
         built = load_stream(absolute({**config["stream"], "tuning": tasks}))
     section = {key: value for key, value in config["method"].items() if key not in grid}
     lines, steps = planned(section, grid, built, config["backbone"], seed, budget)
-    told = _command(given, stream, backbone, seed, tasks, budget, recipe)
+    command = _command(given, stream, backbone, seed, tasks, budget, recipe)
     record: dict[str, Any] = {
-        "command": told, "method": section, "stream": name, "fingerprint": built.fingerprint(),
+        "command": command, "method": section, "stream": name, "fingerprint": built.fingerprint(),
         "backbone": config["backbone"], "backbone_of_recipe": backbone is None and config["backbone"] is not None,
         "seed": seed, "tasks": len(built), "budget": budget, "steps": steps,
         "grid": {line.setting: list(line.values) for line in lines},
@@ -171,7 +171,7 @@ def tune(
                 scores = search(lines, work.judge, seed)
         except (Interrupted, KeyboardInterrupt):
             done = f"stopped, {len(work.trials)} of at most {TRIALS} trials are finished"
-            raise Interrupted(f"{done}; {_how_to_go_on(told, folder)}") from None
+            raise Interrupted(f"{done}; {_how_to_go_on(command, folder)}") from None
         return work.finish(scores)
 
 
@@ -259,12 +259,12 @@ class _Work:
         if self.folder is not None:
             write_whole(self.folder / "tune.json", json.dumps(self.record, indent=1))
 
-    def _settings(self, point: Point) -> dict[str, float]:
+    def _settings(self, point: Point) -> dict[str, Any]:
         return {line.setting: value for line, value in zip(self.lines, point, strict=True)}
 
     def _label(self, point: Point) -> str:
         """The name of the trial's folder."""
-        return ",".join(f"{setting}={value:g}" for setting, value in self._settings(point).items())
+        return ",".join(f"{setting}={told(value)}" for setting, value in self._settings(point).items())
 
 
 def _configured(
@@ -285,7 +285,7 @@ def _configured(
 
 
 def planned(
-    section: Config, grid: Mapping[str, tuple[float, ...]], stream: Stream, backbone: str | None, seed: int,
+    section: Config, grid: Mapping[str, tuple[Value, ...]], stream: Stream, backbone: str | None, seed: int,
     budget: int | None,
 ) -> tuple[list[Line], int | None]:  # fmt: skip
     """The lines of the search and the steps of a task; the budget sets the epochs of the section."""

@@ -41,7 +41,7 @@ class ExtraLayers(Method):
         epochs: passes over each task.
         batch_size: examples per step.
         lr: learning rate of the block (AdamW).
-        head_lr: learning rate of the head.
+        head_lr: learning rate of the head, for features of norm 1; it is divided by their norm.
         seed: of the blocks, new rows of the head and the order of examples.
         settings: order and rescore, as of every method that trains (`Method`).
 

@@ -30,7 +30,7 @@ class Finetune(Method):
         batch_size: examples per step.
         lr: learning rate of what is trained besides the head (AdamW); by default 5e-5 for every weight of
             the encoder and 1e-3 for an insertion.
-        head_lr: learning rate of the head, which starts from nothing.
+        head_lr: learning rate of the head, which is new, for features of norm 1; it is divided by their norm.
         seed: of the insertion, the order of examples and the new rows of the head.
         side: where documents are ranked, whose embeddings change: of "both" queries and documents, or of the "query"
             alone. Then documents are read by the encoder without the insertion, and their index never changes.

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.batches import Interleaved
+from everlearn.errors import EverlearnError
+from everlearn.heads.gaussian import Gaussian
+from everlearn.heads.logistic import Logistic, fit
+from everlearn.heads.ridge import Ridge
 from everlearn.memory.memory import Memory
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
@@ -16,49 +21,98 @@ from everlearn.schedules import cosine
 from everlearn.seeds import derived_seed
 from everlearn.streams.stream import Examples, Task
 
+FITTED: dict[str, Callable[[int, int], nn.Module]] = {
+    "lp": lambda width, seed: Logistic(width, seed=seed),
+    "ridge": lambda width, seed: Ridge(width, projection=10000, seed=seed),
+    "lda": lambda width, seed: Gaussian(width),
+}
+"""Solutions that train no encoder: the head that is fitted to the features of all data."""
+
+STRENGTH = 30.0  # C of the probe that training starts from: that of `logistic`
+
 
 class Joint(Finetune):
     """What continual learning tries to reach without paying for it: each task starts again from the
     first weights and trains on every example so far (Caruana, 1997,
     https://doi.org/10.1023/A:1007379606734). It keeps all data, and its cost grows with every task.
 
+    A reference must be the best that all data allow, and which way is best depends on the data. There are five:
+    "lp-ft" fits logistic regression to the pre-trained features and trains everything from there, so that a new head
+    spoils no features (Kumar et al., 2022, https://arxiv.org/abs/2202.10054); "ft" trains everything and a new head;
+    "lp" stops at the logistic regression; "ridge" (the head of `ranpac`) and "lda" are closed forms. `everlearn tune
+    joint` chooses on validation examples. The learning rate falls to zero along a cosine.
+
     Where documents are ranked, a batch holds pairs of one domain: the other documents of the batch are what a query
-    must not find, and documents of other domains are too easy to tell from its own.
+    must not find, and documents of other domains are too easy to tell from its own. There is no head then, and
+    "lp-ft" is "ft".
 
     Args:
-        backbone: a pre-trained encoder. All settings are those of `finetune`.
+        backbone: a pre-trained encoder.
+        solution: how all data are learned.
+        settings: those of `finetune`.
 
-    Relations: `finetune` is the same without the old data; `er` keeps a sample of it.
+    Raises:
+        EverlearnError: documents are ranked, and the solution trains no encoder.
+
+    Relations: `finetune` is "ft" without the old data; `er` keeps a sample of it.
 
     >>> from everlearn import backbones
-    >>> len(Joint(backbones.load("tiny")).memory)
-    0
+    >>> Joint(backbones.load("tiny"), solution="lda").param_groups()
+    []
     """
 
     tags = Tags(family="baseline", trains="backbone", goals=("classes", "ranking"), retrains=True)
     schedule = staticmethod(cosine)
 
-    def __init__(self, backbone: Backbone, **settings: Any) -> None:
-        super().__init__(backbone, **settings)
+    def __init__(
+        self, backbone: Backbone, *, solution: Literal["lp-ft", "ft", "lp", "ridge", "lda"] = "lp-ft", **settings: Any
+    ) -> None:
+        super().__init__(backbone, **({**settings, "train": "head"} if solution in FITTED else settings))
+        self.solution = solution
+        if solution in FITTED:
+            self.head = FITTED[solution](backbone.width, self.seed)
         self.memory = Memory(seed=self.seed)
         # Weights that nothing trains are not kept twice; the head is still empty.
         self._first = {name: parameter.detach().clone() for name, parameter in self.trained().items()}
 
     def begin_task(self, task: Task) -> None:
+        if self.solution in FITTED and task.goal == "ranking":
+            raise EverlearnError(f"method.solution: {self.solution} fits a head to classes, and this stream ranks "
+                                 "documents: give ft")  # fmt: skip
         with torch.no_grad():
             for name, parameter in self.trained().items():
                 parameter.copy_(self._first[name]) if not name.startswith("head.") else parameter.zero_()
         super().begin_task(task)
+        if self.solution == "lp-ft":  # `batches` fits a head that is zero; that of a task which goes on is not
+            with torch.no_grad():
+                self.head.weight.zero_()
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [] if self.solution in FITTED else super().param_groups()
 
     def batches(self, task: Task) -> Sequence[Examples]:
         old, new = self.memory.examples(), task.train
         every = Examples.concatenate([old, new])
+        if task.goal == "classes" and self.solution == "lp-ft" and not self.head.weight.any():
+            self._probe(every)
         if task.goal == "classes" or self.curriculum is not None or not len(old):
             return self.shuffled(every, task)
         domain = torch.cat([old.columns["domain"], torch.full((len(new),), task.index)])
         parts = [self.shuffled(every[(domain == number).nonzero()[:, 0]], task) for number in domain.unique()]
         return Interleaved(parts, derived_seed(self.seed, task.index))
 
+    @torch.no_grad()
+    def _probe(self, examples: Examples) -> None:
+        """Have the head begin as logistic regression on the pre-trained features."""
+        with self.backbone.pretrained():
+            features = self.backbone.encode(examples.inputs).float().cpu()
+        weight, offset, present = fit(features / self.feature_norm, examples.labels, STRENGTH)
+        self.head.weight[present] = (weight.T / self.feature_norm).to(self.head.weight)
+        self.head.bias[present] = offset.to(self.head.bias)
+
     def end_task(self, task: Task) -> None:
         columns = {"domain": torch.full((len(task.train),), task.index)} if task.goal == "ranking" else {}
         self.memory.add(task.train, **columns)
+        if self.solution in FITTED:
+            self.head.add(self.embed(task.train.inputs), self.labels(task.train))
+            self.head.solve()

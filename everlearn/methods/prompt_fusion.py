@@ -65,7 +65,7 @@ class PromptFusion(Method):
         epochs: passes over each task and the memory.
         batch_size: examples per step.
         lr: learning rate (AdamW, weight decay 1e-4); it falls to zero along a cosine.
-        head_lr: learning rate of the booster's head.
+        head_lr: learning rate of the booster's head, for features of norm 1; it is divided by their norm.
         seed: of vectors, prompts, head, order of examples and memory.
         settings: order and rescore, as of every method that trains (`Method`).
 

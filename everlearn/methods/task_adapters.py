@@ -36,7 +36,7 @@ class TaskAdapters(Method):
         epochs: passes over each task.
         batch_size: examples per step.
         lr: learning rate of the insertion (AdamW).
-        head_lr: learning rate of the heads.
+        head_lr: learning rate of the heads, for features of norm 1; it is divided by their norm.
         seed: of the insertions, the heads and the order of examples.
         settings: order and rescore, as of every method that trains (`Method`).
 
@@ -81,7 +81,7 @@ class TaskAdapters(Method):
             cast(DeltaSet, deltas).switch(index == active)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        head = [{"params": list(self.heads[-1].parameters()), "lr": self.head_lr}] if self.task.classes else []
+        head = [{"params": list(self.heads[-1].parameters()), "lr": self.head_rate}] if self.task.classes else []
         return [{"params": list(self.insertions[-1].parameters())}, *head]
 
     def losses(self, batch: Examples) -> Tensor:
