@@ -100,7 +100,8 @@ def read_config(path: str | Path) -> Config:
     if not isinstance(data, dict):
         raise EverlearnError(f"{path}: the file holds a {type(data).__name__}, but must hold a mapping with the keys "
                              f"{', '.join(DEFAULTS)}")  # fmt: skip
-    data.pop("saving", None)  # how often a run was saved has no influence on its results
+    for record in ("saving", "tuning"):  # how often a run was saved, and how its settings were chosen, change nothing
+        data.pop(record, None)
     _check_sections(data, f"key in {path}")
     return data
 

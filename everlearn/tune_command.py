@@ -101,7 +101,8 @@ def first_line(found: Tuning, file: Path) -> str:
 
 
 def recipe(found: Tuning, file: Path) -> str:
-    """The text of a recipe: how it is run, how its settings were chosen, and the settings."""
+    """The text of a recipe: how it is run, how its settings were chosen, the settings, and the trials, whose scores
+    nothing reads but people and the pages of results."""
     import yaml
 
     record, score, own = found.record, found.score, found.default_score
@@ -114,8 +115,18 @@ def recipe(found: Tuning, file: Path) -> str:
     config: dict[str, Any] = {"method": found.chosen}
     if record["backbone_of_recipe"]:
         config["backbone"] = record["backbone"]
+    kept = {
+        "score": _rounded(score), "default_score": _rounded(own), "steps": record["steps"],
+        "trials": [{**trial["settings"], "score": _rounded(trial["score"])} for trial in found.trials],
+    }  # fmt: skip
     head = [first_line(found, file), f"# Chosen by: {chosen_by}", *(f"# {line}" for line in textwrap.wrap(said, 118))]
-    return "\n".join([*head, yaml.safe_dump(config, sort_keys=False, allow_unicode=True)])
+    parts = (yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+             yaml.safe_dump({"tuning": kept}, sort_keys=False, default_flow_style=None, width=118))  # fmt: skip
+    return "\n".join([*head, "".join(parts)])
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, 4)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {"tune": _tune}

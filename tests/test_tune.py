@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from everlearn import methods, streams, tune
 from everlearn.cli import main
@@ -114,6 +115,14 @@ def test_points_without_a_score_are_passed_over() -> None:
     scores = search(LINES, lambda points: [None if lr >= 0.3 else strength for lr, strength in points])
     assert best_point(LINES, scores)[0] == 0.1 and scores[0.3, 1.0] is None
     assert best_point(LINES, search(LINES, lambda points: [None for _ in points])) == (0.3, 1.0)
+
+
+def test_names_are_searched_beside_numbers() -> None:
+    lines = [Line("solution", ("lp-ft", "ft", "lda"), "lp-ft"), LINES[0]]
+    scores = search(lines, lambda points: [(name == "ft") - abs(lr - 0.9) for name, lr in points])
+    assert best_point(lines, scores) == ("ft", 0.9) and {point[0] for point in scores} == {"lp-ft", "ft", "lda"}
+    even = search(lines, lambda points: [0.5 for _ in points])
+    assert best_point(lines, even) == ("lp-ft", 0.3)  # of equal scores the method's own values
 
 
 # -- the grid --------------------------------------------------------------------------------------
@@ -257,6 +266,8 @@ def test_the_command_prints_the_trials_and_writes_a_recipe(
     assert lines[2].startswith("# Final accuracy on validation examples of the first 2 tasks: 0.")
     chosen = build_config({"method": {"name": "klda"}}, recipe="klda.yaml")[0]["method"]
     assert chosen["rff"] == 64 and chosen["gamma"] > 0
+    kept = yaml.safe_load(Path("klda.yaml").read_text())["tuning"]
+    assert kept["score"] == max(trial["score"] for trial in kept["trials"]) and len(kept["trials"]) > 4
 
     assert main([*command, "--json"]) == 0  # nothing is learned again
     record = json.loads(capsys.readouterr().out)
