@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from everlearn.config import build_config, find_recipe
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -17,6 +19,16 @@ def recipe_settings(stream: str, name: str, **changes: Any) -> dict[str, Any]:
     """The section of a method: the settings of its recipe in the collection `stream`, with `changes` applied."""
     recipe = find_recipe(stream, name)
     return build_config({"method": {"name": name, **changes}}, recipe=str(recipe or "none"))[0]["method"]
+
+
+def tuning_gain(collection: str, name: str) -> float | None:
+    """By how much `everlearn tune` moved the validation score of a method, in points, as its recipe says; None where
+    its settings were not searched, or its own values failed."""
+    file = find_recipe(collection, name)
+    kept = (yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}).get("tuning")
+    if not kept or kept["default_score"] is None:
+        return None
+    return 100 * float(kept["score"] - kept["default_score"])
 
 
 def milliseconds(run: dict[str, Any], task: int = -1) -> float | None:

@@ -143,7 +143,7 @@ def measured(name: str) -> str:
         return "No page of the [results](../results/index.md) measures this method yet."
     return "\n\n".join([
         "Scores in per cent; the page of each data set names its command, hardware and date.",
-        _table(rows, ["data", "seeds", "final", "average", "forgetting", "retention", "gain"]),
+        _table(rows, ["data", "seeds", "final", "old", "new", "gate", "forgetting proper", "tuning", "average"]),
         "## Cost",
         "Trained parameters, stored megabytes, and seconds for the whole stream.",
         _table(rows, ["data", "trained", "stored, MB", "seconds"]),

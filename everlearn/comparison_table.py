@@ -32,7 +32,7 @@ def compare_table(results: Sequence[Results], least: Least = (OLD, NEW)) -> None
     for one in judged:
         first = one.runs[0]
         kept, seconds = one.over("forgetting_proper"), sum(r["seconds"]["total"] for r in one.runs) / len(one.runs)
-        word = "reference" if one.is_reference else one.verdict.replace("unknown", "?")
+        word = one.at_the_gate.replace("unknown", "?")
         rows.append((
             _safe(one.method), ranged(one.final), ranged(one.old), ranged(one.new), word,
             percent(kept.mean if kept else None), short_count(first["trainable_parameters"]),

@@ -34,7 +34,7 @@ _TRAINED: dict[str, tuple[Value, ...]] = {"lr": RATES, "head_lr": HEAD_RATES}
 
 GRIDS: dict[str, dict[str, tuple[Value, ...]]] = {
     # the upper reference: the best of five ways to learn all data
-    "joint": {"solution": ("lp-ft", "ft", "lp", "ridge", "lda"), **_TRAINED},
+    "joint": {**_TRAINED, "solution": ("ft", "lp-ft", "lp", "ridge", "lda")},
     # references, replay and lightweight fine-tuning: the rates of what is trained and of the head
     "finetune": _TRAINED, "lora": _TRAINED, "sequential": _TRAINED, "task_adapters": _TRAINED,
     "vpt": _TRAINED, "er": _TRAINED, "mir": _TRAINED, "retrieval_augmented": _TRAINED, "prompt_fusion": _TRAINED,

@@ -48,6 +48,14 @@ class Judged:
         """Whether it is joint, beside which the others are judged."""
         return self.method == REFERENCE
 
+    @property
+    def at_the_gate(self) -> str:
+        """What a table says of it: the verdict, or, of joint, that it is the reference and how it learned all data."""
+        if not self.is_reference:
+            return self.verdict
+        solution = ((self.runs[0].get("config") or {}).get("method") or {}).get("solution")
+        return f"reference ({solution})" if solution else "reference"
+
     def over(self, key: str) -> Interval | None:
         """The mean and interval of a figure of results.json; None where no run has it."""
         return interval(run.get(key) for run in self.runs)
@@ -206,11 +214,13 @@ def _explained(above: Sequence[tuple[Judged, Interval]], joint: Judged) -> str:
     """One line: which methods are above joint, by how much, and why that may be."""
     told = ", ".join(f"{one.method} ({100 * difference.mean:+.1f} points)" for one, difference in above)
     settings = (joint.runs[0].get("config") or {}).get("method", {})
-    given = ", ".join(f"{key} {settings[key]}" for key in ("train", "epochs", "lr", "head_lr") if key in settings)
-    causes = [f"joint is trained badly{f' ({given})' if given else ''}: its learning rate, or too few epochs"]
+    shown = ("solution", "train", "epochs", "lr", "head_lr")
+    given = ", ".join(f"{key} {settings[key]}" for key in shown if key in settings)
+    causes = [f"joint is trained badly{f' ({given})' if given else ''}: its learning rate, or too few epochs, which "
+              "`everlearn tune joint` chooses"]  # fmt: skip
     if any(one.runs[0].get("trainable_parameters") == 0 for one, _ in above):
-        causes.append("its training from a new head spoils features that a closed form uses as they are: try it with "
-                      "--method.train head, or from a fitted head")  # fmt: skip
+        causes.append("its training spoils features that a closed form uses as they are: try --method.solution lda, "
+                      "ridge, lp or lp-ft, among which tune chooses too")  # fmt: skip
     if len(joint.runs) == 1:
         causes.append("chance, which --seeds 5 tells")
     several = len(above) > 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from everlearn import backbones, methods
-from everlearn.engine import Listener, feature_norm, learn
+from everlearn.engine import Listener, feature_norm, learn, replay
 from everlearn.errors import EverlearnError
 from everlearn.method import Method
 from everlearn.testing import toy_stream
@@ -34,16 +34,21 @@ def test_a_fitted_solution_is_the_method_of_that_head(solution: str, name: str, 
 def test_lp_ft_begins_as_the_linear_probe() -> None:
     stream = toy_stream(tasks=2)
     inputs = [*stream[0].test.inputs, *stream[1].test.inputs]
-    begun = learned("joint", lr=1e-12, head_lr=1e-12, epochs=1).predict(inputs)
+    begun = learned("joint", solution="lp-ft", lr=1e-12, head_lr=1e-12, epochs=1).predict(inputs)
     probe = learned("joint", solution="lp")
     # The probe of `logistic` reads directions, that of joint features of norm 1 in the mean: the answers are the same.
     assert torch.equal(begun.argmax(1), probe.predict(inputs).argmax(1))
 
 
-def test_lp_ft_forgets_what_was_trained_before_and_ft_has_a_new_head() -> None:
-    first, again = learned("joint", tasks=2), learned("joint", tasks=2)
-    assert torch.equal(first.head.weight, again.head.weight)
-    assert not torch.equal(first.head.weight, learned("joint", tasks=2, solution="ft").head.weight)
+def test_every_task_begins_at_the_first_weights_and_lp_ft_with_the_probe() -> None:
+    probe, ft = (learned("joint", solution=solution, epochs=1) for solution in ("lp-ft", "ft"))
+    assert not torch.equal(probe.head.weight, ft.head.weight)
+    alone = methods.get("joint")(backbones.load("tiny"), solution="lp-ft", epochs=1)
+    stream = toy_stream(tasks=2)
+    alone.memory.add(stream[0].train)  # the old data, and nothing trained on them
+    replay(alone, [stream[0]])
+    learn(alone, stream[1])
+    assert torch.equal(probe.head.weight, alone.head.weight)
 
 
 def test_a_head_that_is_fitted_cannot_rank() -> None:

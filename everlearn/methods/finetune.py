@@ -51,7 +51,7 @@ class Finetune(Method):
 
     def __init__(
         self, backbone: Backbone, *, train: str = "full", epochs: Count = 5, batch_size: Count = 32,
-        lr: Rate | None = None, head_lr: Rate = 1e-2, seed: Seed = 0, side: Literal["both", "query"] = "both",
+        lr: Rate | None = None, head_lr: Rate = 0.1, seed: Seed = 0, side: Literal["both", "query"] = "both",
         **settings: Any,
     ) -> None:  # fmt: skip
         rate = lr if lr is not None else 5e-5 if train == "full" else 1e-3

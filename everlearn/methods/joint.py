@@ -37,8 +37,8 @@ class Joint(Finetune):
     https://doi.org/10.1023/A:1007379606734). It keeps all data, and its cost grows with every task.
 
     A reference must be the best that all data allow, and which way is best depends on the data. There are five:
-    "lp-ft" fits logistic regression to the pre-trained features and trains everything from there, so that a new head
-    spoils no features (Kumar et al., 2022, https://arxiv.org/abs/2202.10054); "ft" trains everything and a new head;
+    "ft" trains everything and a new head; "lp-ft" fits logistic regression to the pre-trained features and trains
+    everything from there, so that a new head spoils no features (Kumar et al., 2022, https://arxiv.org/abs/2202.10054);
     "lp" stops at the logistic regression; "ridge" (the head of `ranpac`) and "lda" are closed forms. `everlearn tune
     joint` chooses on validation examples. The learning rate falls to zero along a cosine.
 
@@ -65,7 +65,7 @@ class Joint(Finetune):
     schedule = staticmethod(cosine)
 
     def __init__(
-        self, backbone: Backbone, *, solution: Literal["lp-ft", "ft", "lp", "ridge", "lda"] = "lp-ft", **settings: Any
+        self, backbone: Backbone, *, solution: Literal["ft", "lp-ft", "lp", "ridge", "lda"] = "ft", **settings: Any
     ) -> None:
         super().__init__(backbone, **({**settings, "train": "head"} if solution in FITTED else settings))
         self.solution = solution

@@ -52,7 +52,7 @@ class TaskAdapters(Method):
 
     def __init__(
         self, backbone: Backbone, *, train: str = "houlsby", epochs: Count = 5, batch_size: Count = 32,
-        lr: Rate = 1e-3, head_lr: Rate = 1e-2, seed: Seed = 0, **settings: Any,
+        lr: Rate = 1e-3, head_lr: Rate = 0.1, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         points_of(train)  # refuses a wrong insertion now, not when the first task begins,

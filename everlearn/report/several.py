@@ -96,7 +96,7 @@ def _table(judged: Sequence[Judged], names: Sequence[str], least: Least) -> Html
         rows.append({
             "#": i + 1,
             "method": join(tag("strong", name), leak, star),
-            "gate": "reference" if one.is_reference else verdict(one.verdict),
+            "gate": one.at_the_gate if one.is_reference else verdict(one.verdict),
             **seeds,
             "final": ranged(one.final), "old": ranged(one.old), "new": ranged(one.new),
             **{short: percent(over.mean if (over := one.over(key)) else None) for short, key in SCORES.items()},
