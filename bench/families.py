@@ -11,14 +11,16 @@
 FOLDER holds NAME_train.parquet and NAME_test.parquet. For vit-tiny, EVERLEARN_WEIGHTS names the folder of its
 weights. Each seed has its own class order (1993 for seed 0, 1994 for seed 1, …), its own drawn examples and its
 own seed of the methods. Finished runs are not repeated, so the same command continues a stopped one. Writes
-docs/results/STREAM.md and STREAM.svg: means with 95 % intervals over seeds, the gate, seconds, stored bytes and
-trained parameters, and below the table whether the published ordering holds, by the paired differences of the seeds.
+docs/results/STREAM.md and STREAM.svg, and for CLINC150 the table of README: means with 95 % intervals over seeds,
+the gate, seconds, stored bytes and trained parameters, and below the table whether the published ordering holds, by
+the paired differences of the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from inspect import signature
 from pathlib import Path
@@ -34,6 +36,8 @@ from everlearn.metrics.intervals import Interval, conclusion, interval
 from everlearn.processes import default_jobs
 from everlearn.repeats import varied
 
+README = Path(__file__).parents[1] / "README.md"
+
 ORDERING = [
     ("joint", "ranpac"), ("ranpac", "aper"), ("aper", "simplecil"), ("l2p", "vpt"), ("dual_prompt", "vpt"),
     ("coda_prompt", "vpt"), ("l2p", "finetune"), ("dual_prompt", "finetune"), ("coda_prompt", "finetune"),
@@ -41,6 +45,9 @@ ORDERING = [
 ]  # fmt: skip
 """Published ordering: the first method is at least as good as the second."""
 
+
+IN_README = ("joint", "ranpac", "slca", "lda", "simplecil", "coda_prompt", "er", "ewc", "frozen", "finetune")
+"""The ten methods of README's table, from the page of CLINC150: references, and the best known of each family."""
 
 BESIDE = ("methods", "seeds", "out")
 """Options that select which runs a call makes, but do not change the runs themselves."""
@@ -105,6 +112,9 @@ def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> No
     judged = {one.method: one for one in judge([run for runs in rows.values() for run in runs])}
     first = rows[order[0]][0]
     limits = first["config"]["stream"]
+    head = ["| method | seeds | final | old | new | gate | forgetting proper | tuning | average "
+            "| trained | stored, MB | seconds |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     lines = [
         f"# {args.stream}", "",
         f"Measured with `{command(PARSER, args, BESIDE)}`: {len(first['tasks'])} tasks, {first['backbone']}, at "
@@ -113,10 +123,8 @@ def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> No
         "Mean ± 95 % interval for methods with several seeds, which vary class order, examples and method together. "
         "Old, new: in % of joint's score on the same tests, by which the gate decides. Tuning: the points of "
         "validation accuracy that `everlearn tune` gained over the method's own settings, in the first tasks.", "",
-        "| method | seeds | final | old | new | gate | forgetting proper | tuning | average "
-        "| trained | stored, MB | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
+    table: dict[str, str] = {}
     for method in order:
         runs = rows[method]
         one = judged[method]
@@ -125,9 +133,9 @@ def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> No
                    spread(runs, "forgetting_proper"), "" if gain is None else f"{gain:+.1f}",
                    spread(runs, "average_accuracy")]  # fmt: skip
         seconds = statistics.mean(run["seconds"]["total"] for run in runs)
-        lines.append(f"| {method} | {len(runs)} | {' | '.join(figures)} | {runs[0]['trainable_parameters']:,} "
-                     f"| {runs[0]['stored_bytes'] / 1e6:.1f} | {seconds:.0f} |")  # fmt: skip
-    lines += ["", "Published ordering:", ""]
+        table[method] = (f"| {method} | {len(runs)} | {' | '.join(figures)} | {runs[0]['trainable_parameters']:,} "
+                         f"| {runs[0]['stored_bytes'] / 1e6:.1f} | {seconds:.0f} |")  # fmt: skip
+    lines += [*head, *table.values(), "", "Published ordering:", ""]
     for better, worse in ORDERING:
         if better in rows and worse in rows:
             gap = differences([judged[better]], judged[worse]).get(0)
@@ -135,7 +143,22 @@ def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> No
             lines.append(f"- {better} ≥ {worse}: {shown} ({points(gap)})")
     lines += ["", *above_joint([run for runs in rows.values() for run in runs])]
     write_page(args.stream, lines)
+    if args.stream == "clinc150":
+        write_readme([*head, *(line for method, line in table.items() if method in IN_README)])
     draw(RESULTS / f"{args.stream}.svg", rows, order)
+
+
+def write_readme(table: list[str]) -> None:
+    """Put some columns of some lines of the table between the two markers of README."""
+    keep = ("method", "final", "old", "new", "gate", "stored, MB", "seconds")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    columns = [cells[0].index(name) for name in keep]
+    shown = "\n".join(f"| {' | '.join(row[column] for column in columns)} |" for row in cells)
+    marked = re.compile(r"(<!-- families -->\n).*?(\n<!-- /families -->)", flags=re.S)
+    text, count = marked.subn(lambda found: f"{found[1]}{shown}{found[2]}", README.read_text(encoding="utf-8"))
+    if count != 1:
+        raise SystemExit(f"README has {count} places for the table: there must be one, between the two markers")
+    README.write_text(text, encoding="utf-8")
 
 
 def tested(limits: dict[str, Any]) -> str:
