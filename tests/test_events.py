@@ -15,12 +15,14 @@ import torch
 import everlearn
 from everlearn import backbones, methods
 from everlearn.cli import main
-from everlearn.engine import learn
+from everlearn.engine import Learning, learn
 from everlearn.errors import EverlearnError
+from everlearn.interrupts import Interrupted
 from everlearn.memory.event_counts import EventCounts
 from everlearn.metrics.forgetting_events import events_of, order
 from everlearn.presentations import FILE, Presentations, doubtful, histories
 from everlearn.schemas import read_presentations
+from everlearn.session import Session
 from everlearn.testing.toy import _toy_text, toy_stream
 
 FINETUNE = {"name": "finetune", "epochs": 4, "batch_size": 8, "lr": 1e-3}
@@ -115,13 +117,28 @@ def test_a_resumed_run_keeps_the_same_presentations(run: Path, tmp_path: Path) -
     assert whole == (run / FILE).read_text()
     for name in ("results.json", "report.html"):
         (folder / name).unlink()
-    last = sorted((folder / "checkpoints").iterdir())[-1]
-    assert len(list((folder / "checkpoints").iterdir())) >= 1
     with open(folder / FILE, "a") as opened:
         opened.write('{"task": 7, "step": 1, "ids": ["x"], "labels": [0], "answers": [1]}\n{"task": 8, "st')
     everlearn.resume(folder)
     assert (folder / FILE).read_text() == whole
-    assert last.name
+
+
+def test_a_run_that_was_stopped_inside_a_task_keeps_the_same_presentations(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped = Session.stepped
+
+    def stopping(self: Session, learning: Learning) -> None:
+        self.stop.asked = (learning.task.index, learning.step) == (1, 3)
+        stepped(self, learning)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(Session, "stepped", stopping)
+        everlearn.run(FINETUNE, SMALL, backbone="tiny", out=tmp_path / "run")
+    whole, until_then = ((folder / FILE).read_text() for folder in (run, tmp_path / "run"))
+    assert whole.startswith(until_then) and 0 < len(until_then) < len(whole)
+    everlearn.resume(tmp_path / "run")
+    assert (tmp_path / "run" / FILE).read_text() == whole
 
 
 def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
