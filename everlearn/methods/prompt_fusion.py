@@ -88,7 +88,7 @@ class PromptFusion(Method):
 
     def __init__(
         self, backbone: Backbone, *, context: Size = 16, length: Size = 10, boosted: Share = 1.0,
-        memory_size: Natural = 2000, epochs: Count = 3, batch_size: Count = 32, lr: Rate = 2e-3, head_lr: Rate = 1e-2,
+        memory_size: Natural = 2000, epochs: Count = 3, batch_size: Count = 32, lr: Rate = 2e-3, head_lr: Rate = 0.1,
         seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
         pair = as_pair(backbone)
