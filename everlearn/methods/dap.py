@@ -36,10 +36,10 @@ class DAP(Prompted):
 
     Departures from the released code that `paper_compat` takes back: there the examples of a batch get the embedding
     that most of them chose, also when predicting, which leaks; here each example gets its own. There every embedding
-    starts at random; here that of a new task starts as a copy of the last one, which was far better on images, and a
-    little worse on texts, where a task has few steps. There one optimizer learns all tasks: what it knows of earlier
-    gradients makes its later steps small, and for some steps it still moves the keys and embeddings of old tasks; here
-    each task has its own.
+    starts at random; here that of a new task starts as a copy of the last one, which was much better where tasks had
+    few and small steps, and a little worse where they had more. There one optimizer learns all tasks: what it knows of
+    earlier gradients makes its later steps small, and for some steps it still moves the keys and embeddings of old
+    tasks; here each task has its own.
 
     Departures that stay: there the first weights of the head depend on the number of all classes, and the keys of all
     tasks exist from the start; here neither number is known, so new classes start small and each task brings its key.
