@@ -13,7 +13,7 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.errors import EverlearnError
 from everlearn.heads.linear import append_rows
 from everlearn.method import Tags
-from everlearn.methods.prompted import Prompted
+from everlearn.methods.prompted import Prompted, voted
 from everlearn.peft.prompt import PromptTokens
 from everlearn.seeds import seeded
 from everlearn.settings import Count, Rate, Seed, Size, SizeOrZero, Strength
@@ -110,7 +110,7 @@ class L2P(Prompted):
             own = torch.arange(start, start + self.selected, device=far.device) % len(self.keys)
             return own.expand(len(far), -1)
         chosen = far.topk(self.selected, dim=1, largest=False).indices
-        return _voted(chosen, len(self.keys), self.batch_size) if self.paper_compat else chosen
+        return voted(chosen, len(self.keys), self.batch_size) if self.paper_compat else chosen
 
     def cosines(self, queries: Tensor) -> Tensor:
         """(n, prompts) of queries and keys."""
@@ -131,12 +131,3 @@ class L2P(Prompted):
 
     def measures(self, inputs: Sequence[Input], task: int) -> dict[str, float]:
         return {"own prompts": self.chosen.own(self.choose(self.backbone.encode(inputs)), task)}
-
-
-def _voted(chosen: Tensor, pool: int, batch_size: int) -> Tensor:
-    """Every batch of rows gets the prompts that most of them chose."""
-    voted = []
-    for rows in chosen.split(batch_size):
-        counts = torch.bincount(rows.flatten(), minlength=pool)
-        voted.append(counts.topk(chosen.shape[1]).indices.expand(len(rows), -1))
-    return torch.cat(voted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -66,3 +67,13 @@ class Prompted(Method):
 
     def diagnostics(self) -> dict[str, Any]:
         return {self.reported: self.chosen.diagnostics()}
+
+
+def voted(chosen: Tensor, keys: int, batch_size: int) -> Tensor:
+    """(n, selected) choices among so many keys, where every batch of rows gets what most of its rows chose. It leaks,
+    as a prediction then depends on the other examples of its batch: for `paper_compat` only."""
+    votes = []
+    for rows in chosen.split(batch_size):
+        counts = torch.bincount(rows.flatten(), minlength=keys)
+        votes.append(counts.topk(chosen.shape[1]).indices.expand(len(rows), -1))
+    return torch.cat(votes)

@@ -15,8 +15,8 @@ from everlearn.peft.delta import Delta
 
 class Generator(Delta):
     """Prompts of one block, made from its input and an embedding of each example's task: a linear map over
-    positions, zero at first, condenses the normalised tokens to `length` vectors, and the embedding scales
-    and shifts them (DAP, Jung et al., 2023,
+    positions with a bias, both zero at first, condenses the normalised tokens to `length` vectors, and the embedding
+    scales and shifts them (DAP, Jung et al., 2023,
     https://openaccess.thecvf.com/content/ICCV2023/html/Jung_Generating_Instance-level_Prompts_for_Rehearsal-free_Continual_Learning_ICCV_2023_paper.html).
 
     Args:
@@ -33,8 +33,10 @@ class Generator(Delta):
     def __init__(self, width: int, length: int, positions: int, embedding: int, *, replaces: bool) -> None:
         super().__init__()
         self.length, self.replaces, self.is_active = length, replaces, False
-        self.norm = nn.LayerNorm(width)
-        self.condense = nn.Parameter(torch.zeros(length, positions))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.condense = nn.Linear(positions, length)
+        nn.init.zeros_(self.condense.weight)
+        nn.init.zeros_(self.condense.bias)
         self.film = nn.Linear(embedding, 2 * width)
         self.task: torch.Tensor | None = None
         self.mask: torch.Tensor | None = None
@@ -42,11 +44,11 @@ class Generator(Delta):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         assert self.mask is not None
         tokens = y[:, : self.mask.shape[1]]
-        if tokens.shape[1] > self.condense.shape[1]:
+        if tokens.shape[1] > self.condense.in_features:
             raise EverlearnError(f"method.positions: an input has {tokens.shape[1]} tokens, but the map over positions "
-                                 f"reads {self.condense.shape[1]}: give at least {tokens.shape[1]}")  # fmt: skip
+                                 f"reads {self.condense.in_features}: give at least {tokens.shape[1]}")  # fmt: skip
         seen = self.norm(tokens) * self.mask[..., None]
-        condensed = self.condense[:, : tokens.shape[1]] @ seen
+        condensed = self.condense.weight[:, : tokens.shape[1]] @ seen + self.condense.bias[:, None]
         gamma, beta = self.film(self.task).chunk(2, dim=-1)
         gamma, beta = (part / part.detach().norm(dim=-1, keepdim=True) for part in (gamma, beta))
         prompts = gamma[:, None] * condensed + beta[:, None]

@@ -7,16 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from everlearn import backbones, methods
+from everlearn import backbones, engine, methods
 from everlearn.errors import EverlearnError, EverlearnWarning
 from everlearn.evaluation import TOLD, Evaluation
 from everlearn.features import FeatureStore, using_store
+from everlearn.heads.linear import append_rows
 from everlearn.losses import sparsemax
+from everlearn.memory.moments import Moments
 from everlearn.memory.selection import Selection
 from everlearn.method import Method
 from everlearn.methods.coda_prompt import orthogonal_rows
+from everlearn.peft.generator import Generator, given
 from everlearn.streams.stream import Examples, Stream
-from everlearn.testing import session, toy_stream
+from everlearn.testing import check_method, session, toy_stream
 
 QUICK = {"epochs": 2, "batch_size": 8, "lr": 0.01}
 
@@ -222,12 +225,12 @@ def test_more_components_than_dimensions_are_unit_rows_still():
 # -- DAP and VPT -------------------------------------------------------------------------------
 def test_dap_freezes_its_position_maps_after_the_first_task():
     stream, method = toy_stream(), build("dap", positions=40)
-    zero = [generator.condense.detach().clone() for generator in method.generators]
+    zero = [generator.condense.weight.detach().clone() for generator in method.generators]
     learn(method, stream, tasks=1)
-    first = [generator.condense.detach().clone() for generator in method.generators]
+    first = [generator.condense.weight.detach().clone() for generator in method.generators]
     assert all((z == 0).all() for z in zero) and any((f != 0).any() for f in first)
     learn_next(method, stream, 1)
-    assert all(torch.equal(generator.condense, f) for generator, f in zip(method.generators, first, strict=True))
+    assert all(torch.equal(generator.condense.weight, f) for generator, f in zip(method.generators, first, strict=True))
 
 
 def test_a_new_task_embedding_starts_as_a_copy_of_the_last():
@@ -237,12 +240,91 @@ def test_a_new_task_embedding_starts_as_a_copy_of_the_last():
     assert torch.equal(method.tasks[1], method.tasks[0]) and not torch.equal(method.keys[1], method.keys[0])
 
 
+def test_generated_prompts_are_their_formula():
+    draw = torch.Generator().manual_seed(0)
+    generator = Generator(6, length=2, positions=5, embedding=3, replaces=False)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.normal_(generator=draw)
+    tokens, tasks = torch.randn(2, 4, 6, generator=draw), torch.randn(2, 3, generator=draw)
+    with given(torch.nn.ModuleList([generator]), tasks, torch.ones(2, 4)):
+        found = generator(tokens, tokens)
+    assert torch.equal(found[:, :4], tokens)
+    a, b = generator.condense.weight, generator.condense.bias
+    for n in range(2):
+        scale, shift = (generator.film.weight @ tasks[n] + generator.film.bias).split(6)
+        centred = tokens[n] - tokens[n].mean(1, keepdim=True)
+        normalised = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+        normalised = normalised * generator.norm.weight + generator.norm.bias
+        for p in range(2):
+            condensed = sum(a[p, position] * normalised[position] for position in range(4)) + b[p]
+            expected = scale / scale.norm() * condensed + shift / shift.norm()
+            assert torch.allclose(found[n, 4 + p], expected, atol=1e-5)
+
+
+def test_dap_leaves_old_keys_and_embeddings_and_paper_compat_lets_momentum_move_them():
+    for compat in (False, True):
+        stream, method = toy_stream(), build("dap", paper_compat=compat)
+        learn(method, stream, tasks=1)
+        old = method.keys[0].detach().clone(), method.tasks[0].detach().clone()
+        engine.learn(method, stream[1])
+        moved = [not torch.equal(now[0], before) for now, before in zip((method.keys, method.tasks), old, strict=True)]
+        assert moved == [compat, compat]
+
+
+def test_moments_make_the_optimizers_of_all_tasks_one():
+    draw = torch.Generator().manual_seed(0)
+    whole, rows, moments = torch.nn.Parameter(torch.ones(4, 3)), torch.nn.Parameter(torch.ones(2, 3)), Moments()
+    single = torch.optim.Adam([whole], lr=0.1, amsgrad=True)
+    for known in (2, 4):  # in the first task the last two rows are not there, or their gradient is zero
+        rows = append_rows(rows, torch.ones(known - len(rows), 3))
+        moments.grow({"rows": rows})
+        own = torch.optim.Adam([rows], lr=0.1, amsgrad=True)
+        for _ in range(3):
+            rows.grad = torch.randn(known, 3, generator=draw)
+            whole.grad = torch.zeros(4, 3)
+            whole.grad[:known] = rows.grad
+            single.step()
+            with moments.carried(own, {"rows": rows}):
+                own.step()
+    assert torch.equal(rows, whole)
+
+
+@pytest.mark.parametrize("check", ["resumes_exactly", "a_copy_is_independent"])
+def test_dap_with_paper_compat_keeps_its_optimizer_in_the_checkpoint(check):
+    check_method(methods.get("dap"), only=check, paper_compat=True, **QUICK)
+
+
+def test_paper_compat_starts_every_embedding_at_random():
+    stream, method = toy_stream(), build("dap", paper_compat=True)
+    for task in stream:
+        method.begin_task(task.sealed())
+    assert len(method.tasks.unique(dim=0)) == 3
+
+
+def test_the_batch_votes_for_one_task_in_dap_with_paper_compat_only():
+    stream = toy_stream()
+    inputs = [task.test.inputs[n] for n in range(4) for task in stream]
+    for compat in (False, True):
+        method = build("dap", batch_size=5, paper_compat=compat)
+        for task in stream:
+            method.begin_task(task.sealed())
+        queries = method.backbone.encode(inputs)
+        with torch.no_grad():
+            method.keys.copy_(queries[:3])
+        nearest = torch.nn.functional.cosine_similarity(queries[:, None], queries[None, :3], dim=2).argmax(1)
+        assert len(nearest.unique()) == 3
+        for chosen, own in zip(method.choose(queries).split(5), nearest.split(5), strict=True):
+            most = own.bincount().max()
+            assert (len(chosen.unique()) == 1 and (own == chosen[0]).sum() == most) if compat else chosen.equal(own)
+
+
 def test_dap_ignores_padding():
     stream = toy_stream()
     method = learn(build("dap", positions=40), stream, tasks=1)
     with torch.no_grad():
         for generator in method.generators:
-            generator.condense.normal_()
+            generator.condense.weight.normal_()
     short, long = "word0x1", "word1x2 " * 20
     tasks = torch.zeros(2, dtype=torch.long)
     padded, alone = method.prompted([short, long], tasks)[0], method.prompted([short], tasks[:1])[0]
