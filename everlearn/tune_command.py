@@ -35,7 +35,7 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
                    help="where settings that are not searched come from, as for run")  # fmt: skip
     p.add_argument("--backbone", metavar="NAME|DIR", help="default: minilm, or vit-tiny for images; A+B joins two")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="the random seed (default: 0)")
-    p.add_argument("--tasks", type=int, default=3, metavar="N", help="learn the first N tasks only (default: 3)")
+    p.add_argument("--tasks", type=int, default=5, metavar="N", help="learn the first N tasks only (default: 5)")
     p.add_argument("--budget", type=int, metavar="STEPS", help="optimizer steps in a task, as nearly as whole epochs "
                    "can meet it (default: the epochs of the recipe)")  # fmt: skip
     p.add_argument(

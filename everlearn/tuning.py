@@ -83,7 +83,7 @@ def tune(
     *,
     backbone: str | None = None,
     seed: int = 0,
-    tasks: int = 3,
+    tasks: int = 5,
     budget: int | None = None,
     jobs: int = 1,
     out: str | Path | None = None,
@@ -330,7 +330,7 @@ def _command(
         for key, value in settings.items():
             if key != "name":
                 words += [f"--{kind}.{key}", value if isinstance(value, str) else json.dumps(value)]
-    options = {"backbone": (backbone, None), "recipe": (recipe, "auto"), "seed": (seed, 0), "tasks": (tasks, 3),
+    options = {"backbone": (backbone, None), "recipe": (recipe, "auto"), "seed": (seed, 0), "tasks": (tasks, 5),
                "budget": (budget, None)}  # fmt: skip
     for name, (value, usual) in options.items():
         if value != usual:
