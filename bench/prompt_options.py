@@ -23,7 +23,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("l2p", {"grow": 2}), ("l2p", {"readout": "pooled"}),
     ("l2p", {"readout": "pooled", "diversify": "mask"}),
     ("coda_prompt", {}), ("coda_prompt", {"attention": "topk"}), ("coda_prompt", {"attention": "sparsemax"}),
-    ("coda_prompt", {"orthogonality": 0.1}),
+    ("coda_prompt", {"orthogonality": 0.0}),
     ("dual_prompt", {}), ("dual_prompt", {"general_length": 10, "expert_length": 10}),
     ("dual_prompt", {"general_length": 10, "expert_length": 10, "form": "prompt"}),
 ]  # fmt: skip

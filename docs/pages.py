@@ -29,6 +29,9 @@ from everlearn.grids import GRIDS, told
 DOCS = Path(__file__).parent
 FIGURES = ("clinc150", "banking77", "tinyimagenet100", "pacs")
 """The pages of docs/results with one row a method."""
+SCORES = ("data", "seeds", "final", "old", "new", "gate", "forgetting proper", "tuning", "average", "forgetting",
+          "retention", "gain")  # fmt: skip
+"""Their columns of scores; pages that were written before the gate was defined anew have the last three."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -143,7 +146,7 @@ def measured(name: str) -> str:
         return "No page of the [results](../results/index.md) measures this method yet."
     return "\n\n".join([
         "Scores in per cent; the page of each data set names its command, hardware and date.",
-        _table(rows, ["data", "seeds", "final", "old", "new", "gate", "forgetting proper", "tuning", "average"]),
+        _table(rows, [column for column in SCORES if any(row.get(column) for row in rows)]),
         "## Cost",
         "Trained parameters, stored megabytes, and seconds for the whole stream.",
         _table(rows, ["data", "trained", "stored, MB", "seconds"]),

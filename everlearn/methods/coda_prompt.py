@@ -40,8 +40,8 @@ class CODAPrompt(Prompted):
         attention: "dense" is the paper's; "topk" keeps the `kept` largest weights of each example; "sparsemax"
             projects √width times the weights onto the simplex, which leaves most of them at zero.
         kept: weights that "topk" keeps.
-        orthogonality: mu of the paper, the weight of mean((B Bᵀ - I)²) for P, K and A; 0 in the released code,
-            because components start orthogonal.
+        orthogonality: mu of the paper, the weight of mean((B Bᵀ - I)²) for P, K and A; the released code leaves it
+            out, because components start orthogonal.
         epochs: passes over each task.
         batch_size: examples per step.
         lr: learning rate (Adam; it falls as in the released code, see `quarter_cosine`).
@@ -61,7 +61,7 @@ class CODAPrompt(Prompted):
 
     def __init__(
         self, backbone: Backbone, *, components: Size = 10, length: EvenSize = 8, blocks: Count = 5,
-        attention: Literal["dense", "topk", "sparsemax"] = "dense", kept: Count = 5, orthogonality: Strength = 0.0,
+        attention: Literal["dense", "topk", "sparsemax"] = "dense", kept: Count = 5, orthogonality: Strength = 0.1,
         epochs: Count = 20, batch_size: Count = 128, lr: Rate = 0.001, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
