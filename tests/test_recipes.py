@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from everlearn import compare, methods
 from everlearn.command_line import parse
 from everlearn.config import build_config
 from everlearn.errors import EverlearnError
+from everlearn.grids import GRIDS, TRIALS
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*/*.yaml"))
 
@@ -42,6 +44,19 @@ def test_recipe_parses_and_says_how_to_run_it(path: Path) -> None:
     assert used is not None
     assert used.resolve() == path.resolve()
     assert config["method"]["name"] == path.stem
+
+
+TUNED = [path for path in RECIPES if "tuning" in yaml.safe_load(path.read_text())]
+
+
+@pytest.mark.parametrize("path", TUNED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_tuned_recipe_has_the_settings_of_its_best_trial(path: Path) -> None:
+    recipe = yaml.safe_load(path.read_text())
+    trials = [trial for trial in recipe["tuning"]["trials"] if trial["score"] is not None]
+    chosen = [trial for trial in trials if all(recipe["method"][key] == trial[key] for key in trial if key != "score")]
+    assert len(trials) <= TRIALS and [trial["score"] for trial in chosen] == [recipe["tuning"]["score"]]
+    assert recipe["tuning"]["score"] == max(trial["score"] for trial in trials)
+    assert set(trials[0]) - {"score"} <= set(GRIDS[path.stem])
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES if path.parent.name == "papers"))
