@@ -24,7 +24,8 @@ from mkdocs.structure.pages import Page
 from everlearn import methods
 from everlearn.command_line import EXIT, _parsers
 from everlearn.config import arguments
-from everlearn.grids import GRIDS, told
+from everlearn.grids import GRIDS
+from everlearn.settings import told
 
 DOCS = Path(__file__).parent
 FIGURES = ("clinc150", "banking77", "tinyimagenet100", "pacs")

@@ -24,6 +24,7 @@ from everlearn.metrics import FORMULAS
 from everlearn.metrics.gate import NEW, OLD
 from everlearn.metrics.intervals import Interval
 from everlearn.metrics.per_class import worst
+from everlearn.settings import told
 
 Results = dict[str, Any]
 """The content of results.json."""
@@ -183,8 +184,6 @@ def trials_table(record: dict[str, Any]) -> None:
     Args:
         record: the content of tune.json.
     """
-    from everlearn.grids import told  # which loads torch
-
     out, chosen, default = _console(), record["chosen"], record["default"]
     steps = f", about {record['steps']:,} steps a task" if record["steps"] else ""
     count = f"{record['tasks']} task{'s' * (record['tasks'] > 1)}"

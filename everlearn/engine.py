@@ -78,7 +78,7 @@ class Learning:
     def fit(self, training: Training | None, listeners: Sequence[Listener]) -> None:
         """Train on the batches of the task, from `step` on."""
         method = self.method
-        if method.head_lr is not None and self.task.goal == "classes":
+        if method.head_lr is not None and self.task.goal == "classes" and training is None:  # else it is in there
             method.feature_norm = feature_norm(method.backbone, self.task.train.inputs)
         groups = method.param_groups()
         if not groups:

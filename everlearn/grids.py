@@ -176,15 +176,6 @@ def lines_of(learner: Method, grid: Mapping[str, tuple[Value, ...]]) -> list[Lin
     return lines
 
 
-def told(value: Value) -> str:
-    """A value as people read it.
-
-    >>> told(0.001), told("lp-ft")
-    ('0.001', 'lp-ft')
-    """
-    return value if isinstance(value, str) else f"{value:g}"
-
-
 def _nothing(name: str) -> EverlearnError:
     return EverlearnError(f"method '{name}' has nothing to tune: with these settings it trains nothing, and has no "
                           "other setting in the grid (everlearn.grids)")  # fmt: skip

@@ -234,3 +234,12 @@ def _argument_texts(docstring: str) -> dict[str, str]:
         return {}
     entries = re.findall(r"^    (\w+)[^:\n]*:((?:.*)(?:\n {5,}.*)*)", section[1], re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}
+
+
+def told(value: float | str) -> str:
+    """A value of a setting as people read it.
+
+    >>> told(0.001), told("lp-ft")
+    ('0.001', 'lp-ft')
+    """
+    return value if isinstance(value, str) else f"{value:g}"

@@ -22,14 +22,14 @@ from everlearn.console import Progress
 from everlearn.engine import replay
 from everlearn.errors import EverlearnError
 from everlearn.files import write_whole
-from everlearn.grids import TRIALS, Line, Value, grid_of, lines_of, told
+from everlearn.grids import TRIALS, Line, Value, grid_of, lines_of
 from everlearn.interrupts import Interrupted
 from everlearn.locks import alone
 from everlearn.method import Method
 from everlearn.protocol import absolute, build_method, load_stream
 from everlearn.schemas import read_tuning
 from everlearn.search import Point, best_point, check_validation, import_optuna, search
-from everlearn.settings import Count, Seed, arguments, checked
+from everlearn.settings import Count, Seed, arguments, checked, told
 from everlearn.streams.stream import Stream
 from everlearn.streams.validation import on_validation
 

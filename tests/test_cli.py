@@ -248,9 +248,10 @@ def test_what_to_train_is_a_setting_and_a_rate_for_something_else_is_dropped(cap
         assert main(["run", *FEW, "--method", "er", *more]) == 0
         found[name] = json.loads(capsys.readouterr().out)
     methods = {name: results["config"]["method"] for name, results in found.items()}
-    assert methods["recipe"] == {"name": "er", "epochs": 3, "lr": 0.0001}
-    assert methods["lora"] == {"name": "er", "epochs": 3, "train": "lora"}
-    assert methods["rated"] == {"name": "er", "epochs": 3, "train": "lora(size=2)", "lr": 0.002}
+    assert methods["recipe"] == {"name": "er", "epochs": 3, "lr": 0.0001, "head_lr": 0.01}
+    assert methods["lora"] == {"name": "er", "epochs": 3, "train": "lora", "head_lr": 0.01}
+    rated = {"train": "lora(size=2)", "lr": 0.002, "head_lr": 0.01}
+    assert methods["rated"] == {"name": "er", "epochs": 3, **rated}
     trained = {name: results["trainable_parameters"] for name, results in found.items()}
     head = 150 * 32 + 150
     assert trained["lora"] - head == 2 * 2 * 2 * 32 * 8 and trained["rated"] - head == 2 * 2 * 2 * 32 * 2
