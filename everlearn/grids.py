@@ -160,7 +160,8 @@ def lines_of(learner: Method, grid: Mapping[str, tuple[Value, ...]]) -> list[Lin
     """
     groups, known, lines = learner.param_groups(), arguments(type(learner)), []
     alive = {"lr": any("lr" not in group for group in groups),
-             "head_lr": bool(groups) and learner.task.goal == "classes"}  # fmt: skip
+             "head_lr": bool(groups) and learner.task.goal == "classes",
+             "solution": learner.task.goal == "classes"}  # fmt: skip
     for setting, values in grid.items():
         if alive.get(setting, True):
             given = known[setting].default

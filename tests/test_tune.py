@@ -159,9 +159,15 @@ def test_every_method_has_lines_and_steps_by_its_budget(name: str) -> None:
     section: dict[str, Any] = {"name": name, **({"pairs": 1} if name == "setfit" else {})}
     lines, steps = planned(section, grid_of(name), toy_stream(goal=goal, tasks=2), "tiny", 0, 40)
     told = [line.setting for line in lines]
-    assert told == [setting for setting in GRIDS[name] if setting != "head_lr" or goal == "classes"]
+    assert told == [setting for setting in GRIDS[name] if setting not in ("head_lr", "solution") or goal == "classes"]
     assert all(line.default in line.values for line in lines)
     assert steps == (40 if "epochs" in arguments(methods.get(name)) else None)
+
+
+def test_how_joint_learns_is_searched_where_there_are_classes_only() -> None:
+    section, grid = {"name": "joint"}, grid_of("joint")
+    lines, _ = planned(section, grid, toy_stream(goal="ranking", tasks=2), "tiny", 0, 40)
+    assert [line.setting for line in lines] == ["lr"]
 
 
 def test_what_the_recipe_leaves_to_the_method_is_not_searched() -> None:
