@@ -14,6 +14,7 @@ from everlearn.errors import EverlearnError
 from everlearn.heads.gaussian import LEAST
 from everlearn.heads.kept_rows import KeptRows
 
+STRENGTH = 30.0  # C, where it is not chosen
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 FIRST = 3  # where the search for the best one begins
 GAIN = 0.01  # of the held-out cross-entropy
@@ -57,7 +58,7 @@ class Logistic(KeptRows):
     chosen: Tensor
 
     def __init__(
-        self, width: int, *, rows: int = 100_000, strength: float | Literal["auto"] = 30.0, seed: int = 0
+        self, width: int, *, rows: int = 100_000, strength: float | Literal["auto"] = STRENGTH, seed: int = 0
     ) -> None:
         super().__init__(width, rows, seed)
         if strength != "auto" and (isinstance(strength, str) or not 0 < strength < math.inf):

@@ -12,7 +12,7 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.batches import Interleaved
 from everlearn.errors import EverlearnError
 from everlearn.heads.gaussian import Gaussian
-from everlearn.heads.logistic import Logistic, fit
+from everlearn.heads.logistic import STRENGTH, Logistic, fit
 from everlearn.heads.ridge import Ridge
 from everlearn.memory.memory import Memory
 from everlearn.method import Tags
@@ -27,8 +27,6 @@ FITTED: dict[str, Callable[[int, int], nn.Module]] = {
     "lda": lambda width, seed: Gaussian(width),
 }
 """Solutions that train no encoder: the head that is fitted to the features of all data."""
-
-STRENGTH = 30.0  # C of the probe that training starts from: that of `logistic`
 
 
 class Joint(Finetune):

@@ -7,6 +7,7 @@ from typing import Literal
 from everlearn.backbones.backbone import Backbone
 from everlearn.distillation.replay import Replay, features_for
 from everlearn.errors import EverlearnError
+from everlearn.heads.logistic import STRENGTH
 from everlearn.heads.logistic import Logistic as Head
 from everlearn.method import Method, Tags
 from everlearn.methods.simplecil import SimpleCIL
@@ -48,7 +49,7 @@ class Logistic(SimpleCIL):
     tags = Tags(family="representation", trains="nothing", retrains=True, exact=True)
 
     def __init__(
-        self, backbone: Backbone, *, rows: LargeCount = 100_000, strength: Factor | Literal["auto"] = 30.0,
+        self, backbone: Backbone, *, rows: LargeCount = 100_000, strength: Factor | Literal["auto"] = STRENGTH,
         seed: Seed = 0, distilled: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(backbone, seed=seed)
