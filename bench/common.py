@@ -21,10 +21,9 @@ def recipe_settings(stream: str, name: str, **changes: Any) -> dict[str, Any]:
     return build_config({"method": {"name": name, **changes}}, recipe=str(recipe or "none"))[0]["method"]
 
 
-def tuning_gain(collection: str, name: str) -> float | None:
+def tuning_gain(file: Path | None) -> float | None:
     """By how much `everlearn tune` moved the validation score of a method, in points, as its recipe says; None where
     its settings were not searched, or its own values failed."""
-    file = find_recipe(collection, name)
     kept = (yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}).get("tuning")
     if not kept or kept["default_score"] is None:
         return None

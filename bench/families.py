@@ -3,9 +3,9 @@
     python bench/families.py clinc150 [--seeds 0,1,2] [--methods all] [--out runs/families]
     python bench/families.py clinc150 --seeds 1,2 --methods ranpac,klda      # more seeds for some methods
     python bench/families.py banking77
-    python bench/families.py tinyimagenet100 --data FOLDER --backbone vit-tiny@112 --recipes images \\
+    python bench/families.py tinyimagenet100 --data FOLDER --backbone vit-tiny@112 \\
         --train-per-class 20 --test-per-class 10
-    python bench/families.py pacs --data FOLDER --backbone vit-tiny@112 --recipes images \\
+    python bench/families.py pacs --data FOLDER --backbone vit-tiny@112 \\
         --train-per-class 20 --test-per-class 40
 
 FOLDER holds NAME_train.parquet and NAME_test.parquet. For vit-tiny, EVERLEARN_WEIGHTS names the folder of its
@@ -26,15 +26,17 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, command, machine, recipe_settings, tuning_gain, write_page
+from common import RESULTS, command, machine, tuning_gain, write_page
 
 from everlearn import compare, methods
 from everlearn.comparison import select
+from everlearn.config import build_config, find_recipe, usual_recipe
 from everlearn.console import ranged
 from everlearn.judgement import above_joint, differences, judge
 from everlearn.metrics.intervals import Interval, conclusion, interval
 from everlearn.processes import default_jobs
 from everlearn.repeats import varied
+from everlearn.streams.peek import input_of
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -57,7 +59,7 @@ PARSER.add_argument("stream")
 PARSER.add_argument("--data", type=Path, help="folder of the Parquet files, for a stream that is not in the package")
 PARSER.add_argument("--backbone")
 PARSER.add_argument("--methods", default="all")
-PARSER.add_argument("--recipes", default="clinc150", help="the collection of recipes to use")
+PARSER.add_argument("--recipes", default="auto", help="the collection of recipes; by default that of the stream")
 PARSER.add_argument("--epochs", type=int, help="replaces the epochs of the recipes, for every method that trains")
 PARSER.add_argument("--tasks", type=int, default=10)
 PARSER.add_argument("--train-per-class", type=int, default=30)
@@ -128,7 +130,7 @@ def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> No
     for method in order:
         runs = rows[method]
         one = judged[method]
-        gain = tuning_gain(args.recipes, method)
+        gain = tuning_gain(recipe(args, method))
         figures = [ranged(one.final), ranged(one.old), ranged(one.new), one.at_the_gate,
                    spread(runs, "forgetting_proper"), "" if gain is None else f"{gain:+.1f}",
                    spread(runs, "average_accuracy")]  # fmt: skip
@@ -161,6 +163,14 @@ def write_readme(table: list[str]) -> None:
     README.write_text(text, encoding="utf-8")
 
 
+def recipe(args: argparse.Namespace, name: str) -> Path | None:
+    """The recipe that `compare` takes for a method."""
+    if args.recipes != "auto":
+        return find_recipe(args.recipes, name)
+    settings = stream(args)
+    return usual_recipe(settings["name"], input_of(settings), name)
+
+
 def tested(limits: dict[str, Any]) -> str:
     most = limits.get("max_test_per_class")
     return f"and {most} test " if most else ""
@@ -168,11 +178,13 @@ def tested(limits: dict[str, Any]) -> str:
 
 def settings_of(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> str:
     """The source of the settings of the runs, and their epochs where these differ from the recipes."""
-    told = set()
+    told, collections = set(), set()
     for name, runs in rows.items():
-        usual = recipe_settings(args.recipes, name).get("epochs")
+        file = recipe(args, name)
+        usual = build_config({"method": {"name": name}}, recipe=str(file or "none"))[0]["method"].get("epochs")
         told |= {run["config"]["method"].get("epochs") for run in runs} - {usual, None}
-    source = f"settings of the {args.recipes} recipes"
+        collections |= {file.parent.name} if file else set()
+    source = f"settings of the recipes {' and '.join(sorted(collections))}"
     return source + (f", but {' or '.join(map(str, sorted(told)))} epochs" if told else "")
 
 

@@ -34,6 +34,7 @@ from everlearn.streams.validation import on_validation
 
 METHODS = {
     "frozen": {}, "finetune": {"epochs": 1}, "er": {"epochs": 1}, "joint": {"epochs": 1}, "lora": {"epochs": 1},
+    "joint with mined negatives": {"epochs": 1, "negatives": 2},
     "lora query side": {"epochs": 3, "side": "query"},
     "prompt_retriever": {"length": 1, "selected": 1, "lr": 0.03}, "prompt_retriever of source A": {"lr": 0.03},
     "qdc": {"epochs": 1}, "qdc without distillation": {"epochs": 1, "distill": 0.0},
@@ -47,6 +48,7 @@ COMPARED = (
     ("qdc", "qdc without distillation"),
     ("qdc without distillation", "finetune"),
     ("l2r", "joint"),
+    ("l2r", "joint with mined negatives"),
     ("l2r", "qdc"),
     ("er", "finetune"),
     ("interpolate", "finetune"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
 from everlearn.schedules import cosine
 from everlearn.seeds import derived_seed
+from everlearn.settings import Natural
 from everlearn.streams.stream import Examples, Task
 
 FITTED: dict[str, Callable[[int, int], nn.Module]] = {
@@ -63,10 +65,11 @@ class Joint(Finetune):
     schedule = staticmethod(cosine)
 
     def __init__(
-        self, backbone: Backbone, *, solution: Literal["ft", "lp-ft", "lp", "ridge", "lda"] = "ft", **settings: Any
-    ) -> None:
+        self, backbone: Backbone, *, solution: Literal["ft", "lp-ft", "lp", "ridge", "lda"] = "ft",
+        negatives: Natural = 0, **settings: Any,
+    ) -> None:  # fmt: skip
         super().__init__(backbone, **({**settings, "train": "head"} if solution in FITTED else settings))
-        self.solution = solution
+        self.solution, self.negatives = solution, negatives
         if solution in FITTED:
             self.head = FITTED[solution](backbone.width, self.seed)
         self.memory = Memory(seed=self.seed)
@@ -89,7 +92,7 @@ class Joint(Finetune):
         return [] if self.solution in FITTED else super().param_groups()
 
     def batches(self, task: Task) -> Sequence[Examples]:
-        old, new = self.memory.examples(), task.train
+        old, new = self.memory.examples(), self._pairs(task)
         every = Examples.concatenate([old, new])
         if task.goal == "classes" and self.solution == "lp-ft" and not self.head.weight.any():
             self._probe(every)
@@ -98,6 +101,20 @@ class Joint(Finetune):
         domain = torch.cat([old.columns["domain"], torch.full((len(new),), task.index)])
         parts = [self.shuffled(every[(domain == number).nonzero()[:, 0]], task) for number in domain.unique()]
         return Interleaved(parts, derived_seed(self.seed, task.index))
+
+    def _pairs(self, task: Task) -> Examples:
+        """The training examples of the task, with the negatives that the pre-trained model finds for them."""
+        if task.goal == "classes" or not self.negatives:
+            return task.train
+        from everlearn.retrieval.negatives import mined
+
+        parts = nn.ModuleDict({"backbone": self.backbone, "deltas": self.deltas})
+        first: Any = copy.deepcopy(parts).requires_grad_(False).eval()
+        with torch.no_grad():
+            for name, parameter in first.named_parameters():
+                if name in self._first:
+                    parameter.copy_(self._first[name])
+        return mined(first["backbone"], task.train, most=self.negatives)
 
     @torch.no_grad()
     def _probe(self, examples: Examples) -> None:
@@ -110,7 +127,7 @@ class Joint(Finetune):
 
     def end_task(self, task: Task) -> None:
         columns = {"domain": torch.full((len(task.train),), task.index)} if task.goal == "ranking" else {}
-        self.memory.add(task.train, **columns)
+        self.memory.add(self._pairs(task), **columns)
         if self.solution in FITTED:
             self.head.add(self.embed(task.train.inputs), self.labels(task.train))
             self.head.solve()

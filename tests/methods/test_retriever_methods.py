@@ -13,7 +13,7 @@ from everlearn import backbones, methods
 from everlearn.engine import learn
 from everlearn.errors import EverlearnError
 from everlearn.memory.drift_log import DriftLog
-from everlearn.methods import QDC, Finetune, Interpolate, PromptRetriever, TaskAdapters
+from everlearn.methods import QDC, Finetune, Interpolate, Joint, PromptRetriever, TaskAdapters
 from everlearn.metrics.retrieval import nearest
 from everlearn.testing.toy import toy_stream
 
@@ -229,6 +229,22 @@ def test_the_negatives_are_distilled_too() -> None:
     found = float(method.loss(batch).detach())
     method.distill = 0.0
     assert found - float(method.loss(batch).detach()) == pytest.approx(2 * float(sum(apart)), rel=1e-3)
+
+
+def test_joint_keeps_the_negatives_that_the_pretrained_model_finds() -> None:
+    pytest.importorskip("sentence_transformers")
+    from everlearn.retrieval.negatives import mined
+
+    first, second = (task.train for task in toy_stream(goal="ranking", tasks=2))
+    method = Joint(backbones.load("tiny"), epochs=1, lr=1e-2, negatives=2, batch_size=8)
+    for task in toy_stream(goal="ranking", tasks=2):
+        learn(method, task)
+    assert not torch.equal(method.embed(DOCUMENTS), backbones.load("tiny").encode(DOCUMENTS))
+    kept = method.memory.examples()
+    expected = [
+        own for pairs in (first, second) for own in mined(backbones.load("tiny"), pairs, most=2).negatives or ()
+    ]
+    assert any(expected) and [list(own) for own in kept.negatives or ()] == expected
 
 
 # -- interpolate -----------------------------------------------------------------------------------
