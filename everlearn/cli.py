@@ -157,7 +157,8 @@ def _compare(args: argparse.Namespace) -> int:
         from everlearn.processes import default_jobs
 
         results = compare(args.methods, config["stream"], backbone=config["backbone"], out=out, seed=config["seed"],
-                          seeds=args.seeds, gate=gate, progress=True, recipe=args.recipe,
+                          seeds=args.seeds, gate=gate, budget_bytes=args.budget_bytes,
+                          budget_steps=args.budget_steps, progress=True, recipe=args.recipe,
                           jobs=args.jobs or default_jobs())  # fmt: skip
     from everlearn.judgement import above_joint
     from everlearn.recommendation import recommendation

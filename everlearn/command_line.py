@@ -176,6 +176,10 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
                    "(default: 1)")  # fmt: skip
     p.add_argument("--gate", default="80,90", metavar="OLD,NEW", help="the least that passes, in %% of joint's score "
                    "on old tasks and on the newest one (default: 80,90)")  # fmt: skip
+    p.add_argument("--budget-bytes", type=int, metavar="N", help="bytes of old examples that each method may keep, "
+                   "instead of a number of examples")  # fmt: skip
+    p.add_argument("--budget-steps", type=int, metavar="N", help="optimizer steps in a task for each method that "
+                   "trains, as nearly as whole epochs can meet them")  # fmt: skip
     p.add_argument("--jobs", type=int, metavar="N",
                    help="number of trained methods to run in parallel; they share the cores (default: one per core, "
                         "at most four; one on an accelerator)")  # fmt: skip

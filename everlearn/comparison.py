@@ -6,7 +6,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,7 @@ from everlearn.streams.peek import input_of
 
 if TYPE_CHECKING:
     from everlearn.method import Method
-    from everlearn.streams.peek import input_of
-from everlearn.streams.peek import input_of
-from everlearn.streams.stream import Stream
+    from everlearn.streams.stream import Stream
 
 Results = dict[str, Any]
 
@@ -67,6 +65,8 @@ def compare(
     seed: int = 0,
     seeds: int = 1,
     gate: Least = (OLD, NEW),
+    budget_bytes: int | None = None,
+    budget_steps: int | None = None,
     progress: bool = False,
     recipe: str = "auto",
     jobs: int = 1,
@@ -86,6 +86,8 @@ def compare(
             stream), other examples are drawn (`split_seed`) and the methods have another seed. All of them count
             together, with 95 % intervals. It needs a stream that is given by name.
         gate: what a method must reach of joint's score on old tasks, and on the newest one, as shares.
+        budget_bytes: bytes of old examples that each method keeps, if it keeps any (see `everlearn.budgets`).
+        budget_steps: optimizer steps in a task, for each method that trains, as nearly as whole epochs can meet them.
         progress: print progress to stderr.
         recipe: "auto" uses the recipes for this stream, if they exist; "none" uses no recipes; the name of
             a collection ("papers" or another stream) uses the recipes of this collection.
@@ -125,7 +127,8 @@ def compare(
 
         def once(section: Config, number: int, folder: Path | None) -> list[Results]:
             return compare(methods, section, backbone=backbone, out=folder, seed=number, gate=gate,
-                           progress=progress, recipe=recipe, jobs=jobs)  # fmt: skip
+                           budget_bytes=budget_bytes, budget_steps=budget_steps, progress=progress, recipe=recipe,
+                           jobs=jobs)  # fmt: skip
 
         return repeated(once, config["stream"], config["seed"], seeds, Path(out) if out is not None else None, gate)
     if jobs > 1 and out is None:
@@ -135,6 +138,11 @@ def compare(
     entries = _entries(select(methods), name, input, recipe)
     if isinstance(stream, (str, dict)):
         stream = streams.load(**config["stream"])
+    if budget_bytes is not None or budget_steps is not None:
+        from everlearn.budgets import check_budgets
+
+        check_budgets(select(methods), budget_bytes, budget_steps)
+        entries = _within(entries, stream, config, budget_bytes, budget_steps)
 
     folder = Path(out) if out is not None else None
     if folder is None:
@@ -242,6 +250,21 @@ def _entries(chosen: Sequence[str | Config], stream: str, input: str, recipe: st
     return sorted(entries.values(), key=lambda entry: entry.cost)
 
 
+def _within(
+    entries: Sequence[Entry], stream: Stream, config: Config, bytes: int | None, steps: int | None
+) -> list[Entry]:
+    """The entries, with the epochs and the memory that the budgets allow."""
+    from everlearn.budgets import budgeted
+
+    within = []
+    for entry in entries:
+        if _reason_against(entry, stream, config["backbone"]) is None:  # the others are skipped later
+            settings = budgeted(entry.settings, stream, config["backbone"], config["seed"], bytes=bytes, steps=steps)
+            entry = replace(entry, settings=settings)
+        within.append(entry)
+    return within
+
+
 def _wait_for_orphan(entry: Entry, directory: Path, say: Say) -> None:
     """Wait until no process learns in the method's folder: one whose comparison was killed saves and stops.
 
@@ -261,17 +284,22 @@ def _wait_for_orphan(entry: Entry, directory: Path, say: Say) -> None:
 
 def _known(entry: Entry, stream: Stream, backbone: str | None, folder: Path | None, say: Say) -> Results | None:
     """The result of a method that has already finished or cannot learn this stream; None if it must run."""
-    from everlearn.evaluation import supports
-
     if folder is not None and (folder / entry.label / "results.json").is_file():
         say(entry, "already finished, not repeated")
         return read_results(folder / entry.label / "results.json")
-    # Only a method that needs something of its backbone has to see it here.
-    encoder = backbones.load(backbone or backbones.default_for(stream.input)) if entry.cls.tags.needs else None
-    if reason := supports(entry.cls.tags, stream, encoder):
+    if reason := _reason_against(entry, stream, backbone):
         say(entry, f"skipped: {reason}")
         return {"skipped": reason}
     return None
+
+
+def _reason_against(entry: Entry, stream: Stream, backbone: str | None) -> str | None:
+    """Why a method cannot learn this stream with this backbone; None if it can."""
+    from everlearn.evaluation import supports
+
+    # Only a method that needs something of its backbone has to see it here.
+    encoder = backbones.load(backbone or backbones.default_for(stream.input)) if entry.cls.tags.needs else None
+    return supports(entry.cls.tags, stream, encoder)
 
 
 def _learn(entry: Entry, stream: Stream, config: Config, folder: Path | None, progress: bool, say: Say) -> Results:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from everlearn import methods
+from everlearn.budgets import epochs_within, steps_of_an_epoch
 from everlearn.comparison import Entry, learn_each, refuse_links
 from everlearn.config import Config, build_config, check_out, not_named, usual_recipe
 from everlearn.console import Progress
@@ -29,7 +30,7 @@ from everlearn.method import Method
 from everlearn.protocol import absolute, build_method, load_stream
 from everlearn.schemas import read_tuning
 from everlearn.search import Point, best_point, check_validation, import_optuna, search
-from everlearn.settings import Count, Seed, arguments, checked, told
+from everlearn.settings import Count, Seed, checked, told
 from everlearn.streams.stream import Stream
 from everlearn.streams.validation import on_validation
 
@@ -300,16 +301,11 @@ def _budgeted(learner: Method, stream: Stream, section: Config, budget: int | No
     Raises:
         EverlearnError: the stream is online, and decides the steps itself.
     """
-    if "epochs" not in arguments(type(learner)) or not learner.param_groups():
+    if (of_epoch := steps_of_an_epoch(learner, stream)) is None:
         return None
-    first = stream[0]
-    if first.batch_size and budget is not None:
-        raise EverlearnError("budget: an online stream shows each example once, in its own batches: leave it out")
-    epochs = 1 if first.batch_size else learner.epochs
-    size = sum(len(task.train) for task in stream) / len(stream) / len(first.train)
-    of_epoch = len(learner.batches(first.for_learning())) / epochs * size
+    epochs = 1 if stream[0].batch_size else learner.epochs
     if budget is not None:
-        section["epochs"] = epochs = max(1, round(budget / of_epoch))
+        section["epochs"] = epochs = epochs_within(budget, of_epoch, stream)
     return max(1, math.ceil(epochs * of_epoch))
 
 

@@ -529,3 +529,27 @@ def test_files_of_the_working_directory_are_not_executed(tmp_path, from_processe
     monkeypatch.chdir(tmp_path / "here")
     results = compare("finetune", from_processes, backbone="tiny", out=tmp_path / "out", jobs=2)
     assert "curve" in results[0] and not Path("executed").exists()
+
+
+def test_budgets_give_each_method_the_same_steps_and_bytes(tmp_path: Path) -> None:
+    small = {"name": "digits", "tasks": 2, "max_train_per_class": 32, "max_test_per_class": 5}
+    given = {"backbone": "tiny", "recipe": "none", "budget_bytes": 4000, "budget_steps": 9}
+    runs = compare("er,finetune,simplecil,qdc", small, out=tmp_path / "within", **given)
+    found = {run["method"]: run for run in runs}
+    settings = {name: run["config"]["method"] for name, run in found.items() if "config" in run}
+    assert {name: settings[name]["epochs"] for name in ("er", "finetune")} == {"er": 2, "finetune": 2}  # of 5 steps
+    assert (settings["er"]["memory_size"], settings["er"]["memory_bytes"]) == (None, 4000)
+    assert set(settings["simplecil"]) == {"name"} and "skipped" in found["qdc"]
+    with pytest.raises(EverlearnError, match="er with other settings"):
+        compare("er", small, out=tmp_path / "within", **{**given, "budget_bytes": 5000})
+
+
+def test_a_budget_and_a_setting_that_it_decides_are_refused() -> None:
+    section = {"name": "er", "epochs": 3}
+    with pytest.raises(EverlearnError, match="budget_steps: it decides epochs, which er is given too"):
+        compare([section], {"name": "digits", "tasks": 2}, backbone="tiny", budget_steps=9)
+    with pytest.raises(EverlearnError, match="budget_bytes"):
+        compare([section], {"name": "digits", "tasks": 2}, backbone="tiny", budget_bytes=-1)
+    online = {"name": "digits", "tasks": 2, "kind": "online"}
+    with pytest.raises(EverlearnError, match="budget: an online stream"):
+        compare("er", online, backbone="tiny", budget_steps=9)

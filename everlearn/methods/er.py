@@ -36,7 +36,8 @@ class ER(Finetune):
 
     Args:
         backbone: a pre-trained encoder.
-        memory_size: examples kept.
+        memory_size: most examples kept; None for no such limit.
+        memory_bytes: most bytes of examples kept; None for no such limit.
         replay_batch_size: examples drawn per step.
         policy: which examples are kept: each with the same chance ("reservoir"), equally many of each class
             ("balanced"), or of each class those that were forgotten most often while they were learned ("most
@@ -58,14 +59,15 @@ class ER(Finetune):
     tags = Tags(family="replay", trains="backbone", goals=("classes", "ranking"))
 
     def __init__(
-        self, backbone: Backbone, *, memory_size: Natural = 500, replay_batch_size: Count = 32,
+        self, backbone: Backbone, *, memory_size: Natural | None = 500, memory_bytes: Natural | None = None,
+        replay_batch_size: Count = 32,
         policy: Literal["reservoir", "balanced", "most forgotten"] = "reservoir",
         distilled: str | None = None, **settings: Any,
     ) -> None:  # fmt: skip
         self.made_for = backbone.identity() if distilled else ""
         super().__init__(backbone, **settings)
         self.replay_batch_size, self.file = replay_batch_size, distilled
-        self.memory = Memory(memory_size, policy=POLICIES[policy](), seed=self.seed)
+        self.memory = Memory(memory_size, bytes=memory_bytes, policy=POLICIES[policy](), seed=self.seed)
         self.events = EventCounts() if policy == "most forgotten" else None
         self.distilled = Replay(seed=self.seed) if distilled else None
 

@@ -45,7 +45,8 @@ class L2R(Finetune):
     Args:
         backbone: a pre-trained encoder.
         align: weight of the ranking alignment.
-        memory_size: pairs kept.
+        memory_size: most pairs kept; None for no such limit.
+        memory_bytes: most bytes of pairs kept; None for no such limit.
         replay_batch_size: pairs drawn per step.
         negatives: chosen for each pair, of new pairs and old ones; 0 leaves those of the batch.
         candidates: among which they are chosen: the documents nearest to the query (`everlearn.retrieval.negatives`).
@@ -61,13 +62,14 @@ class L2R(Finetune):
     tags = Tags(family="replay", trains="backbone", goals=("ranking",), inputs=("text",), index="kept")
 
     def __init__(
-        self, backbone: Backbone, *, align: Strength = 1.0, memory_size: Natural = 500, replay_batch_size: Count = 32,
-        negatives: Natural = 2, candidates: Count = 7, **settings: Any,
+        self, backbone: Backbone, *, align: Strength = 1.0, memory_size: Natural | None = 500,
+        memory_bytes: Natural | None = None, replay_batch_size: Count = 32, negatives: Natural = 2,
+        candidates: Count = 7, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, **settings)
         self.align, self.replay_batch_size = align, replay_batch_size
         self.negatives, self.candidates = negatives, candidates
-        self.memory = Memory(memory_size, seed=self.seed)
+        self.memory = Memory(memory_size, bytes=memory_bytes, seed=self.seed)
         self.spaces = DriftLog(0)  # which it has been in; queries for them need no shift
         self.before: Any = None
 
