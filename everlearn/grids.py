@@ -38,6 +38,10 @@ GRIDS: dict[str, dict[str, tuple[Value, ...]]] = {
     # references, replay and lightweight fine-tuning: the rates of what is trained and of the head
     "finetune": _TRAINED, "lora": _TRAINED, "sequential": _TRAINED, "task_adapters": _TRAINED,
     "vpt": _TRAINED, "er": _TRAINED, "mir": _TRAINED, "retrieval_augmented": _TRAINED, "prompt_fusion": _TRAINED,
+    "er_ace": _TRAINED, "icarl": _TRAINED, "gdumb": _TRAINED, "feature_replay": _TRAINED,
+    # replay of kept scores: their weight first
+    "der": {"alpha": (0.03, 0.1, 0.3, 1.0, 3.0), **_TRAINED},
+    "der_pp": {"alpha": (0.1, 0.3, 1.0), "beta": (0.25, 0.5, 1.0), **_TRAINED},
     # a penalty against forgetting: its weight first, because the best rate depends on it
     "ewc": {"strength": (1e2, 1e3, 1e4, 1e5, 1e6), **_TRAINED},
     "lwf": {"strength": _STRENGTH, **_TRAINED},

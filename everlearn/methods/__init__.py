@@ -15,14 +15,20 @@ if TYPE_CHECKING:
     from everlearn.methods.coda_prompt import CODAPrompt as CODAPrompt
     from everlearn.methods.cofima import CoFiMA as CoFiMA
     from everlearn.methods.dap import DAP as DAP
+    from everlearn.methods.der import DER as DER
+    from everlearn.methods.der_pp import DERpp as DERpp
     from everlearn.methods.dual_prompt import DualPrompt as DualPrompt
     from everlearn.methods.er import ER as ER
+    from everlearn.methods.er_ace import ERACE as ERACE
     from everlearn.methods.esn import ESN as ESN
     from everlearn.methods.ewc import EWC as EWC
     from everlearn.methods.extra_layers import ExtraLayers as ExtraLayers
+    from everlearn.methods.feature_replay import FeatureReplay as FeatureReplay
     from everlearn.methods.fecam import FeCAM as FeCAM
     from everlearn.methods.finetune import Finetune as Finetune
     from everlearn.methods.frozen import Frozen as Frozen
+    from everlearn.methods.gdumb import GDumb as GDumb
+    from everlearn.methods.icarl import ICaRL as ICaRL
     from everlearn.methods.interpolate import Interpolate as Interpolate
     from everlearn.methods.joint import Joint as Joint
     from everlearn.methods.klda import KLDA as KLDA

@@ -80,13 +80,24 @@ class ER(Finetune):
         return super().batches(task)
 
     def loss(self, batch: Examples) -> Tensor:
+        old = self.old_loss(batch)  # first: whoever chooses by a trial step changes weights meanwhile
+        return self.new_loss(batch) + old
+
+    def new_loss(self, batch: Examples) -> Tensor:
+        """The scalar loss of the new batch."""
+        return super().loss(batch)
+
+    def old_loss(self, batch: Examples) -> Tensor | float:
+        """The scalar loss of what is replayed together with the new batch; 0 where there is nothing yet."""
         loss = self._of_distilled()
         if len(self.memory):
-            old = self.replayed(batch)  # first: whoever chooses by a trial step changes weights meanwhile
-            if self.task.augment:
-                old = augmented(old, self.seed, int(self.memory.draws))
-            loss = loss + super().loss(old)
-        return super().loss(batch) + loss
+            loss = loss + super().loss(self.drawn(batch))
+        return loss
+
+    def drawn(self, batch: Examples) -> Examples:
+        """`replayed`, with new random views of the images where the stream asks for them."""
+        old = self.replayed(batch)
+        return augmented(old, self.seed, int(self.memory.draws)) if self.task.augment else old
 
     def _of_distilled(self) -> Tensor | float:
         if self.distilled is None or not len(self.distilled):

@@ -12,6 +12,7 @@ from torch import nn
 from everlearn.backbones.backbone import Backbone
 from everlearn.batches import Interleaved
 from everlearn.errors import EverlearnError
+from everlearn.first_weights import FirstWeights
 from everlearn.heads.gaussian import Gaussian
 from everlearn.heads.logistic import STRENGTH, Logistic, fit
 from everlearn.heads.ridge import Ridge
@@ -73,16 +74,13 @@ class Joint(Finetune):
         if solution in FITTED:
             self.head = FITTED[solution](backbone.width, self.seed)
         self.memory = Memory(seed=self.seed)
-        # Weights that nothing trains are not kept twice; the head is still empty.
-        self._first = {name: parameter.detach().clone() for name, parameter in self.trained().items()}
+        self._first = FirstWeights(self.trained())
 
     def begin_task(self, task: Task) -> None:
         if self.solution in FITTED and task.goal == "ranking":
             raise EverlearnError(f"method.solution: {self.solution} fits a head to classes, and this stream ranks "
                                  "documents: give ft")  # fmt: skip
-        with torch.no_grad():
-            for name, parameter in self.trained().items():
-                parameter.copy_(self._first[name]) if not name.startswith("head.") else parameter.zero_()
+        self._first.restore(self.trained())
         super().begin_task(task)
         if self.solution == "lp-ft":  # `batches` fits a head that is zero; that of a task which goes on is not
             with torch.no_grad():
@@ -110,10 +108,7 @@ class Joint(Finetune):
 
         parts = nn.ModuleDict({"backbone": self.backbone, "deltas": self.deltas})
         first: Any = copy.deepcopy(parts).requires_grad_(False).eval()
-        with torch.no_grad():
-            for name, parameter in first.named_parameters():
-                if name in self._first:
-                    parameter.copy_(self._first[name])
+        self._first.restore(dict(first.named_parameters()))
         return mined(first["backbone"], task.train, most=self.negatives)
 
     @torch.no_grad()

@@ -1,0 +1,115 @@
+"""iCaRL: exemplars chosen by herding, old scores that are held, and the nearest mean (Rebuffi et al., 2017)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize, one_hot
+
+from everlearn.backbones.backbone import Backbone
+from everlearn.errors import EverlearnError
+from everlearn.heads.prototype import Prototype
+from everlearn.memory.memory import Memory
+from everlearn.memory.policies import Herded
+from everlearn.method import Tags
+from everlearn.methods.finetune import Finetune
+from everlearn.settings import Count
+from everlearn.streams.inputs import Input
+from everlearn.streams.stream import Examples, Task
+
+
+class ICaRL(Finetune):
+    """iCaRL: Incremental Classifier and Representation Learning. Rebuffi, Kolesnikov, Sperl & Lampert, CVPR 2017,
+    https://arxiv.org/abs/1611.07725
+
+    A task is learned together with the examples that the memory holds of earlier ones (the exemplars), by binary
+    cross-entropy, a decision for each class: for the classes of the task the target is the label, and for all others
+    the answer of the model as it was before the task. Its answers are computed once per example and come from the
+    feature store afterwards.
+
+    Every class keeps equally many exemplars, chosen one after the other such that their mean is near the mean of the
+    class (herding). When other classes need the room, the last ones leave. The linear head is only used to learn: the
+    class of an input is that with the nearest mean of exemplars, in features of length 1. The means are computed
+    after every task, with the present encoder; so with train="head" the answers are those of a frozen encoder, and
+    training does not change them.
+
+    Departures: the optimizer is that of `finetune`, on a pre-trained encoder. Where a class returns in a later task,
+    its new exemplars are herded on their own, and both lists are kept in turn.
+
+    Args:
+        backbone: a pre-trained encoder.
+        memory_size: exemplars kept, of all classes together, at least one for each class. The paper has 2,000.
+        settings: those of `finetune`.
+
+    Raises:
+        EverlearnError: there are more classes than exemplars.
+
+    Relations: `er` draws old examples at random and answers by the head; `lwf` holds old scores without a memory;
+    `simplecil` is the nearest mean of all examples, with nothing trained.
+
+    >>> from everlearn import backbones, engine
+    >>> from everlearn.testing import toy_stream
+    >>> method = ICaRL(backbones.load("tiny"), memory_size=12, epochs=1)
+    >>> for task in toy_stream():
+    ...     _ = engine.learn(method, task)
+    >>> method.memory.examples().labels.bincount().tolist()
+    [2, 2, 2, 2, 2, 2]
+    """
+
+    tags = Tags(family="replay", trains="backbone")
+
+    def __init__(self, backbone: Backbone, *, memory_size: Count = 500, **settings: Any) -> None:
+        super().__init__(backbone, **settings)
+        self.memory_size = memory_size
+        self.memory = Memory(memory_size, policy=Herded(), seed=self.seed)
+        self.means = Prototype(backbone.width)
+        self.before: Any = None
+
+    def begin_task(self, task: Task) -> None:
+        classes = len(task.class_names)
+        if classes > self.memory_size:
+            raise EverlearnError(f"method.memory_size: {self.memory_size} exemplars for {classes} classes, and a class "
+                                 f"without any can never be answered: give {classes} or more")  # fmt: skip
+        if task.index > 0:
+            now = nn.ModuleDict({"backbone": self.backbone, "deltas": self.deltas, "head": self.head})
+            self.before = copy.deepcopy(now).requires_grad_(False).eval()
+        super().begin_task(task)
+        self.means.grow(task.class_names)
+
+    def batches(self, task: Task) -> Sequence[Examples]:
+        return self.shuffled(Examples.concatenate([self.memory.examples(), task.train]), task)
+
+    def losses(self, batch: Examples) -> Tensor:
+        scores, labels = self.scores(batch.inputs), self.labels(batch)
+        self._answered(batch, scores, labels)
+        target = one_hot(labels, scores.shape[1]).to(scores)
+        if self.before is not None:
+            before = self._scores_before(batch.inputs).sigmoid()
+            held = [label for label in range(before.shape[1]) if label not in self.task.classes]
+            target[:, held] = before[:, held]
+        return binary_cross_entropy_with_logits(scores, target, reduction="none").sum(1)
+
+    @torch.no_grad()
+    def _scores_before(self, inputs: Sequence[Input]) -> Tensor:
+        """(n, classes known before the task)."""
+        encoder = self.before["backbone"]
+        return self.before["head"](encoder.infer(inputs) if self.task.augment else encoder.encode(inputs))
+
+    def end_task(self, task: Task) -> None:
+        places = Herded.places(self._directions(task.train), task.train.labels, self.memory_size)
+        self.memory.add(task.train, place=places)
+        kept = self.memory.examples()
+        for sums in self.means.buffers():
+            sums.zero_()
+        self.means.add(self._directions(kept), self.labels(kept))
+
+    def _directions(self, examples: Examples) -> Tensor:
+        """(n, width): features of length 1."""
+        return normalize(self.embed(examples.inputs))
+
+    def predict(self, inputs: Sequence[Input], task: int | None = None) -> Tensor:
+        return self.means(self.embed(inputs))
