@@ -80,11 +80,13 @@ class ER(Finetune):
     def loss(self, batch: Examples) -> Tensor:
         loss = self._of_distilled()
         if len(self.memory):
-            old = self.replayed(batch)  # first: whoever chooses by a trial step changes weights meanwhile
-            if self.task.augment:
-                old = augmented(old, self.seed, int(self.memory.draws))
-            loss = loss + super().loss(old)
+            # First: whoever chooses by a trial step changes weights meanwhile.
+            loss = loss + self._of_old(self.replayed(batch))
         return super().loss(batch) + loss
+
+    def _of_old(self, old: Examples) -> Tensor:
+        """The loss of examples of the memory, a scalar."""
+        return super().loss(augmented(old, self.seed, int(self.memory.draws)) if self.task.augment else old)
 
     def _of_distilled(self) -> Tensor | float:
         if self.distilled is None or not len(self.distilled):
