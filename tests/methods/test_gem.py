@@ -126,9 +126,9 @@ def flat(gradients: Any) -> Tensor:
 
 
 def contradicting(examples: Examples) -> Examples:
-    """The same inputs with each other's answers."""
+    """The same inputs as examples of a new class, or with each other's documents."""
     if examples.positives is None:
-        return replace(examples, labels=examples.labels.flip(0))
+        return replace(examples, labels=torch.full_like(examples.labels, 4))
     return replace(examples, positives=examples.positives[::-1])
 
 
