@@ -37,14 +37,19 @@ GRIDS: dict[str, dict[str, tuple[Value, ...]]] = {
     "joint": {**_TRAINED, "solution": ("ft", "lp-ft", "lp", "ridge", "lda")},
     # references, replay and lightweight fine-tuning: the rates of what is trained and of the head
     "finetune": _TRAINED, "lora": _TRAINED, "sequential": _TRAINED, "task_adapters": _TRAINED,
-    "vpt": _TRAINED, "er": _TRAINED, "mir": _TRAINED, "retrieval_augmented": _TRAINED, "prompt_fusion": _TRAINED,
-    "er_ace": _TRAINED, "icarl": _TRAINED, "gdumb": _TRAINED, "feature_replay": _TRAINED,
+    "vpt": _TRAINED, "retrieval_augmented": _TRAINED, "prompt_fusion": _TRAINED,
+    "er": _TRAINED, "er_ace": _TRAINED, "mir": _TRAINED, "a_gem": _TRAINED, "gem": _TRAINED, "icarl": _TRAINED,
+    "gdumb": _TRAINED, "feature_replay": _TRAINED,
     # replay of kept scores: their weight first
     "der": {"alpha": (0.03, 0.1, 0.3, 1.0, 3.0), **_TRAINED},
     "der_pp": {"alpha": (0.1, 0.3, 1.0), "beta": (0.25, 0.5, 1.0), **_TRAINED},
     # a penalty against forgetting: its weight first, because the best rate depends on it
     "ewc": {"strength": (1e2, 1e3, 1e4, 1e5, 1e6), **_TRAINED},
+    "si": {"strength": (0.1, 1.0, 10.0, 100.0, 1000.0), **_TRAINED},
+    "mas": {"strength": _STRENGTH, **_TRAINED},
+    "l2_sp": {"strength": _STRENGTH, **_TRAINED},
     "lwf": {"strength": _STRENGTH, **_TRAINED},
+    "feature_distillation": {"strength": _STRENGTH, **_TRAINED},
     "extra_layers": {"strength": _STRENGTH, **_TRAINED},
     "qdc": {"distill": _STRENGTH, "lr": RATES},
     "zscl": {"strength": _STRENGTH, "lr": RATES},

@@ -123,19 +123,21 @@ def _similarities(queries: Tensor, documents: Tensor, similarity: str) -> Tensor
 def quadratic_penalty(
     parameters: Iterable[tuple[str, Tensor]],
     anchor: PerParameter | Mapping[str, Tensor],
-    importance: PerParameter | Mapping[str, Tensor],
+    importance: PerParameter | Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Σ importance · (parameter − anchor)²: keeps important weights near their old values (EWC, SI, MAS).
 
     Args:
         parameters: (name, tensor) pairs, as from `named_parameters()`; those without an anchor are free.
-        anchor: the values to stay near, by name. importance: of the same shapes.
+        anchor: the values to stay near, by name.
+        importance: of the same shapes; 1 everywhere by default.
 
     >>> at, weight = {"w": torch.zeros(2)}, {"w": torch.tensor([1.0, 0.5])}
     >>> float(quadratic_penalty([("w", torch.tensor([2.0, 2.0]))], at, weight))
     6.0
     """
-    terms = [_Anchored.apply(value, anchor[name], importance[name]) for name, value in parameters if name in anchor]
+    terms = [_Anchored.apply(value, anchor[name], None if importance is None else importance[name])
+             for name, value in parameters if name in anchor]  # fmt: skip
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
@@ -144,9 +146,9 @@ class _Anchored(torch.autograd.Function):
     passes over the parameters, which dominate the cost of a step of EWC."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, anchor: Tensor, importance: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, anchor: Tensor, importance: Tensor | None) -> Tensor:
         drift = value - anchor
-        ctx.pull = importance * drift
+        ctx.pull = drift if importance is None else importance * drift
         return torch.dot(ctx.pull.flatten(), drift.flatten())
 
     @staticmethod

@@ -11,6 +11,12 @@ from everlearn.testing import CHECKS, check_method
 SETTINGS: dict[str, dict] = {
     "coda_prompt": {"epochs": 16, "batch_size": 8, "components": 4, "lr": 0.01},
     "cofima": {"fisher_examples": 4},
+    "a_gem": {"epochs": 8, "memory_size": 20, "replay_batch_size": 8, "batch_size": 8, "lr": 1e-3},
+    "gem": {"epochs": 8, "memory_size": 20, "replay_batch_size": 8, "batch_size": 8, "lr": 1e-3},
+    "si": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
+    "mas": {"epochs": 8, "examples": 4, "batch_size": 8, "lr": 1e-3},
+    "l2_sp": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
+    "feature_distillation": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "aper": {"epochs": 8, "batch_size": 8, "lr": 0.1},
     "dap": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "sequential": {"epochs": 8, "batch_size": 8, "lr": 0.01},

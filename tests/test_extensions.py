@@ -277,7 +277,9 @@ def test_ewc_on_lora_costs_what_lora_costs():
 
 
 @pytest.mark.parametrize("train", ["head", "lora", "houlsby", "prefix", "deep_prompt", "ssf", "full"])
-@pytest.mark.parametrize("name", ["er", "ewc", "lwf", "joint"])
+@pytest.mark.parametrize(
+    "name", ["er", "ewc", "lwf", "joint", "si", "mas", "l2_sp", "feature_distillation", "a_gem", "gem"]
+)
 def test_every_defence_works_on_whatever_is_trained(name, train):
     stream, small = toy_stream(tasks=2), {**SMALL, "lr": 1e-2 if train != "full" else 1e-3}
     method = methods.get(name)(backbones.load("tiny"), train=train, **small)

@@ -88,16 +88,17 @@ class Memory(Stateful):
         candidates = Examples.concatenate(_widened(self._held, new))
         self._held = candidates if self.limits == (None, None) else candidates[self._chosen(candidates)]
 
-    def sample(self, n: int, alike: bool = False) -> Examples:
+    def sample(self, n: int, alike: bool = False, among: Sequence[int] | None = None) -> Examples:
         """n examples, or all where there are fewer, drawn without replacement.
 
         Args:
+            among: draw from these rows of `examples()` only.
             alike: draw texts of similar length, so that little of a batch is padding. Several times n are drawn and
                 sorted by length, and one run of n of them is taken at random: each example is still equally likely.
         """
         draw = np.random.default_rng([self.seed, 1, int(self.draws)])
         self.draws += 1
-        rows = draw.permutation(len(self))
+        rows = draw.permutation(len(self) if among is None else np.asarray(among))
         if alike and len(rows) >= 2 * n:
             texts = self._held.positives or self._held.inputs
             drawn = rows[: n * min(WINDOW, len(rows) // n)]

@@ -11,6 +11,7 @@ from everlearn.errors import EverlearnError, unknown
 
 if TYPE_CHECKING:
     from everlearn.method import Method
+    from everlearn.methods.a_gem import AGEM as AGEM
     from everlearn.methods.aper import APER as APER
     from everlearn.methods.coda_prompt import CODAPrompt as CODAPrompt
     from everlearn.methods.cofima import CoFiMA as CoFiMA
@@ -23,16 +24,19 @@ if TYPE_CHECKING:
     from everlearn.methods.esn import ESN as ESN
     from everlearn.methods.ewc import EWC as EWC
     from everlearn.methods.extra_layers import ExtraLayers as ExtraLayers
+    from everlearn.methods.feature_distillation import FeatureDistillation as FeatureDistillation
     from everlearn.methods.feature_replay import FeatureReplay as FeatureReplay
     from everlearn.methods.fecam import FeCAM as FeCAM
     from everlearn.methods.finetune import Finetune as Finetune
     from everlearn.methods.frozen import Frozen as Frozen
     from everlearn.methods.gdumb import GDumb as GDumb
+    from everlearn.methods.gem import GEM as GEM
     from everlearn.methods.icarl import ICaRL as ICaRL
     from everlearn.methods.interpolate import Interpolate as Interpolate
     from everlearn.methods.joint import Joint as Joint
     from everlearn.methods.klda import KLDA as KLDA
     from everlearn.methods.knn import KNN as KNN
+    from everlearn.methods.l2_sp import L2SP as L2SP
     from everlearn.methods.l2p import L2P as L2P
     from everlearn.methods.l2r import L2R as L2R
     from everlearn.methods.lae import LAE as LAE
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from everlearn.methods.logistic import Logistic as Logistic
     from everlearn.methods.lora import SequentialLoRA as SequentialLoRA
     from everlearn.methods.lwf import LwF as LwF
+    from everlearn.methods.mas import MAS as MAS
     from everlearn.methods.mir import MIR as MIR
     from everlearn.methods.prompt_fusion import PromptFusion as PromptFusion
     from everlearn.methods.prompt_retriever import PromptRetriever as PromptRetriever
@@ -49,6 +54,7 @@ if TYPE_CHECKING:
     from everlearn.methods.retrieval_augmented import RetrievalAugmented as RetrievalAugmented
     from everlearn.methods.sequential import Sequential as Sequential
     from everlearn.methods.setfit import SetFit as SetFit
+    from everlearn.methods.si import SI as SI
     from everlearn.methods.simplecil import SimpleCIL as SimpleCIL
     from everlearn.methods.slca import SLCA as SLCA
     from everlearn.methods.task_adapters import TaskAdapters as TaskAdapters

@@ -57,7 +57,7 @@ class DER(ER):
     def old_loss(self, batch: Examples) -> Tensor | float:
         loss = self._of_distilled()
         if self.alpha and len(self.memory):
-            loss = loss + self.alpha * self.drift(self.drawn(batch)).mean()
+            loss = loss + self.alpha * self.drift(self.viewed(self.replayed(batch))).mean()
         return loss
 
     def drift(self, old: Examples) -> Tensor:

@@ -44,5 +44,5 @@ class DERpp(DER):
     def old_loss(self, batch: Examples) -> Tensor | float:
         loss = super().old_loss(batch)
         if self.beta and len(self.memory):
-            loss = loss + self.beta * self.losses(self.drawn(batch)).mean()
+            loss = loss + self.beta * self.losses(self.viewed(self.replayed(batch))).mean()
         return loss

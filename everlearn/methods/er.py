@@ -91,12 +91,11 @@ class ER(Finetune):
         """The scalar loss of what is replayed together with the new batch; 0 where there is nothing yet."""
         loss = self._of_distilled()
         if len(self.memory):
-            loss = loss + super().loss(self.drawn(batch))
+            loss = loss + super().loss(self.viewed(self.replayed(batch)))
         return loss
 
-    def drawn(self, batch: Examples) -> Examples:
-        """`replayed`, with new random views of the images where the stream asks for them."""
-        old = self.replayed(batch)
+    def viewed(self, old: Examples) -> Examples:
+        """Examples of the memory, with new random views of the images where the stream asks for them."""
         return augmented(old, self.seed, int(self.memory.draws)) if self.task.augment else old
 
     def _of_distilled(self) -> Tensor | float:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
-from everlearn.fisher import diagonal_fisher
+from everlearn.fisher import FisherLabels, diagonal_fisher
 from everlearn.losses import quadratic_penalty
 from everlearn.memory.per_parameter import PerParameter
 from everlearn.method import Tags
@@ -21,18 +21,23 @@ class EWC(Finetune):
     PNAS 2017, https://arxiv.org/abs/1612.00796, in the online form of Schwarz et al., ICML 2018,
     https://arxiv.org/abs/1805.06370: one Fisher and one anchor, whatever the number of tasks.
 
-    The loss gains strength/2 · sum F_i (w_i - w*_i)², with F the diagonal Fisher information at the
-    end of the last task, its labels drawn from the model's own predictions, one example at a time. Only
-    weights that are trained have an F and a w*.
+    The loss gains strength/2 · sum F_i (w_i - w*_i)², with w* the weights at the end of the last task. F is the
+    diagonal Fisher information: at the end of a task it becomes decay · F + that of the task, one example at a time.
+    With decay 1 it is the sum over all tasks. Only weights that are trained have an F and a w*.
 
     Args:
         backbone: a pre-trained encoder.
         strength: lambda of the paper.
-        decay: share of the old Fisher that the new one is added to (gamma of the online form).
+        decay: share of the old Fisher that the new one is added to (gamma of the online form): with 1 the Fishers of
+            all tasks are summed, with less those of older tasks count less.
+        fisher: the labels whose log-probability is differentiated: one for each example, drawn from the model
+            ("sampled"); every class, weighted by its probability ("exact": one backward pass for every class, so it
+            suits few classes); or the label of the data ("empirical", which is not the Fisher information but common).
         fisher_examples: examples of each task that the Fisher is estimated on. The other settings are those
             of `finetune`.
 
-    Relations: `lwf` holds the answers instead of the weights.
+    Relations: `si` and `mas` measure the importance of a weight in other ways; `lwf` holds the answers instead of the
+    weights.
 
     >>> from everlearn import backbones
     >>> EWC(backbones.load("tiny"), strength=10.0).strength
@@ -42,11 +47,12 @@ class EWC(Finetune):
     tags = Tags(family="regularisation", trains="backbone")
 
     def __init__(
-        self, backbone: Backbone, *, strength: Strength = 1000.0, decay: Share = 1.0, fisher_examples: Count = 200,
-        **settings: Any,
+        self, backbone: Backbone, *, strength: Strength = 1000.0, decay: Share = 1.0,
+        fisher: FisherLabels = "sampled", fisher_examples: Count = 200, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, **settings)
-        self.strength, self.decay, self.fisher_examples = strength, decay, fisher_examples
+        self.strength, self.decay = strength, decay
+        self.fisher_labels, self.fisher_examples = fisher, fisher_examples
         self.fisher, self.anchor = PerParameter(), PerParameter()
 
     def begin_task(self, task: Task) -> None:
@@ -60,7 +66,7 @@ class EWC(Finetune):
         return super().loss(batch) + 0.5 * self.strength * penalty
 
     def end_task(self, task: Task) -> None:
-        fisher = diagonal_fisher(self, task.train, self.fisher_examples)
+        fisher = diagonal_fisher(self, task.train, self.fisher_examples, labels=self.fisher_labels)
         for name, parameter in self.trained().items():
             self.fisher[name].mul_(self.decay).add_(fisher[name])
             self.anchor[name].copy_(parameter.detach())

@@ -39,7 +39,7 @@ class Finetune(Method):
     Raises:
         EverlearnError: side="query", and every weight is trained, or the goal is classes.
 
-    Relations: `er`, `ewc` and `lwf` are this method with one defence each; `joint` is its bound; `lora`,
+    Relations: `er`, `gem`, `ewc` and `lwf` are this method with one defence each; `joint` is its bound; `lora`,
     `vpt` and `sequential` are its settings with an insertion.
 
     >>> from everlearn import backbones

@@ -34,7 +34,8 @@ class GDumb(Finetune):
 
     Args:
         backbone: a pre-trained encoder.
-        memory_size: examples kept, of all classes together.
+        memory_size: most examples kept, of all classes together; None for no such limit.
+        memory_bytes: most bytes of examples kept; None for no such limit.
         epochs: passes over the memory, with each task.
         settings: the others of `finetune`.
 
@@ -52,9 +53,12 @@ class GDumb(Finetune):
     tags = Tags(family="replay", trains="backbone")
     schedule = staticmethod(cosine)
 
-    def __init__(self, backbone: Backbone, *, memory_size: Count = 500, epochs: Count = 30, **settings: Any) -> None:
+    def __init__(
+        self, backbone: Backbone, *, memory_size: Count | None = 500, memory_bytes: Count | None = None,
+        epochs: Count = 30, **settings: Any,
+    ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, **settings)
-        self.memory = Memory(memory_size, policy=Balanced(), seed=self.seed)
+        self.memory = Memory(memory_size, bytes=memory_bytes, policy=Balanced(), seed=self.seed)
         self._first = FirstWeights(self.trained())
 
     def begin_task(self, task: Task) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize, one_hot
 
 from everlearn.backbones.backbone import Backbone
@@ -20,6 +18,7 @@ from everlearn.methods.finetune import Finetune
 from everlearn.settings import Count
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
+from everlearn.teacher import Teacher
 
 
 class ICaRL(Finetune):
@@ -67,7 +66,7 @@ class ICaRL(Finetune):
         self.memory_size = memory_size
         self.memory = Memory(memory_size, policy=Herded(), seed=self.seed)
         self.means = Prototype(backbone.width)
-        self.before: Any = None
+        self.before: Teacher | None = None
 
     def begin_task(self, task: Task) -> None:
         classes = len(task.class_names)
@@ -75,8 +74,7 @@ class ICaRL(Finetune):
             raise EverlearnError(f"method.memory_size: {self.memory_size} exemplars for {classes} classes, and a class "
                                  f"without any can never be answered: give {classes} or more")  # fmt: skip
         if task.index > 0:
-            now = nn.ModuleDict({"backbone": self.backbone, "deltas": self.deltas, "head": self.head})
-            self.before = copy.deepcopy(now).requires_grad_(False).eval()
+            self.before = Teacher(self)
         super().begin_task(task)
         self.means.grow(task.class_names)
 
@@ -88,16 +86,10 @@ class ICaRL(Finetune):
         self._answered(batch, scores, labels)
         target = one_hot(labels, scores.shape[1]).to(scores)
         if self.before is not None:
-            before = self._scores_before(batch.inputs).sigmoid()
+            before = self.before.scores(batch.inputs, augmented=self.task.augment).sigmoid()
             held = [label for label in range(before.shape[1]) if label not in self.task.classes]
             target[:, held] = before[:, held]
         return binary_cross_entropy_with_logits(scores, target, reduction="none").sum(1)
-
-    @torch.no_grad()
-    def _scores_before(self, inputs: Sequence[Input]) -> Tensor:
-        """(n, classes known before the task)."""
-        encoder = self.before["backbone"]
-        return self.before["head"](encoder.infer(inputs) if self.task.augment else encoder.encode(inputs))
 
     def end_task(self, task: Task) -> None:
         places = Herded.places(self._directions(task.train), task.train.labels, self.memory_size)

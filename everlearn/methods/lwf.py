@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.losses import distillation
@@ -14,6 +12,7 @@ from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
 from everlearn.settings import Factor, Strength
 from everlearn.streams.stream import Examples, Task
+from everlearn.teacher import Teacher
 
 
 class LwF(Finetune):
@@ -29,7 +28,7 @@ class LwF(Finetune):
         strength: weight of the distillation, lambda of the paper.
         temperature: T of the paper. The other settings are those of `finetune`.
 
-    Relations: `ewc` holds the weights instead of the answers.
+    Relations: `feature_distillation` holds the features instead of the answers, `ewc` the weights.
 
     >>> from everlearn import backbones
     >>> LwF(backbones.load("tiny")).teacher is None
@@ -44,12 +43,11 @@ class LwF(Finetune):
     ) -> None:
         super().__init__(backbone, **settings)
         self.strength, self.temperature = strength, temperature
-        self.teacher: Any = None
+        self.teacher: Teacher | None = None
 
     def begin_task(self, task: Task) -> None:
         if task.index > 0:
-            now = nn.ModuleDict({"backbone": self.backbone, "deltas": self.deltas, "head": self.head})
-            self.teacher = copy.deepcopy(now).requires_grad_(False).eval()
+            self.teacher = Teacher(self)
         super().begin_task(task)
 
     def losses(self, batch: Examples) -> Tensor:
@@ -57,8 +55,5 @@ class LwF(Finetune):
         losses = self.classification_losses(scores, batch)
         if self.teacher is None:
             return losses
-        with torch.no_grad():
-            teacher = self.teacher["backbone"]
-            seen = teacher.infer(batch.inputs) if self.task.augment else teacher.encode(batch.inputs)
-            before = self.teacher["head"](seen)
+        before = self.teacher.scores(batch.inputs, augmented=self.task.augment)
         return losses + self.strength * distillation(scores, before, temperature=self.temperature)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
-from everlearn.batches import augmented, of_similar_length
+from everlearn.batches import of_similar_length
 from everlearn.method import Tags
 from everlearn.methods.er import ER
 from everlearn.optimizer_step import OptimizerStep
@@ -57,9 +57,7 @@ class MIR(ER):
         new = self.losses(batch).mean()
         optimizer_step.backward(new)
         old = self.most_interfered(optimizer_step)
-        if self.task.augment:
-            old = augmented(old, self.seed, int(self.memory.draws))
-        replayed = self.losses(old).mean() + self._of_distilled()
+        replayed = self.losses(self.viewed(old)).mean() + self._of_distilled()
         optimizer_step.backward(replayed, add=True)
         optimizer_step.apply()
         return (new + replayed).detach()

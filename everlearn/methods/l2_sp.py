@@ -1,0 +1,59 @@
+"""L2-SP: the weights are pulled towards the pre-trained ones (Li et al., 2018)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from everlearn.backbones.backbone import Backbone
+from everlearn.losses import quadratic_penalty
+from everlearn.memory.per_parameter import PerParameter
+from everlearn.method import Tags
+from everlearn.methods.finetune import Finetune
+from everlearn.settings import Strength
+from everlearn.streams.stream import Examples
+
+
+class L2SP(Finetune):
+    """Explicit Inductive Bias for Transfer Learning with Convolutional Networks. Li, Grandvalet & Davoine, ICML 2018,
+    https://arxiv.org/abs/1802.01483
+
+    The loss gains strength/2 · sum (w_i - w0_i)², with w0 the pre-trained weights, in every task; and head_strength/2
+    times the squared norm of the head, which has no pre-trained value. Where an insertion is trained, w0 are its first
+    values, with which the encoder is the pre-trained one. One w0 is kept for each trained weight of the encoder.
+
+    Departure: the paper learns one task, and its penalty takes the place of weight decay; here that of AdamW stays, so
+    that strength and head_strength 0 give `finetune`.
+
+    Args:
+        backbone: a pre-trained encoder.
+        strength: alpha of the paper.
+        head_strength: beta of the paper. The other settings are those of `finetune`.
+
+    Relations: `ewc`, `si` and `mas` hold important weights only, and where the last task left them.
+
+    >>> from everlearn import backbones
+    >>> L2SP(backbones.load("tiny")).strength
+    0.1
+    """
+
+    tags = Tags(family="regularisation", trains="backbone")
+
+    def __init__(
+        self, backbone: Backbone, *, strength: Strength = 0.1, head_strength: Strength = 0.01, **settings: Any
+    ) -> None:
+        super().__init__(backbone, **settings)
+        self.strength, self.head_strength = strength, head_strength
+        self.anchor = PerParameter()
+        for name, parameter in self.trained().items():
+            if not name.startswith("head."):
+                self.anchor[name] = parameter
+
+    def loss(self, batch: Examples) -> Tensor:
+        loss = super().loss(batch)
+        if self.strength:  # else weights that the loss does not reach would get a gradient of zero, and decay
+            loss = loss + 0.5 * self.strength * quadratic_penalty(self.trained().items(), self.anchor)
+        if self.head_strength:
+            loss = loss + 0.5 * self.head_strength * sum(p.square().sum() for p in self.head.parameters())
+        return loss

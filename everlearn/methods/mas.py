@@ -1,0 +1,68 @@
+"""Memory Aware Synapses: weights that the answers are sensitive to stay (Aljundi et al., 2018)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everlearn.backbones.backbone import Backbone
+from everlearn.fisher import example_gradients
+from everlearn.losses import quadratic_penalty
+from everlearn.memory.per_parameter import PerParameter
+from everlearn.method import Tags
+from everlearn.methods.finetune import Finetune
+from everlearn.settings import Count, Strength
+from everlearn.streams.stream import Examples, Task
+
+
+class MAS(Finetune):
+    """Memory Aware Synapses: Learning what (not) to forget. Aljundi, Babiloni, Elhoseiny, Rohrbach & Tuytelaars,
+    ECCV 2018, https://arxiv.org/abs/1711.09601
+
+    The loss gains strength · sum Omega_i (w_i - w*_i)², with w* the weights at the end of the last task. Omega_i is the
+    mean of |d ||f(x)||² / dw_i| over examples x, one at a time, where f(x) are the scores of all classes seen so far.
+    No label is used. The Omegas of all tasks are summed.
+
+    One Omega and one w* are kept for each trained weight, whatever the number of tasks.
+
+    Args:
+        backbone: a pre-trained encoder.
+        strength: lambda of the paper.
+        examples: examples of each task that Omega is estimated on. The other settings are those of `finetune`.
+
+    Relations: `ewc` asks how sensitive the log-probability of a label is, `si` how much a weight has lowered the loss.
+
+    >>> from everlearn import backbones
+    >>> MAS(backbones.load("tiny"), examples=20).strength
+    1.0
+    """
+
+    tags = Tags(family="regularisation", trains="backbone")
+
+    def __init__(self, backbone: Backbone, *, strength: Strength = 1.0, examples: Count = 200, **settings: Any) -> None:
+        super().__init__(backbone, **settings)
+        self.strength, self.examples = strength, examples
+        self.importance, self.anchor = PerParameter(), PerParameter()
+
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        # New rows of the head get importance zero: nothing holds them yet.
+        for kept in (self.importance, self.anchor):
+            kept.grow(self.named_parameters())
+
+    def loss(self, batch: Examples) -> Tensor:
+        penalty = quadratic_penalty(self.trained().items(), self.anchor, self.importance)
+        return super().loss(batch) + self.strength * penalty
+
+    def end_task(self, task: Task) -> None:
+        def squared_norm(scores: Tensor, row: int) -> list[tuple[float, Tensor]]:
+            return [(1.0, scores.square().sum())]
+
+        for weight, gradients in example_gradients(self, task.train, self.examples, squared_norm):
+            for name, gradient in gradients.items():
+                self.importance[name].add_(gradient.abs(), alpha=weight)
+        with torch.no_grad():
+            for name, parameter in self.trained().items():
+                self.anchor[name].copy_(parameter)

@@ -1,0 +1,82 @@
+"""Synaptic Intelligence: weights that have lowered the loss stay near their old values (Zenke et al., 2017)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everlearn.backbones.backbone import Backbone
+from everlearn.losses import quadratic_penalty
+from everlearn.memory.per_parameter import PerParameter
+from everlearn.method import Tags
+from everlearn.methods.finetune import Finetune
+from everlearn.optimizer_step import OptimizerStep
+from everlearn.settings import Factor, Strength
+from everlearn.streams.stream import Examples, Task
+
+
+class SI(Finetune):
+    """Continual Learning Through Synaptic Intelligence. Zenke, Poole & Ganguli, ICML 2017,
+    https://arxiv.org/abs/1703.04200
+
+    Every step adds to the path integral of a weight: minus its gradient times its change. Summed over all weights this
+    is by how much the loss has decreased. At the end of a task the importance Omega of a weight grows by its path
+    integral, divided by (its change in the whole task)² + xi. The loss of the next tasks gains
+    strength · sum Omega_i (w_i - w*_i)², with w* the weights at the beginning of the task.
+
+    The gradient in the path integral is that of the loss of the task, without the penalty; its change is that of the
+    whole step. Three tensors are kept for each trained weight (Omega, path integral and w*), whatever the number of
+    tasks; a step needs two more of the same size.
+
+    Departures: as in the released code, and not in the paper, an Omega below zero is set to zero, because it would
+    reward a weight for moving away without bound. The step is that of AdamW, with its weight decay, instead of Adam.
+
+    Args:
+        backbone: a pre-trained encoder.
+        strength: c of the paper.
+        xi: keeps Omega bounded where a weight has hardly moved. The other settings are those of `finetune`.
+
+    Relations: `ewc` and `mas` measure importance at the end of a task, by further backward passes.
+
+    >>> from everlearn import backbones
+    >>> SI(backbones.load("tiny"), strength=10.0).xi
+    0.001
+    """
+
+    tags = Tags(family="regularisation", trains="backbone")
+
+    def __init__(self, backbone: Backbone, *, strength: Strength = 1.0, xi: Factor = 1e-3, **settings: Any) -> None:
+        super().__init__(backbone, **settings)
+        self.strength, self.xi = strength, xi
+        self.importance, self.path, self.anchor = PerParameter(), PerParameter(), PerParameter()
+
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        # New rows of the head get importance zero: nothing holds them yet.
+        for kept in (self.importance, self.path):
+            kept.grow(self.named_parameters())
+        for name, parameter in self.trained().items():
+            self.anchor[name] = parameter
+
+    def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
+        trained = self.trained()
+        loss = self.loss(batch)
+        optimizer_step.backward(loss)
+        before = {name: (parameter.grad.clone(), parameter.detach().clone())
+                  for name, parameter in trained.items() if parameter.grad is not None}  # fmt: skip
+        penalty = self.strength * quadratic_penalty(trained.items(), self.anchor, self.importance)
+        optimizer_step.backward(penalty, add=True)
+        optimizer_step.apply()
+        with torch.no_grad():
+            for name, (gradient, value) in before.items():
+                self.path[name].addcmul_(gradient, value.sub_(trained[name]))
+        return (loss + penalty).detach()
+
+    def end_task(self, task: Task) -> None:
+        with torch.no_grad():
+            for name, parameter in self.trained().items():
+                change = parameter - self.anchor[name]
+                self.importance[name].add_(self.path[name] / (change.square_() + self.xi)).clamp_(min=0)
+                self.path[name].zero_()

@@ -1,0 +1,39 @@
+"""Teacher: the model as it was before a task, whose features and scores the new one is held to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from everlearn.methods.finetune import Finetune
+from everlearn.streams.inputs import Input
+
+
+class Teacher(nn.Module):
+    """A frozen copy of the encoder, insertion and head of a method, as they are now.
+
+    >>> from everlearn import backbones
+    >>> method = Finetune(backbones.load("tiny"), train="lora")
+    >>> Teacher(method).features(["tea please"], augmented=False).shape
+    torch.Size([1, 32])
+    """
+
+    def __init__(self, method: Finetune) -> None:
+        super().__init__()
+        # Together: the insertion is attached to the encoder.
+        self.backbone, self.deltas, self.head = copy.deepcopy((method.backbone, method.deltas, method.head))
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def features(self, inputs: Sequence[Input], augmented: bool) -> Tensor:
+        """(n, width) features of n inputs: from the feature store, or computed where the inputs are random views, which
+        do not come again."""
+        return self.backbone.infer(inputs) if augmented else self.backbone.encode(inputs)
+
+    @torch.no_grad()
+    def scores(self, inputs: Sequence[Input], augmented: bool) -> Tensor:
+        """(n, classes that it knows)."""
+        return self.head(self.features(inputs, augmented))
