@@ -50,6 +50,8 @@ class Joint(Finetune):
     Args:
         backbone: a pre-trained encoder.
         solution: how all data are learned.
+        negatives: where documents are ranked, hard negatives a pair, mined once by the pre-trained model among the
+            documents of the pair's domain (`everlearn.retrieval.negatives`).
         settings: those of `finetune`.
 
     Raises:
