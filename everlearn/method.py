@@ -56,7 +56,7 @@ class Tags:
     """What a method is and needs; `compare` and the contract's checks choose by it.
 
     Args:
-        family: prompt, representation, replay, regularisation, mixture, peft or baseline.
+        family: prompt, representation, replay, regularisation, mixture, isolation, peft or baseline.
         trains: the largest thing that receives gradient, unless the setting `train` says otherwise.
         inputs: what an example may be: text, image or image-text.
         goals: what it can learn: classes, or ranking documents for a query.

@@ -12,6 +12,7 @@ SETTINGS: dict[str, dict] = {
     "coda_prompt": {"epochs": 16, "batch_size": 8, "components": 4, "lr": 0.01},
     "cofima": {"fisher_examples": 4},
     "aper": {"epochs": 8, "batch_size": 8, "lr": 0.1},
+    "piggyback": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "dap": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "sequential": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "task_adapters": {"epochs": 8, "batch_size": 8, "lr": 0.01},

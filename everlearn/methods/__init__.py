@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from everlearn.methods.lora import SequentialLoRA as SequentialLoRA
     from everlearn.methods.lwf import LwF as LwF
     from everlearn.methods.mir import MIR as MIR
+    from everlearn.methods.piggyback import Piggyback as Piggyback
     from everlearn.methods.prompt_fusion import PromptFusion as PromptFusion
     from everlearn.methods.prompt_retriever import PromptRetriever as PromptRetriever
     from everlearn.methods.proof import PROOF as PROOF
