@@ -36,8 +36,10 @@ GRIDS: dict[str, dict[str, tuple[Value, ...]]] = {
     # the upper reference: the best of five ways to learn all data
     "joint": {**_TRAINED, "solution": ("ft", "lp-ft", "lp", "ridge", "lda")},
     # references, replay and lightweight fine-tuning: the rates of what is trained and of the head
-    "finetune": _TRAINED, "lora": _TRAINED, "sequential": _TRAINED, "task_adapters": _TRAINED, "piggyback": _TRAINED,
+    "finetune": _TRAINED, "lora": _TRAINED, "sequential": _TRAINED, "task_adapters": _TRAINED,
     "vpt": _TRAINED, "er": _TRAINED, "mir": _TRAINED, "retrieval_augmented": _TRAINED, "prompt_fusion": _TRAINED,
+    # isolation: how much of the model a task may use is left to the paper
+    "packnet": _TRAINED, "piggyback": _TRAINED, "hat": _TRAINED,
     # a penalty against forgetting: its weight first, because the best rate depends on it
     "ewc": {"strength": (1e2, 1e3, 1e4, 1e5, 1e6), **_TRAINED},
     "lwf": {"strength": _STRENGTH, **_TRAINED},

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from everlearn.methods.fecam import FeCAM as FeCAM
     from everlearn.methods.finetune import Finetune as Finetune
     from everlearn.methods.frozen import Frozen as Frozen
+    from everlearn.methods.hat import HAT as HAT
     from everlearn.methods.interpolate import Interpolate as Interpolate
     from everlearn.methods.joint import Joint as Joint
     from everlearn.methods.klda import KLDA as KLDA
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from everlearn.methods.lora import SequentialLoRA as SequentialLoRA
     from everlearn.methods.lwf import LwF as LwF
     from everlearn.methods.mir import MIR as MIR
+    from everlearn.methods.packnet import PackNet as PackNet
     from everlearn.methods.piggyback import Piggyback as Piggyback
     from everlearn.methods.prompt_fusion import PromptFusion as PromptFusion
     from everlearn.methods.prompt_retriever import PromptRetriever as PromptRetriever

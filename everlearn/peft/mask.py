@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from everlearn.errors import EverlearnError
 from everlearn.peft.weight import Reweighted
 from everlearn.state import Stateful, check_saved
 
@@ -31,7 +30,7 @@ class Mask(Reweighted, Stateful):
     (True, 2)
     """
 
-    bits: torch.Tensor
+    bits: Tensor
 
     def __init__(self, shape: tuple[int, ...], *, score: float, threshold: float) -> None:
         super().__init__()
@@ -39,14 +38,14 @@ class Mask(Reweighted, Stateful):
         self.scores = nn.Parameter(torch.full(self.shape, score))
         self.register_buffer("bits", torch.empty(0, dtype=torch.uint8))
 
-    def mask(self) -> torch.Tensor:
+    def mask(self) -> Tensor:
         """Zeros and ones, of the same shape as the weight."""
         if len(self.bits):
             return unpacked(self.bits, math.prod(self.shape)).view(self.shape)
         hard = (self.scores > self.threshold).to(self.scores.dtype)
         return hard + (self.scores - self.scores.detach())  # the second term is zero, and carries the gradient
 
-    def weights(self) -> dict[str, torch.Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         assert self.site is not None and self.site.weight is not None
         return {"weight": self.site.weight * self.mask()}
 
@@ -60,22 +59,21 @@ class Mask(Reweighted, Stateful):
     def _drop_scores(self) -> None:
         self.scores = nn.Parameter(self.scores.new_empty(0), requires_grad=False)
 
-    def check_saved(self, saved: dict[str, torch.Tensor]) -> None:
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
         """There are scores of the shape of the weight, or a bit for each weight, and not both."""
         is_settled = saved["bits"].numel() > 0
         check_saved("scores", saved["scores"], self.scores, (0,) if is_settled else self.shape)
         check_saved("bits", saved["bits"], self.bits, (-(-math.prod(self.shape) // 8),) if is_settled else (0,))
-        if set(saved) != {"scores", "bits"}:
-            raise EverlearnError(f"the checkpoint does not fit the method: a mask has {sorted(saved)}")
+        super().check_saved({name: tensor for name, tensor in saved.items() if name not in ("scores", "bits")})
 
-    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         saved = state_dict.get(prefix + "scores")
         if saved is not None and not saved.numel():
             self._drop_scores()
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def packed(mask: torch.Tensor) -> torch.Tensor:
+def packed(mask: Tensor) -> Tensor:
     """Eight values of a Boolean mask (n,) in each byte, the first in the lowest bit.
 
     >>> packed(torch.tensor([True, False, True])).tolist()
@@ -85,7 +83,7 @@ def packed(mask: torch.Tensor) -> torch.Tensor:
     return (filled << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
 
 
-def unpacked(bits: torch.Tensor, size: int) -> torch.Tensor:
+def unpacked(bits: Tensor, size: int) -> Tensor:
     """The Boolean mask (size,) that `packed` was given.
 
     >>> unpacked(torch.tensor([5], dtype=torch.uint8), 3).tolist()

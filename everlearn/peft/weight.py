@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from everlearn.peft.delta import Delta, Site
 
@@ -17,6 +16,7 @@ class Reweighted(Delta):
     """A layer computes with `weights()` in place of its own weights. These are neither changed nor copied, and a pass
     costs no further product. Subclasses define `weights`.
 
+    >>> import torch
     >>> class Negated(Reweighted):
     ...     def weights(self):
     ...         return {"weight": -self.site.weight}
@@ -30,8 +30,8 @@ class Reweighted(Delta):
 
     leaves_after_errors = True
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The tensors of the layer that are replaced, by name; each of the shape of the layer's own."""
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of the layer that are replaced, by name, each of the same shape."""
         raise NotImplementedError(f"{type(self).__name__} must define weights()")
 
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -48,22 +48,26 @@ class Weight(Reweighted):
     """A weight and a bias that can be trained while those of the layer stay. At first they are equal.
 
     Args:
-        layer: the linear layer of the site.
+        site: of a linear layer.
 
+    >>> import torch
     >>> layer, x = nn.Linear(2, 2), torch.ones(1, 2)
-    >>> before, delta = layer(x), Weight(layer).attach(Site("layer", layer, layer, 2, 2))
+    >>> site = Site("layer", layer, layer, 2, 2)
+    >>> before, delta = layer(x), Weight(site).attach(site)
     >>> torch.equal(layer(x), before)
     True
     """
 
     bias: nn.Parameter | None
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, site: Site) -> None:
         super().__init__()
+        layer = site.leave
+        assert isinstance(layer, nn.Linear)
         self.weight = nn.Parameter(layer.weight.detach().clone())
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
 
-    def weights(self) -> dict[str, torch.Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         return {"weight": self.weight} if self.bias is None else {"weight": self.weight, "bias": self.bias}
 
 
