@@ -43,6 +43,8 @@ GRIDS: dict[str, dict[str, tuple[Value, ...]]] = {
     # replay of kept scores: their weight first
     "der": {"alpha": (0.03, 0.1, 0.3, 1.0, 3.0), **_TRAINED},
     "der_pp": {"alpha": (0.1, 0.3, 1.0), "beta": (0.25, 0.5, 1.0), **_TRAINED},
+    # isolation: how much of the model a task may use is left to the paper
+    "packnet": _TRAINED, "piggyback": _TRAINED, "hat": _TRAINED,
     # a penalty against forgetting: its weight first, because the best rate depends on it
     "ewc": {"strength": (1e2, 1e3, 1e4, 1e5, 1e6), **_TRAINED},
     "si": {"strength": (0.1, 1.0, 10.0, 100.0, 1000.0), **_TRAINED},

@@ -56,8 +56,10 @@ class Tags:
     """What a method is and needs; `compare` and the contract's checks choose by it.
 
     Args:
-        family: prompt, representation, replay, regularisation, mixture, peft or baseline.
+        family: prompt, representation, replay, regularisation, mixture, isolation, peft or baseline.
         trains: the largest thing that receives gradient, unless the setting `train` says otherwise.
+        own_weights: whether, where it trains all weights, these are weights of its own that start as those of the
+            backbone and are used in their place; the backbone stays as it was pre-trained.
         inputs: what an example may be: text, image or image-text.
         goals: what it can learn: classes, or ranking documents for a query.
         kinds: the stream kinds it can learn.
@@ -77,6 +79,7 @@ class Tags:
 
     family: str
     trains: Literal["nothing", "head", "peft", "backbone"]
+    own_weights: bool = False
     inputs: tuple[str, ...] = ("text", "image")
     goals: tuple[str, ...] = ("classes",)
     kinds: tuple[str, ...] = KINDS

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from everlearn.methods.frozen import Frozen as Frozen
     from everlearn.methods.gdumb import GDumb as GDumb
     from everlearn.methods.gem import GEM as GEM
+    from everlearn.methods.hat import HAT as HAT
     from everlearn.methods.icarl import ICaRL as ICaRL
     from everlearn.methods.interpolate import Interpolate as Interpolate
     from everlearn.methods.joint import Joint as Joint
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from everlearn.methods.lwf import LwF as LwF
     from everlearn.methods.mas import MAS as MAS
     from everlearn.methods.mir import MIR as MIR
+    from everlearn.methods.packnet import PackNet as PackNet
+    from everlearn.methods.piggyback import Piggyback as Piggyback
     from everlearn.methods.prompt_fusion import PromptFusion as PromptFusion
     from everlearn.methods.prompt_retriever import PromptRetriever as PromptRetriever
     from everlearn.methods.proof import PROOF as PROOF
