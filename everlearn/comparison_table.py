@@ -27,7 +27,7 @@ def compare_table(results: Sequence[Results], least: Least = (OLD, NEW)) -> None
     out = _console()
     judged = sorted(judge(results, least), key=lambda one: -(one.final.mean if one.final else 0.0))
     has_seeds = any(len(one.runs) > 1 for one in judged)
-    names = ("final", "old", "new", "gate", "forgot", "trained", "stored", "time", "memory")
+    names = ("final", "old", "new", "gate", "forgot", "general", "trained", "stored", "time", "memory")
     rows = []
     for one in judged:
         first = one.runs[0]
@@ -35,7 +35,8 @@ def compare_table(results: Sequence[Results], least: Least = (OLD, NEW)) -> None
         word = one.at_the_gate.replace("unknown", "?")
         rows.append((
             _safe(one.method), ranged(one.final), ranged(one.old), ranged(one.new), word,
-            percent(kept.mean if kept else None), short_count(first["trainable_parameters"]),
+            percent(kept.mean if kept else None), percent(one.general.mean if one.general else None),
+            short_count(first["trainable_parameters"]),
             human_bytes(first["stored_bytes"]), duration(seconds), human_bytes(first["peak_rss_bytes"]),
         ))  # fmt: skip
     for shown in range(len(names), names.index("forgot"), -1):  # the last columns only where there is room
@@ -52,7 +53,8 @@ def compare_table(results: Sequence[Results], least: Least = (OLD, NEW)) -> None
         gate = f"{100 * least[0]:g} and {100 * least[1]:g}"
         since = "over the classes known when" if first["goal"] == "classes" else "since"
         out.print(_safe(f"old, new: in % of joint's score on the same tests (gate: {gate}); forgot: points, {since} "
-                        "each task was learned"))  # fmt: skip
+                        "each task was learned; general: in %, what embeddings keep of their quality on a task that is "
+                        "not learned yet"))  # fmt: skip
         older = [one.method for one in judged if any("forgetting_proper" not in run for run in one.runs)]
         if older:
             out.print(_safe(f"{', '.join(older)}: learned by an earlier version of everlearn, which did not measure "

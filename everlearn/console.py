@@ -159,7 +159,7 @@ def final_table(results: Results, directory: Path | None = None) -> None:
     n = len(results["tasks"])
     some = f" ({SHOWN_TASKS} of {n} tasks shown; the report shows all)" if n > SHOWN_TASKS else ""
     out.print(_safe(f"{metric} in %; row: after learning the task; column: tests of the task{some}"))
-    for part in (_matrix, _figures, _gate_line, _index_line, _zero_shot_line, _worst_classes, _costs):
+    for part in (_matrix, _figures, _gate_line, _index_line, _zero_shot_line, _general_line, _worst_classes, _costs):
         if (shown := part(results)) is not None:
             out.print(shown)
     for warning in results["warnings"]:
@@ -359,6 +359,16 @@ def _zero_shot_line(results: Results) -> Text | None:
     before, now = ([value for value in found[name] if value is not None] for name in ("untouched", "now"))
     return _safe(f"zero-shot on classes not learned yet: {percent(sum(now) / len(now))} % now, "
                  f"{percent(sum(before) / len(before))} % before any learning (means over the tasks)")  # fmt: skip
+
+
+def _general_line(results: Results) -> Text | None:
+    """What the encoder has kept of what it can do on data that it is not trained on; None where it has kept all."""
+    found = results.get("general")
+    if not found or found["kept"] in (None, 1.0):
+        return None
+    last = next(score for score in reversed(found["now"]) if score is not None)
+    return _safe(f"general ability: on the last task, before it was learned, the embeddings tell {percent(last)} % of "
+                 f"the examples apart, the pre-trained ones {percent(found['untouched'])} %")  # fmt: skip
 
 
 def _worst_classes(results: Results) -> Text | None:

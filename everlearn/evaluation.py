@@ -18,6 +18,7 @@ from everlearn.answer_costs import AnswerCosts
 from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.side_by_side import SideBySide
 from everlearn.errors import ContractError, printable
+from everlearn.general_ability import GeneralAbility
 from everlearn.method import Method, Tags
 from everlearn.metrics.retrieval import ndcg_at_k, score_rankings
 from everlearn.retrieval.domains import Domains
@@ -44,6 +45,7 @@ class Evaluation:
     def __init__(self, stream: Stream, method: Method, folder: Path | None = None, keep: int = 0) -> None:
         self.stream, self.method = stream, method
         self.domains, self.unseen = Domains(method, folder, keep), Unseen(stream, method)
+        self.general = GeneralAbility(stream, method)
         self.recall_before: float | None = None  # on the task that is learned now
         self.metric = METRIC[stream.goal]
         self._measured: set[str] | None = None  # the names that `measures` gave so far
@@ -84,7 +86,8 @@ class Evaluation:
         total = sum(score[self.metric] * count for score, count in zip(scores, counts, strict=True))
         others = {name: [score[name] for score in scores] for name in scores[0] if name != self.metric}
         return {"scores": [s[self.metric] for s in scores], "others": others, "all": total / sum(counts),
-                "unseen": self.unseen.after(task), "answer": self._costs.each()}  # fmt: skip
+                "unseen": self.unseen.after(task), "general": self.general.after(task),
+                "answer": self._costs.each()}  # fmt: skip
 
     def score(self, task: Task) -> dict[str, float]:
         """The scores on one task's test examples."""

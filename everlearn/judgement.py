@@ -56,6 +56,11 @@ class Judged:
         solution = ((self.runs[0].get("config") or {}).get("method") or {}).get("solution")
         return f"reference ({solution})" if solution else "reference"
 
+    @property
+    def general(self) -> Interval | None:
+        """Which share of what the embeddings could do on the last task, before it is learned, training has kept."""
+        return interval((run.get("general") or {}).get("kept") for run in self.runs)
+
     def over(self, key: str) -> Interval | None:
         """The mean and interval of a figure of results.json; None where no run has it."""
         return interval(run.get(key) for run in self.runs)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from everlearn import unseen
+from everlearn import general_ability, unseen
 from everlearn.checkpoint import method_state
 from everlearn.evaluation import METRIC
 from everlearn.files import write_whole
@@ -42,6 +42,7 @@ class Measured:
         before: the score on the present task before it is learned.
         recall_before: the same as recall@10, where the goal is ranking.
         untouched: the untouched model's zero-shot accuracy on the classes unseen after each task (`everlearn.unseen`).
+        general: the score of the untouched encoder's embeddings on the last task (`everlearn.general_ability`).
         trainable: the most parameters that received gradient in a task.
         passes: examples that went through an encoder; an example counts once for each pass.
         warned: the warnings that a reader of the results must see.
@@ -53,6 +54,7 @@ class Measured:
     before: float | None = None
     recall_before: float | None = None
     untouched: list[float | None] = field(default_factory=list)
+    general: float | None = None
     trainable: int = 0
     passes: int = 0
     warned: list[str] = field(default_factory=list)
@@ -128,6 +130,7 @@ def assemble(
         "accuracy_matrix": matrix, "other_matrices": others,
         "before": before, "initial": measured.initial, "calibration": calibration, "retrieval": searched,
         "zero_shot": unseen.summary(measured.untouched, [row.get("unseen") for row in rows]),
+        "general": general_ability.summary(measured.general, [row.get("general") for row in rows]),
         **summary(matrix, counts, before, measured.initial or [None] * size, known),
         "known": list(known), "validation": validation,
         "per_class": per_class(stream.class_names, *answers) if answers[0] else [],

@@ -274,6 +274,8 @@ def _square(results: Any) -> Any:
     zero_shot = results.get("zero_shot")
     if zero_shot and not len(zero_shot["untouched"]) == len(zero_shot["now"]) == size:
         raise ValueError(f"zero_shot does not have {size} entries")
+    if (general := results.get("general")) and len(general["now"]) != size:
+        raise ValueError(f"general does not have {size} entries")
     validation = results.get("validation") or {"scores": [None] * size, "examples": [0] * size}
     if (
         not len(results.get("known", results["curve"]))
@@ -300,6 +302,15 @@ class ZeroShot(TypedDict):
     untouched: Scores
     now: Scores
     retention: Number | None
+
+
+class General(TypedDict):
+    """The quality of embeddings on the last task, before it is learned (`everlearn.general_ability`)."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    untouched: Score
+    now: Scores
+    kept: Number | None
 
 
 class Validation(TypedDict):
@@ -338,6 +349,7 @@ class _Results(TypedDict):
     calibration: NotRequired[Calibration | None]
     retrieval: NotRequired[Retrieval | None]
     zero_shot: NotRequired[ZeroShot | None]
+    general: NotRequired[General | None]
     documents_per_second: NotRequired[Positive | None]
     per_class: NotRequired[list[ClassResult]]
     confusion: NotRequired[Confusion | None]
@@ -453,6 +465,7 @@ class Row(TypedDict):
     all: Score
     before: Score | None
     unseen: NotRequired[Score | None]
+    general: NotRequired[Score | None]
     answer: NotRequired[Answer | None]
     stored_bytes: NotRequired[Count]
 
@@ -465,6 +478,7 @@ class MeasuredSoFar(TypedDict):
     before: Score | None
     recall_before: NotRequired[Score | None]
     untouched: NotRequired[Scores]
+    general: NotRequired[Score | None]
     trainable: Count
     passes: NotRequired[Count]
     warned: list[str]

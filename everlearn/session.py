@@ -107,6 +107,7 @@ class Session(Listener):
         if self.step == 0:
             if task.index == 0:
                 measured.initial, measured.untouched = evaluation.initial(), evaluation.unseen.untouched()
+                measured.general = evaluation.general.untouched()
             measured.before = evaluation.before(task)
             measured.recall_before = evaluation.recall_before
             clock.stop("evaluate")

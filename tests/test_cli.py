@@ -17,9 +17,11 @@ import time
 from html import escape
 
 import pytest
+import yaml
 
 from everlearn.cli import main
 from everlearn.command_line import parse, split_settings
+from everlearn.config import find_recipe
 from everlearn.errors import EverlearnError
 from everlearn.interrupts import Interrupted
 
@@ -248,10 +250,11 @@ def test_what_to_train_is_a_setting_and_a_rate_for_something_else_is_dropped(cap
         assert main(["run", *FEW, "--method", "er", *more]) == 0
         found[name] = json.loads(capsys.readouterr().out)
     methods = {name: results["config"]["method"] for name, results in found.items()}
-    assert methods["recipe"] == {"name": "er", "epochs": 3, "lr": 0.0001, "head_lr": 0.01}
-    assert methods["lora"] == {"name": "er", "epochs": 3, "train": "lora", "head_lr": 0.01}
-    rated = {"train": "lora(size=2)", "lr": 0.002, "head_lr": 0.01}
-    assert methods["rated"] == {"name": "er", "epochs": 3, **rated}
+    recipe = yaml.safe_load(find_recipe("clinc150", "er").read_text())["method"]
+    without = {key: value for key, value in recipe.items() if key != "lr"}
+    assert methods["recipe"] == recipe != without
+    assert methods["lora"] == {**without, "train": "lora"}
+    assert methods["rated"] == {**without, "train": "lora(size=2)", "lr": 0.002}
     trained = {name: results["trainable_parameters"] for name, results in found.items()}
     head = 150 * 32 + 150
     assert trained["lora"] - head == 2 * 2 * 2 * 32 * 8 and trained["rated"] - head == 2 * 2 * 2 * 32 * 2

@@ -32,6 +32,8 @@ FORMULAS: dict[str, str] = {
     "old": "Σ_{j<T} n_{j} R_{T,j} / Σ_{j<T} n_{j}",
     "new": "R_{T,T}",
     "forgetting_proper": "mean_{j<T} ( R_{j,j} − K_{j} )",
+    "general": "Q_{T−1} / Q_{0}, where Q_{i} is the share of test examples of task T that are nearest to the mean of "
+    "their own class, the example left out, in the embeddings after task i",
     "gate": "old ≥ 80 % of joint's old and new ≥ 90 % of joint's new, on the same cells R_{T,j}",
     "recall": "right answers of a class / its test examples",
     "precision": "right answers of a class / test examples that it was predicted for",

@@ -18,7 +18,7 @@ from everlearn.report.markup import Html, figure, formula, join, section, table,
 from everlearn.report.single import alarms, headline, hundred, matrices, verdict
 
 Results = Mapping[str, Any]
-SCORES = {"forgot": "forgetting_proper", "retention": "retention", "gain": "gain"}
+SCORES = {"forgot": "forgetting_proper", "retention": "retention"}
 """The scores in the table of methods, by the short name of their column."""
 
 
@@ -100,13 +100,14 @@ def _table(judged: Sequence[Judged], names: Sequence[str], least: Least) -> Html
             **seeds,
             "final": ranged(one.final), "old": ranged(one.old), "new": ranged(one.new),
             **{short: percent(over.mean if (over := one.over(key)) else None) for short, key in SCORES.items()},
+            "general": percent(one.general.mean if one.general else None),
             "time": duration(sum(r["seconds"]["total"] for r in one.runs) / len(one.runs)),
             "stored": human_bytes(run["stored_bytes"]),
             "ms": _last(answer_per_task(run, "milliseconds")),
             "trained": short_count(run["trainable_parameters"]),
             "encoded": f"{run['examples_encoded']:,}",
         })  # fmt: skip
-    explained = {"final": "final_accuracy", "old": "old", "new": "new", **SCORES, "gate": "gate"}
+    explained = {"final": "final_accuracy", "old": "old", "new": "new", **SCORES, "general": "general", "gate": "gate"}
     formulas = [tag("li", tag("strong", short), " ", formula(key)) for short, key in explained.items()]
     asked = f"Gate: {100 * least[0]:g} % of joint's score on old tasks and {100 * least[1]:g} % on the newest one"
     note = (

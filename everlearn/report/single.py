@@ -47,6 +47,7 @@ def body(run: Results) -> Html:
         section("calibration", "Probabilities", reliability(run["calibration"])) if run.get("calibration") else None,
         section("retrieval", "Queries and indexes, old and new", retrieval(run)) if run.get("retrieval") else None,
         section("zero-shot", "Classes not learned yet", _zero_shot(run)) if run.get("zero_shot") else None,
+        section("general", "General ability", _general(run)) if run.get("general") else None,
         section("costs", "Costs", costs(run)),
         section("tasks", "Tasks", _tasks(run)),
         section("diagnostics", "Diagnostics", diagnostics(run["diagnostics"])) if run.get("diagnostics") else None,
@@ -204,6 +205,18 @@ def _zero_shot(run: Results) -> Html:
     told = ("An image gets the class, among those that are not learned yet, whose name is nearest. The encoders keep "
             f"{percent(found['retention'])} % of what they knew of such classes before any learning.")  # fmt: skip
     return join(tag("p", told), figure("unseen", title, chart, keys))
+
+
+def _general(run: Results) -> Html:
+    found = run["general"]
+    untouched = [found["untouched"] if score is not None else None for score in found["now"]]
+    lines = [Line("pre-trained", hundred(untouched), GREY, "square"), Line("now", hundred(found["now"]), ACCENT)]
+    title = "Quality of the embeddings on the last task, before it is learned, after each other task"
+    chart = figures.line_chart(title, lines, "nearest class mean, %")
+    keys = figures.legend([("square", GREY, "the pre-trained encoder"), ("circle", ACCENT, "the encoder now")])
+    told = ("How many examples of a task that was not trained on are nearest to the mean of their own class. The "
+            f"encoder keeps {percent(found['kept'])} % of what it could do before any learning.")  # fmt: skip
+    return join(tag("p", told), figure("general", title, chart, keys))
 
 
 def hundred(values: Iterable[float | None]) -> list[float | None]:
