@@ -39,7 +39,7 @@ GRIDS: dict[str, dict[str, tuple[Value, ...]]] = {
     "finetune": _TRAINED, "lora": _TRAINED, "sequential": _TRAINED, "task_adapters": _TRAINED,
     "vpt": _TRAINED, "retrieval_augmented": _TRAINED, "prompt_fusion": _TRAINED,
     "er": _TRAINED, "er_ace": _TRAINED, "mir": _TRAINED, "a_gem": _TRAINED, "gem": _TRAINED, "icarl": _TRAINED,
-    "gdumb": _TRAINED, "feature_replay": _TRAINED,
+    "gdumb": _TRAINED, "feature_replay": {"head_lr": RATES},
     # replay of kept scores: their weight first
     "der": {"alpha": (0.03, 0.1, 0.3, 1.0, 3.0), **_TRAINED},
     "der_pp": {"alpha": (0.1, 0.3, 1.0), "beta": (0.25, 0.5, 1.0), **_TRAINED},

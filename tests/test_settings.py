@@ -117,7 +117,7 @@ def test_every_default_is_in_its_range_and_every_number_has_one(name):
     for key, argument in arguments(methods.get(name)).items():
         checked(key, argument.default, argument.type)
         if not isinstance(argument.default, (str, bool)) and argument.type_name != "a text or none":
-            assert any(word in argument.type_name for word in ("from ", "above ")), f"{key} has no range"
+            assert any(word in argument.type_name for word in ("from ", "above ", "at least ")), f"{key} has no range"
 
 
 def test_every_default_of_a_stream_is_in_its_range():

@@ -332,7 +332,7 @@ def test_a_query_goes_through_the_adapter_of_the_nearest_mean_query() -> None:
     assert torch.equal(found, expected) and len(found.unique()) == 3
     embedded = method.embed(queries, "query")
     for row in (0, 13, 30):
-        method._switch(int(found[row]))
+        method.switch(int(found[row]))
         assert torch.allclose(method.backbone.infer([queries[row]])[0], embedded[row], atol=1e-5)
 
 
