@@ -135,13 +135,14 @@ def compare(
         raise EverlearnError("jobs: more than one job needs a folder, out")
     name = config["stream"]["name"] if isinstance(stream, (str, dict)) else stream.name
     input = input_of(config["stream"]) if isinstance(stream, (str, dict)) else stream.input
-    entries = _entries(select(methods), name, input, recipe)
+    chosen = select(methods)
+    entries = _entries(chosen, name, input, recipe)
     if isinstance(stream, (str, dict)):
         stream = streams.load(**config["stream"])
     if budget_bytes is not None or budget_steps is not None:
         from everlearn.budgets import check_budgets
 
-        check_budgets(select(methods), budget_bytes, budget_steps)
+        check_budgets(chosen, budget_bytes, budget_steps)
         entries = _within(entries, stream, config, budget_bytes, budget_steps)
 
     folder = Path(out) if out is not None else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from everlearn.schedules import cosine
 from everlearn.seeds import derived_seed
 from everlearn.settings import Natural
 from everlearn.streams.stream import Examples, Task
+from everlearn.teacher import Teacher
 
 FITTED: dict[str, Callable[[int, int], nn.Module]] = {
     "lp": lambda width, seed: Logistic(width, seed=seed),
@@ -108,10 +108,9 @@ class Joint(Finetune):
             return task.train
         from everlearn.retrieval.negatives import mined
 
-        parts = nn.ModuleDict({"backbone": self.backbone, "deltas": self.deltas})
-        first: Any = copy.deepcopy(parts).requires_grad_(False).eval()
+        first = Teacher(self)
         self._first.restore(dict(first.named_parameters()))
-        return mined(first["backbone"], task.train, most=self.negatives)
+        return mined(first.backbone, task.train, most=self.negatives)
 
     @torch.no_grad()
     def _probe(self, examples: Examples) -> None:

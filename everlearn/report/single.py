@@ -198,25 +198,32 @@ def _curves(run: Results) -> Html:
 
 def _zero_shot(run: Results) -> Html:
     found = run["zero_shot"]
-    lines = [Line("untouched", hundred(found["untouched"]), GREY, "square"), Line("now", hundred(found["now"]), ACCENT)]
-    title = "Zero-shot accuracy on the classes that come later, after each task"
-    chart = figures.line_chart(title, lines, "accuracy, %")
-    keys = figures.legend([("square", GREY, "the untouched encoders"), ("circle", ACCENT, "the encoders now")])
     told = ("An image gets the class, among those that are not learned yet, whose name is nearest. The encoders keep "
             f"{percent(found['retention'])} % of what they knew of such classes before any learning.")  # fmt: skip
-    return join(tag("p", told), figure("unseen", title, chart, keys))
+    title = "Zero-shot accuracy on the classes that come later, after each task"
+    series = [("untouched", "the untouched encoders", found["untouched"]), ("now", "the encoders now", found["now"])]
+    return join(tag("p", told), _before_and_now("unseen", title, "accuracy, %", series))
 
 
 def _general(run: Results) -> Html:
     found = run["general"]
-    untouched = [found["untouched"] if score is not None else None for score in found["now"]]
-    lines = [Line("pre-trained", hundred(untouched), GREY, "square"), Line("now", hundred(found["now"]), ACCENT)]
-    title = "Quality of the embeddings on the last task, before it is learned, after each other task"
-    chart = figures.line_chart(title, lines, "nearest class mean, %")
-    keys = figures.legend([("square", GREY, "the pre-trained encoder"), ("circle", ACCENT, "the encoder now")])
     told = ("How many examples of a task that was not trained on are nearest to the mean of their own class. The "
             f"encoder keeps {percent(found['kept'])} % of what it could do before any learning.")  # fmt: skip
-    return join(tag("p", told), figure("general", title, chart, keys))
+    title = "Quality of the embeddings on the last task, before it is learned, after each other task"
+    untouched = [found["untouched"] if score is not None else None for score in found["now"]]
+    series = [("pre-trained", "the pre-trained encoder", untouched), ("now", "the encoder now", found["now"])]
+    return join(tag("p", told), _before_and_now("general", title, "nearest class mean, %", series))
+
+
+def _before_and_now(
+    name: str, title: str, unit: str, series: Sequence[tuple[str, str, Sequence[float | None]]]
+) -> Html:
+    """The chart of two series over the tasks, first that of the pre-trained encoder. Each has a name, what the legend
+    calls it, and its scores."""
+    (before, once, first), (after, present, last) = series
+    lines = [Line(before, hundred(first), GREY, "square"), Line(after, hundred(last), ACCENT)]
+    keys = figures.legend([("square", GREY, once), ("circle", ACCENT, present)])
+    return figure(name, title, figures.line_chart(title, lines, unit), keys)
 
 
 def hundred(values: Iterable[float | None]) -> list[float | None]:
