@@ -1,8 +1,7 @@
 """Model mixture beside single models: ensembles, merging, and methods that need an image and a text encoder.
 
     python bench/mixture.py [--sets cifar10,tinyimagenet100,pacs] [--data FOLDER] [--methods a,b] [--rates 3]
-                            [--train-per-class 50] [--test-per-class 50] [--seeds 0,1,2] [--backbone lit@112]
-                            [--out FOLDER]
+                            [--test-per-class 50] [--seeds 0,1,2] [--backbone lit@112] [--out FOLDER]
 
 FOLDER holds NAME_train.parquet and NAME_test.parquet; for lit, EVERLEARN_WEIGHTS names the folder of its weights. Every
 method that trains has the settings of its recipe, and each set chooses its learning rate: as many rates, a factor of
@@ -35,8 +34,12 @@ from everlearn.streams.validation import on_validation
 
 METHODS = ("frozen", "simplecil", "ranpac", "finetune", "joint", "slca", "cofima", "lae", "esn", "zscl", "proof",
            "prompt_fusion")  # fmt: skip
-SETS = {"cifar10": {"tasks": 5}, "tinyimagenet100": {"tasks": 10},
-        "pacs": {"kind": "domain-incremental", "domain_column": "domain"}}  # fmt: skip
+SETS: dict[str, dict[str, Any]] = {
+    "cifar10": {"tasks": 5, "max_train_per_class": 100},
+    "tinyimagenet100": {"tasks": 10, "max_train_per_class": 20},
+    "pacs": {"kind": "domain-incremental", "domain_column": "domain", "max_train_per_class": 20},
+}
+"""The options of each stream. Sets of fewer classes have more training images of each, and similar steps."""
 TUNED_ON = {"pacs": 2}
 
 
@@ -46,7 +49,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/images"), help="folder of the Parquet files")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--rates", type=int, default=3, help="learning rates tried; 1 takes that of the recipe")
-    parser.add_argument("--train-per-class", type=int, default=50)
     parser.add_argument("--test-per-class", type=int, default=50)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--backbone", default="lit@112")
@@ -62,12 +64,12 @@ def main() -> None:
             section = tuned(method, name, args, folder / name / "tuning")
             rows[method] = [one(section, name, seed, args, folder / name) for seed in map(int, args.seeds.split(","))]
             print(f"{name} {method}: {spread(run['final_accuracy'] for run in rows[method])}", flush=True)
-        lines += [f"## {name}", "", *table(rows), ""]
+        lines += [f"## {name}, {SETS[name]['max_train_per_class']} training images a class", "", *table(rows), ""]
         print("\n".join(lines), flush=True)
     common.write_page("mixture", [
         "# Model mixture", "", f"From `{common.command(parser, args, ('out', 'threads', 'data'))}`.", "",
-        f"Measured: {args.backbone}, {args.train_per_class} training and {args.test_per_class} test images of each "
-        f"class (PACS: in each domain), seeds {args.seeds}; "
+        f"Measured: {args.backbone}, {args.test_per_class} test images of each class (PACS: images of each class in "
+        f"each domain), seeds {args.seeds}; "
         f"{common.machine(next(iter(rows.values()))[0]['environment'])}.", "", *lines,
     ])  # fmt: skip
 
@@ -75,8 +77,7 @@ def main() -> None:
 def of_seed(name: str, seed: int, args: argparse.Namespace) -> Stream:
     files = {part: str(args.data / f"{name}_{part}.parquet") for part in ("train", "test")}
     return streams.load(files["train"], test=files["test"], class_seed=seed, split_seed=seed, validation=0.2,
-                        max_train_per_class=args.train_per_class, max_test_per_class=args.test_per_class,
-                        **SETS[name])  # fmt: skip
+                        max_test_per_class=args.test_per_class, **SETS[name])  # fmt: skip
 
 
 def one(section: dict[str, Any], name: str, seed: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
