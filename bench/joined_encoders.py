@@ -5,7 +5,8 @@
         [--out FOLDER]
 
 The backbones are each of `--texts` (or `--images`) alone, and all of them joined with "+". Each method learns the set
-in ten tasks with the settings of its recipe; nothing is chosen here. A folder that is given is gone on with: what is
+in ten tasks with the settings of its recipe; nothing is chosen here. A seed decides the order of the classes, which
+examples are learned, and what a method draws. A folder that is given is gone on with: what is
 finished there is not learned again. Writes docs/results/joined_encoders.md.
 """
 
@@ -47,18 +48,19 @@ def main() -> None:
         alone = (args.images if name in IMAGES else args.texts).split(",")
         place = str(args.data / name) if name in IMAGES else name
         size = {"max_train_per_class": args.train_per_class, "max_test_per_class": args.test_per_class}
-        stream = streams.load(place, tasks=10, **size)
+        of_seeds = {seed: streams.load(place, tasks=10, class_seed=seed, split_seed=seed, **size)
+                    for seed in map(int, args.seeds.split(","))}  # fmt: skip
         rows = []
         for method in args.methods.split(","):
             frozen = {"first_session": False} if method == "ranpac" else {}  # which trains inside one encoder
             section = common.recipe_settings(kind, method, **frozen)
             for backbone in (*alone, "+".join(alone)):
                 runs = [learned(section, stream, backbone, seed, folder / f"{name}-{method}-{backbone}-{seed}")
-                        for seed in map(int, args.seeds.split(","))]  # fmt: skip
+                        for seed, stream in of_seeds.items()]  # fmt: skip
                 rows.append(row(method, backbone, runs))
                 print(name, rows[-1], flush=True)
         told = f"{args.train_per_class} training examples per class"
-        lines += ["", f"## {name}", "", f"{len(stream)} tasks, {told}, seeds {args.seeds}; "
+        lines += ["", f"## {name}", "", f"{len(next(iter(of_seeds.values())))} tasks, {told}, seeds {args.seeds}; "
                   f"{common.machine(runs[0]['environment'])}.", "",
                   "| method | backbone | final | average | forgetting | stored, MB | seconds |", "|---" * 7 + "|",
                   *rows]  # fmt: skip
