@@ -15,7 +15,7 @@ from everlearn.memory.memory import Memory
 from everlearn.memory.policies import Herded
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
-from everlearn.settings import Count
+from everlearn.settings import Count, Natural
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
 from everlearn.teacher import Teacher
@@ -41,11 +41,13 @@ class ICaRL(Finetune):
 
     Args:
         backbone: a pre-trained encoder.
-        memory_size: exemplars kept, of all classes together, at least one for each class. The paper has 2,000.
+        memory_size: exemplars kept, of all classes together, at least one for each class; None for no such limit. The
+            paper has 2,000.
+        memory_bytes: most bytes of exemplars kept; None for no such limit.
         settings: those of `finetune`.
 
     Raises:
-        EverlearnError: there are more classes than exemplars.
+        EverlearnError: there are more classes than exemplars, or a class has none within the bytes.
 
     Relations: `er` draws old examples at random and answers by the head; `lwf` holds old scores without a memory;
     `simplecil` is the nearest mean of all examples, with nothing trained.
@@ -61,17 +63,19 @@ class ICaRL(Finetune):
 
     tags = Tags(family="replay", trains="backbone")
 
-    def __init__(self, backbone: Backbone, *, memory_size: Count = 500, **settings: Any) -> None:
+    def __init__(
+        self, backbone: Backbone, *, memory_size: Count | None = 500, memory_bytes: Natural | None = None,
+        **settings: Any,
+    ) -> None:  # fmt: skip
         super().__init__(backbone, **settings)
-        self.memory_size = memory_size
-        self.memory = Memory(memory_size, policy=Herded(), seed=self.seed)
+        self.memory = Memory(memory_size, bytes=memory_bytes, policy=Herded(), seed=self.seed)
         self.means = Prototype(backbone.width)
         self.before: Teacher | None = None
 
     def begin_task(self, task: Task) -> None:
-        classes = len(task.class_names)
-        if classes > self.memory_size:
-            raise EverlearnError(f"method.memory_size: {self.memory_size} exemplars for {classes} classes, and a class "
+        classes, most = len(task.class_names), self.memory.limits[0]
+        if most is not None and classes > most:
+            raise EverlearnError(f"method.memory_size: {most} exemplars for {classes} classes, and a class "
                                  f"without any can never be answered: give {classes} or more")  # fmt: skip
         if task.index > 0:
             self.before = Teacher(self)
@@ -92,9 +96,14 @@ class ICaRL(Finetune):
         return binary_cross_entropy_with_logits(scores, target, reduction="none").sum(1)
 
     def end_task(self, task: Task) -> None:
-        places = Herded.places(self._directions(task.train), task.train.labels, self.memory_size)
-        self.memory.add(task.train, place=places)
+        most = len(task.train) if self.memory.limits[0] is None else self.memory.limits[0]
+        known = {*self.memory.examples().labels.tolist(), *task.train.labels.tolist()}
+        self.memory.add(task.train, place=Herded.places(self._directions(task.train), task.train.labels, most))
         kept = self.memory.examples()
+        if without := known - set(kept.labels.tolist()):
+            raise EverlearnError(f"method.memory_bytes: {self.memory.limits[1]} bytes hold no exemplar of the class "
+                                 f"'{task.class_names[min(without)]}', and without any it can never be answered: give "
+                                 "more")  # fmt: skip
         for sums in self.means.buffers():
             sums.zero_()
         self.means.add(self._directions(kept), self.labels(kept))

@@ -219,6 +219,15 @@ def test_icarl_learns_from_exemplars_and_new_examples_alike() -> None:
     assert seen == sorted([*method.memory.examples().ids, *stream[1].train.ids])
 
 
+def test_icarl_keeps_as_many_exemplars_of_each_class_as_the_bytes_hold() -> None:
+    method: ICaRL = learned("icarl", toy_stream(), memory_size=None, memory_bytes=900)
+    counts = method.memory.examples().labels.bincount()
+    assert method.memory.stored_bytes() <= 900 and len(counts) == 6
+    assert counts.max() - counts.min() <= 1 and counts.min() >= 1
+    with pytest.raises(EverlearnError, match="method.memory_bytes: 100 bytes hold no exemplar of the class"):
+        learned("icarl", toy_stream(), memory_size=None, memory_bytes=100)
+
+
 def test_icarl_refuses_a_memory_without_room_for_every_class() -> None:
     with pytest.raises(EverlearnError, match=r"3 exemplars for 4 classes.*give 4 or more"):
         learned("icarl", toy_stream(), memory_size=3)

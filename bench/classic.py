@@ -1,0 +1,186 @@
+"""Replay, regularisation and isolation with equal budgets: the same memory, and the same steps in every task.
+
+    python bench/classic.py clinc150 [--train full|lora] [--sizes 150,300,600] [--unit examples|bytes] [--steps 42]
+                                     [--seeds 0,1,2] [--methods er,der_pp] [--recipes auto] [--out FOLDER]
+    python bench/classic.py banking77
+    python bench/classic.py tinyimagenet100 --data FOLDER --backbone vit-tiny@112 --train-per-class 20 \\
+        --test-per-class 10 --sizes 100,200,400 --steps 18
+    python bench/classic.py texts4 --data FOLDER --test-per-class 100 --sizes 60,120,240 --steps 45
+
+FOLDER holds NAME_train.parquet and NAME_test.parquet. texts4 is AG News, DBpedia, Amazon and Yelp, a task each, from
+the files of these four in FOLDER; Amazon and Yelp have the same five classes. A seed decides the order of the classes
+(not that of the four sets), which examples are learned, and what a method draws. Finished runs are not repeated, so the
+same command goes on with a stopped one, and other sizes and methods are added to the page.
+
+Methods that keep examples run with every size of memory, the others once. Settings are those of the recipes.
+Written to docs/results/classic_STREAM.md, or classic_STREAM_lora.md: all methods with the middle memory, then those
+that replay with each memory, and the paired difference of `der_pp` and `er`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import command, machine, tuning_gain, write_page
+from families import finished, mean, points, spread
+from families import stream as stream_of
+
+from everlearn import compare, methods
+from everlearn.config import find_recipe, usual_recipe
+from everlearn.console import ranged
+from everlearn.judgement import differences, judge
+from everlearn.metrics.intervals import conclusion
+from everlearn.processes import default_jobs
+from everlearn.repeats import varied
+from everlearn.settings import arguments
+from everlearn.streams.peek import input_of
+
+METHODS = (
+    "joint", "finetune", "frozen", "simplecil", "ranpac",
+    "er", "er_ace", "der", "der_pp", "icarl", "gem", "a_gem", "gdumb", "feature_replay",
+    "ewc", "si", "mas", "lwf", "l2_sp", "feature_distillation",
+    "packnet", "hat", "piggyback",
+)  # fmt: skip
+FOUR = ("agnews", "dbpedia14", "amazon", "yelp")
+
+PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+PARSER.add_argument("stream")
+PARSER.add_argument("--data", type=Path, help="folder of the Parquet files, for a stream that is not in the package")
+PARSER.add_argument("--backbone")
+PARSER.add_argument("--methods", default=",".join(METHODS))
+PARSER.add_argument("--train", choices=("full", "lora"), default="full", help="what methods train, if they may choose")
+PARSER.add_argument("--sizes", default="150,300,600", help="of the memory")
+PARSER.add_argument("--unit", choices=("examples", "bytes"), default="examples", help="of the sizes")
+PARSER.add_argument("--steps", type=int, default=42, help="of the optimizer in a task")
+PARSER.add_argument("--recipes", default="auto", help="the collection of recipes; by default that of the stream")
+PARSER.add_argument("--tasks", type=int, default=10)
+PARSER.add_argument("--train-per-class", type=int, default=30)
+PARSER.add_argument("--test-per-class", type=int)
+PARSER.add_argument("--seeds", default="0,1,2")
+PARSER.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
+
+
+def main() -> None:
+    args = PARSER.parse_args()
+    folder = args.out or Path(tempfile.mkdtemp())
+    if args.stream == "texts4":
+        args.data = joined(args.data, folder)
+    sizes = [int(size) for size in args.sizes.split(",")]
+    for seed in map(int, args.seeds.split(",")):
+        for size in sizes:
+            names = [name for name in args.methods.split(",") if keeps(name) or size == sizes[len(sizes) // 2]]
+            learn(args, names, size, seed, folder)
+        write(args, folder, sizes)
+
+
+def keeps(name: str) -> bool:
+    """Whether a method keeps examples, so that a size of the memory makes a difference."""
+    return bool({"memory_size", "memory_bytes"} & set(arguments(methods.get(name))))
+
+
+def label(args: argparse.Namespace, size: int) -> str:
+    """How the folders of a memory size begin."""
+    return f"{args.stream} {args.train} {size} {args.unit} {args.steps} steps"
+
+
+def learn(args: argparse.Namespace, names: list[str], size: int, seed: int, folder: Path) -> None:
+    """Run these methods with one memory and one seed."""
+    sections = []
+    for name in names:
+        known = arguments(methods.get(name))
+        section: dict[str, Any] = {"name": name}
+        if args.train != "full" and "train" in known:
+            section["train"] = args.train
+        if args.unit == "examples" and keeps(name):
+            section["memory_size"] = size
+        sections.append(section)
+    for run in compare(sections, varied(stream(args), seed), backbone=args.backbone, seed=seed, recipe=args.recipes,
+                       out=folder / f"{label(args, size)}-seed{seed}", budget_steps=args.steps,
+                       budget_bytes=size if args.unit == "bytes" else None,
+                       progress=True, jobs=default_jobs()):  # fmt: skip
+        if "error" in run:
+            print(f"{run['method']} failed: {run['error']}")
+
+
+def stream(args: argparse.Namespace) -> dict[str, Any]:
+    settings = stream_of(args)
+    if args.stream == "texts4":
+        settings = {**settings, "kind": "domain-incremental", "domain_column": "domain", "domains": list(FOUR)}
+        del settings["tasks"], settings["class_seed"]
+    return settings
+
+
+def joined(data: Path, folder: Path) -> Path:
+    """The folder of texts4_train.parquet and texts4_test.parquet, made of the four sets."""
+    import pyarrow
+    from pyarrow import parquet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("train", "test"):
+        tables = []
+        for name in FOUR:
+            table = parquet.read_table(data / f"{name}_{part}.parquet")
+            of_set = json.loads(table.schema.metadata[b"class_names"])
+            told = [of_set[label] for label in table["label"].to_pylist()]
+            tables.append(pyarrow.table({"text": table["text"].cast(pyarrow.string()), "label": told,
+                                         "domain": [name] * len(table)}))  # fmt: skip
+        parquet.write_table(pyarrow.concat_tables(tables), folder / f"texts4_{part}.parquet")
+    return folder
+
+
+def write(args: argparse.Namespace, folder: Path, sizes: list[int]) -> None:
+    """Write the page from all finished runs."""
+    by_size = {size: finished(folder, label(args, size)) for size in sizes}
+    middle = sizes[len(sizes) // 2]
+    rows = by_size[middle]
+    first = next(iter(rows.values()))[0]
+    judged = {one.method: one for one in judge([run for runs in rows.values() for run in runs])}
+    unit = args.unit if args.unit == "bytes" else "old examples"
+    what = "all weights" if args.train == "full" else "LoRA, where a method may choose"
+    lines = [
+        f"# {args.stream}: replay, regularisation and isolation", "",
+        f"Measured with `{command(PARSER, args, ('out', 'seeds', 'methods', 'data'))}`: {len(first['tasks'])} tasks, "
+        f"{first['backbone']}, {what}, {args.steps} steps in a task, at most {args.train_per_class} training examples "
+        f"per class, seeds {args.seeds}; {machine(first['environment'])}. Mean ± 95 % interval.", "",
+        f"## All methods, with {middle:,} {unit}", "",
+        "| method | seeds | final | old | new | gate | forgetting proper | general | tuning | stored, MB | seconds |",
+        "|---" * 11 + "|",
+    ]  # fmt: skip
+    for name in sorted(rows, key=lambda name: -mean(rows[name], "final_accuracy")):
+        one, runs, gain = judged[name], rows[name], tuning_gain(recipe(args, name))
+        general = [run for run in runs if run.get("general")]
+        figures = [ranged(one.final), ranged(one.old), ranged(one.new), one.at_the_gate,
+                   spread(runs, "forgetting_proper"),
+                   f"{100 * statistics.mean(run['general']['kept'] for run in general):.1f}" if general else "",
+                   "" if gain is None else f"{gain:+.1f}"]  # fmt: skip
+        lines.append(f"| {name} | {len(runs)} | {' | '.join(figures)} "
+                     f"| {statistics.mean(run['stored_bytes'] for run in runs) / 1e6:.1f} "
+                     f"| {statistics.mean(run['seconds']['total'] for run in runs):.0f} |")  # fmt: skip
+    replays = [name for name in METHODS if keeps(name)]
+    lines += ["", "## By the size of the memory", "", "Final accuracy.", "",
+              f"| {unit} | {' | '.join(replays)} | der_pp ≥ er |", "|---" * (len(replays) + 2) + "|"]  # fmt: skip
+    for size, found in by_size.items():
+        cells = [spread(found[name], "final_accuracy") if name in found else "" for name in replays]
+        told = ""
+        if {"er", "der_pp"} <= set(found):
+            both = {one.method: one for one in judge([*found["er"], *found["der_pp"]])}
+            gap = differences([both["der_pp"]], both["er"]).get(0)
+            told = f"{conclusion(gap)} ({points(gap)})"
+        lines.append(f"| {size:,} | {' | '.join(cells)} | {told} |")
+    write_page(f"classic_{args.stream}{'' if args.train == 'full' else '_lora'}", lines)
+
+
+def recipe(args: argparse.Namespace, name: str) -> Path | None:
+    """The recipe that `compare` takes for a method."""
+    settings = stream(args)
+    return (find_recipe(args.recipes, name) if args.recipes != "auto"
+            else usual_recipe(settings["name"], input_of(settings), name))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
