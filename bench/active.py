@@ -16,11 +16,8 @@ says stop. Then what a list of 300 that was chosen without a model is worth, whe
 
 from __future__ import annotations
 
-import argparse
 import json
-import tempfile
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -45,19 +42,11 @@ ROWS = ["random,random", "k-center,k-center", "typical,typical", "facility,facil
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__, seeds="0,1,2,3,4")
     parser.add_argument("--choose", action="store_true", help="CLINC150 and its validation examples")
-    parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--rows", default=";".join(ROWS), help="pairs of strategies, separated by semicolons")
     parser.add_argument("--lists", default=",".join(FIRST), help="strategies that choose a list at once")
-    parser.add_argument("--backbone", default="minilm")
-    parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--out", type=Path, help="a folder for finished runs, with which it goes on")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    folder = args.out or Path(tempfile.mkdtemp())
-    folder.mkdir(parents=True, exist_ok=True)
+    args, folder = common.parsed(parser)
     name, part = ("clinc150", "validation") if args.choose else ("banking77", "test")
     task = streams.load(name, tasks=1)[0]
     held = task.validation if args.choose else task.test

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from everlearn.config import build_config, find_recipe
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+def options(told: str | None, *, seeds: str = "0,1,2", backbone: str | None = "minilm") -> argparse.ArgumentParser:
+    """A parser with the options of most measurements. A script adds its own."""
+    parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default=seeds)
+    if backbone:
+        parser.add_argument("--backbone", default=backbone)
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--out", type=Path, help="a folder, with which a command goes on; a temporary one by default")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Path]:
+    """The options, and the folder for what is measured."""
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder = args.out or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    return args, folder
 
 
 def recipe_settings(stream: str, name: str, **changes: Any) -> dict[str, Any]:

@@ -13,13 +13,10 @@ seconds of a run, and how many of them are for telling easy from hard.
 
 from __future__ import annotations
 
-import argparse
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args
 
@@ -37,21 +34,13 @@ from everlearn.streams.stream import Task
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__, seeds="0,1,2,3,4")
     parser.add_argument("--sets", default="clinc150,banking77")
     parser.add_argument("--train", default="head", help="what finetune trains, with semicolons between several")
     parser.add_argument("--epochs", default="2,10")
     parser.add_argument("--orders", default=",".join(get_args(curriculum.Order)))
-    parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--per-class", type=int, default=30)
-    parser.add_argument("--backbone", default="minilm")
-    parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--out", type=Path, help="a folder for finished runs, with which it goes on")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    folder = args.out or Path(tempfile.mkdtemp())
-    folder.mkdir(parents=True, exist_ok=True)
+    args, folder = common.parsed(parser)
     orders, seeds = args.orders.split(","), list(map(int, args.seeds.split(",")))
     cells = [(name, train, int(epochs)) for train in args.train.split(";") for name in args.sets.split(",")
              for epochs in args.epochs.split(",")]  # fmt: skip

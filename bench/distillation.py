@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -43,21 +42,13 @@ Row = dict[str, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__)
     parser.add_argument("--parts", default="sets,claim,replay,soft,pairs", help="those of the page")
     parser.add_argument("--sets", default="banking77,clinc150")
-    parser.add_argument("--backbone", default="minilm")
-    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--soft-steps", type=int, default=60, help="of distillation of soft sequences")
     parser.add_argument("--pair-steps", type=int, default=40, help="of distillation of soft pairs")
     parser.add_argument("--replay-texts", type=int, default=20, help="training texts a class of the part replay")
-    parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--out", type=Path, help="a folder for what is made; a temporary one by default")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    folder = args.out or Path(tempfile.mkdtemp())
-    folder.mkdir(exist_ok=True, parents=True)
+    args, folder = common.parsed(parser)
     made = {"sets": sets, "soft": soft, "claim": claim, "replay": replay, "pairs": pairs}
     lines = [
         "# Distilled sets", "", f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",

@@ -16,8 +16,6 @@ Test examples choose nothing. Written to docs/results/forgetting_events.md. A fo
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,20 +33,13 @@ from everlearn.streams.stream import Stream
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__)
     parser.add_argument("--sets", default="clinc150,banking77")
     parser.add_argument("--train", default="head;lora", help="what finetune trains, with semicolons between several")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--share", type=float, default=0.05, help="of the training labels that are flipped")
     parser.add_argument("--shown", type=int, default=20, help="doubtful labels of each set that are shown")
-    parser.add_argument("--backbone", default="minilm")
-    parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    folder = args.out or Path(tempfile.mkdtemp())
+    args, folder = common.parsed(parser)
     seeds = list(map(int, args.seeds.split(",")))
     pruning = ["| set | trained | never forgotten, % | all examples | without a third of the never forgotten "
                "| cost | without a third by chance | cost |", "|---" * 8 + "|"]  # fmt: skip

@@ -12,14 +12,11 @@ finished there is not learned again. Writes docs/results/joined_encoders.md.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import common
-import torch
 from retrieval import learned, spread
 
 from everlearn import streams
@@ -28,21 +25,16 @@ IMAGES = ("tinyimagenet100", "cifar10", "pacs")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__, backbone=None)
     parser.add_argument("--sets", default="clinc150,banking77,tinyimagenet100")
     parser.add_argument("--methods", default="ranpac,lda,klda")
-    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--texts", default="minilm,minilm@layers=3", help="encoders of texts")
     parser.add_argument("--images", default="vit-tiny@112,vit-tiny@224", help="encoders of images")
     parser.add_argument("--train-per-class", type=int, default=30)
     parser.add_argument("--test-per-class", type=int)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "images")
-    parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    folder, lines = args.out or Path(tempfile.mkdtemp()), []
+    args, folder = common.parsed(parser)
+    lines: list[str] = []
     for name in args.sets.split(","):
         kind = "images" if name in IMAGES else "clinc150"
         alone = (args.images if name in IMAGES else args.texts).split(",")

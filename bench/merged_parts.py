@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -70,22 +69,15 @@ class PartlyAveraged(CoFiMA):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--stream", default="clinc150")
     parser.add_argument("--tasks", type=int, default=10, help="that the classes are divided into")
     parser.add_argument("--first", type=int, default=10, help="of them, that are learned")
-    parser.add_argument("--backbone", default="minilm")
     parser.add_argument("--slowdown", type=float, default=100.0, help="of the encoder's learning rate")
     parser.add_argument("--train-per-class", type=int, default=10)
     parser.add_argument("--test-per-class", type=int, default=10)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--out", type=Path, help="a folder for the results; a temporary one by default")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    folder = args.out or Path(tempfile.mkdtemp())
+    args, folder = common.parsed(parser)
     rows: dict[str, list[dict[str, Any]]] = {part: [] for part in args.parts.split(",")}
     for seed in map(int, args.seeds.split(",")):
         for part in rows:

@@ -13,14 +13,12 @@ interval and the p of a paired t-test, and how much longer a step takes. A folde
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import common
-import torch
 from retrieval import learned, spread
 
 from everlearn.distillation.distill import with_validation
@@ -33,18 +31,11 @@ SETTINGS = {"train": "lora", "epochs": 2}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__, seeds="0,1,2,3,4")
     parser.add_argument("--streams", default="clinc150,banking77")
     parser.add_argument("--sizes", default="150,300,600", help="examples in the memory")
-    parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--train-per-class", type=int, default=30)
-    parser.add_argument("--backbone", default="minilm")
-    parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    folder = args.out or Path(tempfile.mkdtemp())
+    args, folder = common.parsed(parser)
     seeds, sizes = ([int(number) for number in given.split(",")] for given in (args.seeds, args.sizes))
     lines: list[str] = []
     measured: list[dict[str, Any]] = []

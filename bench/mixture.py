@@ -18,13 +18,11 @@ all features were in the feature store already). A folder that is given is gone 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import common
-import torch
 from retrieval import default, learned, spread
 
 from everlearn import methods, streams
@@ -44,20 +42,14 @@ TUNED_ON = {"pacs": 2}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__, backbone="lit@112")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--data", type=Path, default=Path("../shared/data/images"), help="folder of the Parquet files")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--rates", type=int, default=3, help="learning rates tried; 1 takes that of the recipe")
     parser.add_argument("--test-per-class", type=int, default=50)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--backbone", default="lit@112")
-    parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    folder, lines = args.out or Path(tempfile.mkdtemp()), []
+    args, folder = common.parsed(parser)
+    lines: list[str] = []
     for name in args.sets.split(","):
         rows: dict[str, list[dict[str, Any]]] = {}
         for method in args.methods.split(","):

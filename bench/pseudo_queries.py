@@ -13,14 +13,10 @@ where a method keeps it.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import common
-import torch
 from retrieval import METHODS, learned, spread
 
 from everlearn import streams
@@ -36,17 +32,10 @@ ROWS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__)
     parser.add_argument("--stream", default="domains4")
     parser.add_argument("--methods", default=";".join(ROWS), help="rows, separated by semicolons")
-    parser.add_argument("--backbone", default="minilm")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    folder = args.out or Path(tempfile.mkdtemp())
+    args, folder = common.parsed(parser)
     stream = streams.load(args.stream, pseudo_queries=True)
     rows = {}
     for name in args.methods.split(";"):

@@ -17,14 +17,12 @@ and what the first source document claims, that a prompt pool keeps more than 80
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import common
-import torch
 
 from everlearn import methods, resume, run, streams
 from everlearn.schemas import read_results
@@ -65,18 +63,11 @@ LONGER = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__)
     parser.add_argument("--stream", default="domains4")
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--backbone", default="minilm")
     parser.add_argument("--rates", type=int, default=3, help="learning rates tried; 1 takes the settings of the row")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    folder = args.out or Path(tempfile.mkdtemp())
+    args, folder = common.parsed(parser)
     stream = streams.load(args.stream)
     rows = {}
     for name in args.methods.split(","):
