@@ -125,6 +125,7 @@ def ask(
     if not left:
         raise EverlearnError(f"{data} has no example left that is not labelled yet: give others")
     pool: list[Input] = [inputs[row] for row in left]
+    shown = [_shown(item, Path(out)) for item in pool]  # before anything is encoded: not every image can be shown
     with _encoding(progress):
         features = _features(model or backbone, [*pool, *known])
         probabilities = None if model is None else torch.from_numpy(model.predict_proba(pool))
@@ -137,7 +138,7 @@ def ask(
         best = probabilities.max(1)
         guesses = [(model.class_names[k], f"{p:.6g}") for k, p in zip(best.indices.tolist(), best.values.tolist(),
                                                                       strict=True)]  # fmt: skip
-    _write(Path(out), [(ids[left[row]], pool[row], *guesses[row], "") for row in order])
+    _write(Path(out), kind(pool[0]), [(ids[left[row]], shown[row], *guesses[row], "") for row in order])
     expected = None if probabilities is None else active.expected_accuracy(probabilities)
     return Asked(len(order), len(pool), strategy, expected, agreements)
 
@@ -264,10 +265,10 @@ def _encoding(progress: bool) -> Iterator[None]:
         bar.close()
 
 
-def _write(out: Path, rows: Sequence[tuple[str, Input, str, str, str]]) -> None:
-    cells = [(id, _shown(item, out), guess, probability, label) for id, item, guess, probability, label in rows]
-    marked = [[f"'{cell}" if FORMULA.match(cell) else cell for cell in row] for row in cells]
-    write_whole(out, _csv(("id", kind(rows[0][1]), "guess", "probability", "label"), marked))
+def _write(out: Path, column: str, rows: Sequence[tuple[str, ...]]) -> None:
+    """Write rows of id, input, guess, probability and label; the column of the inputs has a name of its own."""
+    marked = [[f"'{cell}" if FORMULA.match(cell) else cell for cell in row] for row in rows]
+    write_whole(out, _csv(("id", column, "guess", "probability", "label"), marked))
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import everlearn
-from everlearn import active, labelling
+from everlearn import active, backbones, labelling
 from everlearn.cli import main
 from everlearn.errors import DataError, EverlearnError
 from everlearn.protocol import run
@@ -150,6 +151,18 @@ def test_images_are_named_from_the_folder_of_the_table(tmp_path: Path) -> None:
     assert len(rows) == 2 and all((out.parent / row["image"]).is_file() for row in rows)
     write(out, [{**row, "label": "red"} for row in rows])
     assert all(Path(record.input).is_file() for record in labelling.read(out))
+
+
+def test_images_in_no_files_are_refused_before_they_are_encoded(tmp_path: Path, monkeypatch: Any) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    table = pytest.importorskip("pyarrow").table({"image": [(tmp_path / "one.png").read_bytes()]})
+    parquet.write_table(table, tmp_path / "images.parquet")
+    monkeypatch.setattr(labelling, "_features", lambda *_: pytest.fail("encoded"))
+    with pytest.raises(DataError, match="a table cannot hold the images themselves"):
+        labelling.ask(backbones.load("tiny"), tmp_path / "images.parquet", tmp_path / "ask.csv", 1)
+    assert not (tmp_path / "ask.csv").exists()
 
 
 STRATEGIES = (*active.BY_FEATURES, *active.BY_MODEL)
