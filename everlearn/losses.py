@@ -127,6 +127,9 @@ def quadratic_penalty(
 ) -> Tensor:
     """Σ importance · (parameter − anchor)²: keeps important weights near their old values (EWC, SI, MAS).
 
+    A parameter whose term is zero gets no gradient, and not one of zero, with which the optimizer would let it decay: a
+    weight that the rest of the loss does not reach stays as it is.
+
     Args:
         parameters: (name, tensor) pairs, as from `named_parameters()`; those without an anchor are free.
         anchor: the values to stay near, by name.
@@ -138,7 +141,9 @@ def quadratic_penalty(
     """
     terms = [_Anchored.apply(value, anchor[name], None if importance is None else importance[name])
              for name, value in parameters if name in anchor]  # fmt: skip
-    return torch.stack(terms).sum() if terms else torch.zeros(())
+    sizes = torch.stack(terms).tolist() if terms else []  # of all at once, as a GPU makes each look wait
+    pulling = [term for term, size in zip(terms, sizes, strict=True) if size != 0]
+    return torch.stack(pulling).sum() if pulling else torch.zeros((), requires_grad=True)
 
 
 class _Anchored(torch.autograd.Function):

@@ -110,3 +110,16 @@ def test_quadratic_penalty_and_its_gradient():
     assert float(loss.detach()) == pytest.approx(4 * float(fisher["weight"].sum()), rel=1e-5)
     assert torch.allclose(layer.weight.grad, 4 * fisher["weight"], atol=1e-5)
     assert quadratic_penalty([], anchor, fisher) == 0
+
+
+def test_quadratic_penalty_gives_no_gradient_to_what_it_does_not_pull():
+    layer = torch.nn.Linear(3, 2)
+    anchor = {name: value.detach().clone() for name, value in layer.named_parameters()}
+    quadratic_penalty(layer.named_parameters(), anchor).backward()  # nothing has moved
+    assert layer.weight.grad is None and layer.bias.grad is None
+    with torch.no_grad():
+        layer.weight += 2
+        layer.bias += 2
+    importance = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+    quadratic_penalty(layer.named_parameters(), anchor, importance).backward()
+    assert torch.allclose(layer.weight.grad, torch.full((2, 3), 4.0)) and layer.bias.grad is None

@@ -25,8 +25,8 @@ class AGEM(ER):
     clipped. Examples of a set that `everlearn distill` made count as old examples.
 
     Departures: the step is that of AdamW, which scales the changed gradient weight by weight; with the plain gradient
-    descent of the paper the step keeps its direction. A task's examples enter the memory when the task ends, as in
-    `er`, and not while it is learned.
+    descent of the paper the step keeps its direction. The memory keeps examples by the policies of `er`; the paper
+    keeps equally many of each task. As in the paper, those of a task are drawn only when the task has ended.
 
     Args:
         backbone: a pre-trained encoder.

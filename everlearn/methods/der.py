@@ -22,13 +22,16 @@ class DER(ER):
     step minimises alpha times the mean squared difference between the present scores of replayed examples and those
     that were kept. Labels of old examples are not used.
 
+    As in the released code the squared differences are averaged over the classes; the paper writes their sum.
+
     The head grows, so the kept scores are of the classes that were known when an example was stored. Only these are
     compared, and each example counts equally, however many they are. The scores that it gets for classes learned
     later are free; `der_pp` teaches these too.
 
     Departures: the paper has no tasks, and fills a reservoir with the scores of the moment while it trains. Here, as in
     `er`, a task's examples enter the memory when the task ends, so that several epochs do not fill it with repetitions;
-    the scores are those of the model that has learned the task. The paper's head has all classes from the beginning, so
+    the scores are those of the model that has learned the task, and where the stream augments images those of whole
+    images, which the scores of new views are compared with. The paper's head has all classes from the beginning, so
     that scores of classes without examples are held as well.
 
     Args:

@@ -34,6 +34,9 @@ class ER(Finetune):
     that little of it is padding. A task's examples enter the memory when the task ends, each once, so several epochs
     do not fill it with repetitions.
 
+    Departures: the paper fills its memory while it trains, in a single pass, so that it replays examples of the present
+    task too. Here only those of earlier tasks are replayed.
+
     Args:
         backbone: a pre-trained encoder.
         memory_size: most examples kept; None for no such limit.

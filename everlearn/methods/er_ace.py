@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from everlearn.backbones.backbone import Backbone
+from everlearn.batches import Batches
 from everlearn.losses import cross_entropy
+from everlearn.memory.memory import Memory
 from everlearn.method import Tags
 from everlearn.methods.er import ER
-from everlearn.streams.stream import Examples
+from everlearn.optimizer_step import OptimizerStep
+from everlearn.streams.stream import Examples, Task
 
 
 class ERACE(ER):
@@ -19,8 +28,13 @@ class ERACE(ER):
     example it is the cross-entropy over all classes, which tells old and new classes apart. A batch of a single class
     teaches nothing of its own then.
 
-    As in `er`, a task's examples enter the memory when the task ends, so that in the first task no example is compared
-    with a class outside of its batch.
+    Examples of the task are therefore replayed as well as old ones, unlike in `er`: replayed old examples alone would
+    push the new classes down, and nothing would raise them. What is replayed is the memory as the task will leave it
+    (with the policy "most forgotten" chance still decides which of the task); on an online stream, what of it has come.
+
+    Departures: the paper has no tasks, and fills a reservoir while it trains. Here, but for online streams, an example
+    of the task may be replayed before its first turn. The head of the released code has all classes from the beginning,
+    and compares new examples with those that no example has shown yet too.
 
     Args:
         backbone: a pre-trained encoder.
@@ -34,8 +48,54 @@ class ERACE(ER):
     """
 
     tags = Tags(family="replay", trains="backbone")
+    done: Tensor
+
+    def __init__(self, backbone: Backbone, **settings: Any) -> None:
+        super().__init__(backbone, **settings)
+        self.register_buffer("done", torch.tensor(0))  # steps of the task
+        self._coming: tuple[Memory, ...] = ()  # in a tuple: it is no state of its own
+
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        self.done.zero_()
+
+    def batches(self, task: Task) -> Sequence[Examples]:
+        batches = super().batches(task)
+        columns = {"came": torch.full((len(task.train),), -1)}  # the step that an example came with; -1 is before all
+        if task.batch_size:
+            assert isinstance(batches, Batches)
+            for step in range(len(batches)):
+                columns["came"][batches.rows(step)] = step
+        if self.events is not None:
+            columns["forgotten"] = torch.zeros(len(task.train), dtype=torch.long)
+        # The memory itself changes in `end_task` alone, so that a resumed task finds the same examples.
+        coming = copy.deepcopy(self.memory)
+        coming.add(task.train, **columns)
+        coming.draws = self.memory.draws  # counted in one place, which is saved
+        self._coming = (coming,)
+        return batches
+
+    def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
+        loss = super().step(batch, optimizer_step)
+        self.done += 1
+        return loss
 
     def new_loss(self, batch: Examples) -> Tensor:
         scores, labels = self.scores(batch.inputs), self.labels(batch)
         self._answered(batch, scores, labels)
         return cross_entropy(scores, labels, labels.unique().tolist()).mean()
+
+    def old_loss(self, batch: Examples) -> Tensor | float:
+        loss, old = self._of_distilled(), self.replayed(batch)
+        return loss + self.losses(self.viewed(old)).mean() if len(old) else loss
+
+    def replayed(self, batch: Examples) -> Examples:
+        if not self._coming:
+            return super().replayed(batch)
+        came = self._coming[0].examples().columns["came"]
+        among = (came < int(self.done)).nonzero()[:, 0].tolist()
+        return self._coming[0].sample(self.replay_batch_size, alike=True, among=among)
+
+    def end_task(self, task: Task) -> None:
+        self._coming = ()
+        super().end_task(task)

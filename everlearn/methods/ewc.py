@@ -25,6 +25,9 @@ class EWC(Finetune):
     diagonal Fisher information: at the end of a task it becomes decay · F + that of the task, one example at a time.
     With decay 1 it is the sum over all tasks. Only weights that are trained have an F and a w*.
 
+    Departures: the first paper keeps an F and a w* for each task. In the second one the penalty has decay · F where it
+    has F here. The step is that of AdamW, with its weight decay.
+
     Args:
         backbone: a pre-trained encoder.
         strength: lambda of the paper.

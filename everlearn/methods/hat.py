@@ -30,8 +30,10 @@ class HAT(Routed):
     the ranks or bottlenecks of an insertion, since a unit of the residual stream cannot be gated alone; all other
     weights stay pre-trained. After a task each gate is rounded to 0 or 1. Gates start open (e between 0 and 2, as the
     paper draws it for compression), or the pre-trained layers would lose half of their units. The compensation of
-    the gradient of e is computed in closed form. AdamW without weight decay takes the place of SGD. The paper is
-    told the task. Here, where the stream does not tell it, the class prototype nearest to the frozen feature finds it.
+    the gradient of e is computed in closed form. Where an epoch is a single batch, s is `sharpest`: the released code
+    has 1 / `sharpest` then, with which all units are trained half open, although they answer open or closed. AdamW
+    without weight decay takes the place of SGD. The paper is told the task. Here, where the stream does not tell it,
+    the class prototype nearest to the frozen feature finds it.
 
     Args:
         backbone: a pre-trained encoder, whose own weights stay as they are: the router reads its features.
@@ -117,7 +119,8 @@ class HAT(Routed):
         return (torch.cat([gate() for gate in self.gates]) * free).sum() / free.sum().clamp(min=1)
 
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
-        position = int(self.done) % self.per_epoch / max(1, self.per_epoch - 1)
+        last = self.per_epoch - 1
+        position = int(self.done) % self.per_epoch / last if last else 1.0
         self._sharpen(1 / self.sharpest + (self.sharpest - 1 / self.sharpest) * position)
         try:
             loss = super().step(batch, optimizer_step)

@@ -27,8 +27,8 @@ class ICaRL(Finetune):
 
     A task is learned together with the examples that the memory holds of earlier ones (the exemplars), by binary
     cross-entropy, a decision for each class: for the classes of the task the target is the label, and for all others
-    the answer of the model as it was before the task. Its answers are computed once per example and come from the
-    feature store afterwards.
+    the answer of the model as it was before the task. Where each task has all classes no answer is held. Its answers
+    are computed once per example and come from the feature store afterwards.
 
     Every class keeps equally many exemplars, chosen one after the other such that their mean is near the mean of the
     class (herding). When other classes need the room, the last ones leave. The linear head is only used to learn: the

@@ -23,9 +23,14 @@ class LwF(Finetune):
     down, for which there are no examples now. No old data is kept, only the old model; its answers are
     computed once per example and come from the feature store afterwards.
 
+    Departures: the paper is told the task, and distils the head of each old task by itself; here one softmax compares
+    all old classes. The distillation is multiplied by the squared temperature (Hinton et al., 2015), which the paper
+    does not do: with temperature 2 a strength of 0.25 has the gradient of the paper's lambda of 1. The paper first
+    trains the new head alone, which is left out. The step is that of AdamW.
+
     Args:
         backbone: a pre-trained encoder.
-        strength: weight of the distillation, lambda of the paper.
+        strength: weight of the distillation: lambda of the paper, divided by the squared temperature.
         temperature: T of the paper. The other settings are those of `finetune`.
 
     Relations: `feature_distillation` holds the features instead of the answers, `ewc` the weights.

@@ -27,6 +27,8 @@ class MAS(Finetune):
 
     One Omega and one w* are kept for each trained weight, whatever the number of tasks.
 
+    Departures: the paper is told the task, and has a head for each. The step is that of AdamW, with its weight decay.
+
     Args:
         backbone: a pre-trained encoder.
         strength: lambda of the paper.

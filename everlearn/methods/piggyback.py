@@ -33,8 +33,8 @@ class Piggyback(Routed):
     task keeps one bit a weight, and a head. Biases, normalisation and embeddings are the pre-trained ones. At first
     every mask is all ones, which is the pre-trained encoder to the bit.
 
-    Departure: the paper is told the task. Here, where the stream does not tell it, the class prototype nearest to the
-    frozen feature chooses it.
+    Departures: AdamW, with its weight decay, takes the place of Adam. The paper is told the task. Here, where the
+    stream does not tell it, the class prototype nearest to the frozen feature chooses it.
 
     Args:
         backbone: a pre-trained encoder, frozen.

@@ -207,6 +207,16 @@ def test_the_sharpness_rises_within_each_epoch(monkeypatch):
     assert set(seen[1::2]) == {0.0}  # whatever is asked between two steps is answered with gates of 0 or 1
 
 
+def test_where_an_epoch_is_one_batch_units_are_trained_as_they_answer(monkeypatch):
+    seen: list[float] = []
+    sharpen = methods.get("hat")._sharpen
+    monkeypatch.setattr(methods.get("hat"), "_sharpen", lambda self, s: (seen.append(s), sharpen(self, s)))
+    method, stream = taught("hat", tasks=3, input="image", batch_size=32, epochs=30, lr=1e-3, head_lr=0.01)
+    assert method.per_epoch == 1 and set(seen) == {400.0, 0.0}
+    right = [method.predict(task.test.inputs, task.index).argmax(1) == task.test.labels for task in stream]
+    assert torch.cat(right).float().mean() > 0.8
+
+
 def test_more_sparsity_uses_fewer_units_and_the_term_counts_free_units_alone():
     few, many = (taught("hat", sparsity=strength)[0] for strength in (20.0, 0.0))
     assert sum(map(sum, few.used_shares())) < sum(map(sum, many.used_shares()))

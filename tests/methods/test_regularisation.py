@@ -20,7 +20,7 @@ from everlearn.methods import EWC, MAS, SI, FeatureDistillation
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.seeds import seeded
 from everlearn.streams.stream import Examples
-from everlearn.testing import toy_stream
+from everlearn.testing import tiny_pair, toy_stream
 
 SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 1e-3}
 EXAMPLES = {"ewc": {"fisher_examples": 4}, "mas": {"examples": 4}}
@@ -247,6 +247,17 @@ def test_a_stronger_pull_leaves_the_encoder_nearer_to_the_pre_trained_one() -> N
 
     distances = [distance(strength) for strength in (0.0, 1.0, 100.0)]
     assert all(near < far for far, near in pairwise(distances))
+
+
+@pytest.mark.parametrize("name", ["ewc", "mas", "si", "l2_sp"])
+def test_weights_that_no_loss_reaches_stay_as_they_are(name: str) -> None:
+    """A stream of images never asks the text encoder of a pair, which zero-shot answers need."""
+    method = methods.get(name)(tiny_pair(), **{**SMALL, **EXAMPLES.get(name, {})})
+    for task in toy_stream("image", tasks=2):
+        learn(method, task)
+    moved = {key for key, value in tiny_pair().named_parameters()
+             if not torch.equal(value, method.backbone.get_parameter(key))}  # fmt: skip
+    assert moved and not any("text" in key for key in moved)
 
 
 # -- distillation of features --------------------------------------------------------------------

@@ -100,6 +100,37 @@ def test_er_ace_gives_old_classes_no_gradient_from_new_examples() -> None:
     assert all(row.any() for row in method.head.weight.grad)
 
 
+@pytest.mark.parametrize("input", ["text", "image"])
+def test_er_ace_answers_the_classes_of_the_newest_task(input: str) -> None:
+    """Only replayed examples of the task tell its classes from old ones: old examples alone push them down."""
+    stream = toy_stream(input, per_class=32)
+    method = learned("er_ace", stream, epochs=6, memory_size=500, head_lr=0.03)
+    for task in stream:
+        assert (method.predict(task.test.inputs).argmax(1) == task.test.labels).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "balanced"])
+def test_er_ace_replays_the_memory_as_the_task_will_leave_it(policy: str) -> None:
+    stream = toy_stream()
+    method: ERACE = begun("er_ace", stream, memory_size=20, replay_batch_size=20, policy=policy)
+    held, batches = method.memory.examples().ids, method.batches(stream[1].for_learning())
+    drawn = method.replayed(batches[0])
+    assert method.memory.examples().ids == held and set(drawn.labels.tolist()) == {0, 1, 2, 3}
+    method.end_task(stream[1].for_learning())
+    er = learned("er", stream, 2, memory_size=20, policy=policy)
+    assert sorted(drawn.ids) == sorted(method.memory.examples().ids) == sorted(er.memory.examples().ids)
+
+
+def test_er_ace_replays_of_an_online_stream_what_has_come() -> None:
+    stream = toy_stream(kind="online")
+    method: ERACE = begun("er_ace", stream, memory_size=200, replay_batch_size=200)
+    old, batches = set(method.memory.examples().ids), method.batches(stream[1].for_learning())
+    came = [set(batch.ids) for batch in batches]
+    for step in (0, 1, 5):
+        method.done.fill_(step)
+        assert set(method.replayed(batches[step]).ids) == old.union(*came[:step])
+
+
 # -- der and der_pp ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("name", "weights"), [("der", {"alpha": 0.0}), ("der_pp", {"alpha": 0.0, "beta": 0.0})])
 @pytest.mark.parametrize("train", ["full", "lora"])
