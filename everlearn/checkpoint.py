@@ -292,8 +292,10 @@ def load_optimizer_state(
     if incomplete:
         raise EverlearnError(f"the checkpoint does not fit the optimizer: parameter {incomplete[0]} lacks a slot")
     # The rate of a head follows the features as they were when the task began, and is taken as it was saved.
-    groups, saved = ([{key: None if key == "params" or key in RATES else value for key, value in group.items()}
-                      for group in these] for these in (optimizer.state_dict()["param_groups"], plain["groups"]))
+    groups, saved = (
+        [{key: None if key == "params" or key in RATES else value for key, value in group.items()} for group in these]
+        for these in (optimizer.state_dict()["param_groups"], plain["groups"])
+    )
     rates = [group[key] for group in plain["groups"] for key in RATES if key in group]
     # JSON turned tuples into lists; torch takes either for betas.
     if json.loads(json.dumps(groups)) != saved or [g["params"] for g in plain["groups"]] != [

@@ -224,7 +224,7 @@ def test_icarl_keeps_as_many_exemplars_of_each_class_as_the_bytes_hold() -> None
     counts = method.memory.examples().labels.bincount()
     assert method.memory.stored_bytes() <= 900 and len(counts) == 6
     assert counts.max() - counts.min() <= 1 and counts.min() >= 1
-    with pytest.raises(EverlearnError, match="method.memory_bytes: 100 bytes hold no exemplar of the class"):
+    with pytest.raises(EverlearnError, match="memory_bytes: 100 bytes hold no exemplar of the class"):
         learned("icarl", toy_stream(), memory_size=None, memory_bytes=100)
 
 
