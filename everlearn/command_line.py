@@ -16,11 +16,14 @@ from everlearn import (
     label_commands,
     lit_command,
     merge_command,
+    methods,
+    streams,
     tune_command,
 )
 from everlearn.config import DEFAULT_METHODS
 from everlearn.errors import EverlearnError, unknown
 from everlearn.retrieval import index_commands, migrate_commands
+from everlearn.settings import arguments
 from everlearn.streams.packaged import OWN
 
 ABOUT = """\
@@ -65,7 +68,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.settings, args.words = settings, words
     args.parser = verbs.get(f"{args.verb} {getattr(args, 'action', None)}", verbs.get(args.verb, parser))
     if rest and rest[0].startswith("-"):
-        raise unknown("option", rest[0].split("=")[0], args.parser._option_string_actions)
+        option, known = rest[0].split("=")[0], args.parser._option_string_actions
+        if setting := _setting(option, args):
+            raise EverlearnError(f"unknown option '{option}': did you mean '{setting}'?")
+        raise unknown("option", option, known)
     if rest:
         raise EverlearnError(f"unexpected argument '{rest[0]}' (see {args.parser.prog} --help)")
     for section, values in settings.items():
@@ -73,6 +79,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise EverlearnError(f"`{args.parser.prog}` does not accept --{section}.{next(iter(values))}: "
                                  "give settings to `everlearn run`")  # fmt: skip
     return args
+
+
+def _setting(option: str, args: argparse.Namespace) -> str | None:
+    """The setting of the stream or the method that somebody who wrote `--text_column` or `--epochs` means, if any."""
+    key, known = option.lstrip("-").replace("-", "_"), args.parser._option_string_actions
+    name = getattr(args, "method", None) or DEFAULT_METHODS["classes"]
+    if "--method.KEY" in known and name in methods.names() and key in arguments(methods.get(name)):
+        return f"--method.{key}"
+    return f"--stream.{key}" if "--stream.KEY" in known and key in arguments(streams.load) else None
 
 
 def split_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:

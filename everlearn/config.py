@@ -158,7 +158,7 @@ def check_arguments(section: str, function: Callable[..., Any], values: Config) 
         if name in ELSEWHERE:
             raise EverlearnError(f"{section}.{name} is not a setting of the {section}: give {ELSEWHERE[name]}")
         if name not in known:
-            raise unknown(f"key of the {section}", name, known)
+            raise unknown(f"setting of the {section}", name, known)
     return {name: convert(f"{section}.{name}", value, known[name].type) for name, value in values.items()}
 
 

@@ -39,7 +39,7 @@ def run_events(args: argparse.Namespace) -> int:
     if args.top < 0:
         raise EverlearnError(f"--top {args.top} is negative: give how many examples of each kind to show")
     if not args.directory.is_dir():
-        raise EverlearnError(f"{args.directory}: no such run folder")
+        raise EverlearnError(f"{args.directory}: no such run folder; check the path")
     with contextlib.redirect_stdout(sys.stderr):  # libraries print
         from everlearn.files import write_whole
         from everlearn.presentations import doubtful, histories

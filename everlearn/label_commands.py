@@ -54,7 +54,7 @@ def _label(args: argparse.Namespace) -> int:
     if (args.data is None) == (args.read is None):
         raise EverlearnError("give --data FILE to choose what to label, or --read FILE to read labels back")
     if args.directory and not args.directory.is_dir():
-        raise EverlearnError(f"{args.directory}: no such run folder")
+        raise EverlearnError(f"{args.directory}: no such run folder; check the path")
     _check_out(args)
     return _read(args) if args.read else _ask(args)
 

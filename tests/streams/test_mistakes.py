@@ -30,7 +30,7 @@ def test_a_named_domain_column_makes_each_domain_a_task(write_csv, rows):
 def test_a_domain_column_that_would_do_nothing_is_refused(write_csv, rows):
     path = write_csv(rows())
     told = refusal(path, domain_column="domain", kind="class-incremental")
-    assert "domain_column does not apply to a stream of kind class-incremental" in told and "drop it" in told
+    assert "domain_column does not apply to a stream of kind class-incremental" in told and "leave it out" in told
     told = refusal(path, domain_column="domain", tasks=2)
     assert "tasks does not apply to a stream of kind domain-incremental (with domain_column, each domain is" in told
 
