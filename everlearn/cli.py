@@ -128,7 +128,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _resume(args: argparse.Namespace) -> int:
     if not args.directory.is_dir():
-        raise EverlearnError(f"{args.directory}: no such run folder")
+        raise EverlearnError(f"{args.directory}: no such run folder; check the path")
     with _only_json(args.json):
         from everlearn.protocol import resume
 
@@ -200,9 +200,9 @@ def _report(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     if not args.directory.is_dir():
-        raise EverlearnError(f"{args.directory}: no such run folder")
+        raise EverlearnError(f"{args.directory}: no such run folder; check the path")
     if not args.input.exists():
-        raise EverlearnError(f"{args.input}: no such file")
+        raise EverlearnError(f"{args.input}: no such file; check the path")
     if args.out and args.out.exists():
         if args.out.samefile(args.input) or not args.out.is_file():
             raise EverlearnError(f"--out {args.out} is {'the input file' if args.out.is_file() else 'no file'}: give "

@@ -16,27 +16,35 @@ from everlearn import (
     label_commands,
     lit_command,
     merge_command,
+    methods,
+    streams,
     tune_command,
 )
 from everlearn.config import DEFAULT_METHODS
 from everlearn.errors import EverlearnError, unknown
 from everlearn.retrieval import index_commands, migrate_commands
+from everlearn.settings import arguments
 from everlearn.streams.packaged import OWN
 
 ABOUT = """\
 Update a pre-trained model with new data, keep what it could do, and prove both.
 
-  everlearn run                                   the default: logistic regression on MiniLM, CLINC150 in 10 tasks
-  everlearn run --method l2p --help               the settings of one method
-  everlearn run --stream tickets.csv --tasks 5    your own data
-  everlearn compare --methods ranpac,ewc,joint    compare methods on one stream, with a recommendation
+  everlearn run                                              an example: CLINC150 in 10 tasks
+  everlearn run --stream tickets.csv --tasks 1 --out model   learn your own data, with columns text and label
+  everlearn predict model --input new.csv                    predict the classes of new texts
+  everlearn update model --data next_month.csv               learn new data and new classes
+  everlearn rollback model                                   return to the version before the update
+  everlearn compare --methods lda,ranpac,joint               compare methods on one stream, with a recommendation
+  everlearn run --method l2p --help                          the settings of one method
 """
 
 SAME = {"--tasks": "--stream.tasks", "--stream": "--stream.name", "--method": "--method.name"}
 """Options that are short for a setting."""
 
-KEEP = ("held-out examples that stay in the folder, so that an update can say what it changed: raw texts or images "
-        "(default: 2000 for tests, 2000 for calibration)")  # fmt: skip
+KEEP = ("how many held-out examples stay in the run folder, so that an update can measure what it changed; they are "
+        "raw texts or images (default: 2000 for tests, 2000 for calibration)")  # fmt: skip
+
+BACKBONE = "the pre-trained encoder (default: minilm, or vit-tiny for images); A+B joins the features of two"
 
 EXIT = """\
 exit codes: 0 success; 1 a method failed in compare; 2 the command cannot be carried out (the message says why);
@@ -65,7 +73,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.settings, args.words = settings, words
     args.parser = verbs.get(f"{args.verb} {getattr(args, 'action', None)}", verbs.get(args.verb, parser))
     if rest and rest[0].startswith("-"):
-        raise unknown("option", rest[0].split("=")[0], args.parser._option_string_actions)
+        option, known = rest[0].split("=")[0], args.parser._option_string_actions
+        if setting := _setting(option, args):
+            raise EverlearnError(f"unknown option '{option}': did you mean '{setting}'?")
+        raise unknown("option", option, known)
     if rest:
         raise EverlearnError(f"unexpected argument '{rest[0]}' (see {args.parser.prog} --help)")
     for section, values in settings.items():
@@ -73,6 +84,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise EverlearnError(f"`{args.parser.prog}` does not accept --{section}.{next(iter(values))}: "
                                  "give settings to `everlearn run`")  # fmt: skip
     return args
+
+
+def _setting(option: str, args: argparse.Namespace) -> str | None:
+    """The setting of the stream or the method that somebody who wrote `--text_column` or `--epochs` means, if any."""
+    key, known = option.lstrip("-").replace("-", "_"), args.parser._option_string_actions
+    name = getattr(args, "method", None) or DEFAULT_METHODS["classes"]
+    if "--method.KEY" in known and name in methods.names() and key in arguments(methods.get(name)):
+        return f"--method.{key}"
+    return f"--stream.{key}" if "--stream.KEY" in known and key in arguments(streams.load) else None
 
 
 def split_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -145,7 +165,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         p.add_argument(
             "--tasks", type=int, metavar="N", help="number of tasks (default: 10, or fewer if there are few classes)"
         )
-        p.add_argument("--backbone", metavar="NAME|DIR", help="default: minilm, or vit-tiny for images; A+B joins two")
+        p.add_argument("--backbone", metavar="NAME|DIR", help=BACKBONE)
         p.add_argument("--seed", type=int, metavar="N", help="the random seed (default: 0)")
         p.add_argument("--out", metavar="DIR", help=out)
 
@@ -157,38 +177,42 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("--method.KEY", metavar="VALUE", help="a setting of the method, e.g. --method.rows 5000")
     p.add_argument("--stream.KEY", metavar="VALUE", help="a setting of the stream, e.g. --stream.text_column text")
     p.add_argument("--config", metavar="FILE", help="a YAML file; the config.yaml of a run repeats that run")
-    p.add_argument("--recipe", default="auto", metavar="auto|papers|none|FILE", help="auto: the settings "
-                   "chosen for this stream, or for texts or images if it is your own; papers: the published settings; "
-                   "clinc150, images: the settings for these data; none: the defaults of the method")  # fmt: skip
+    p.add_argument("--recipe", default="auto", metavar="auto|papers|none|FILE", help="where settings of "
+                   "the method come from. auto: chosen for this stream, or for texts or images if the data are your "
+                   "own (default); papers: the published settings; clinc150, images: the settings for these data; "
+                   "none: the defaults of the method; FILE: a recipe, as `tune --write` makes it")  # fmt: skip
     p.add_argument("--save-minutes", type=float, default=5.0, metavar="M", help="save every M minutes (default: 5)")
     p.add_argument("--save-steps", type=int, metavar="N", help="also save every N steps")
     p.add_argument("--keep", metavar="N|none", help=KEEP)
-    p.add_argument("--validate", action="store_true", help="also score the validation examples at the end, as compare "
-                   "does, which decides by them")  # fmt: skip
+    p.add_argument("--validate", action="store_true", help="also compute the scores on the validation examples at the "
+                   "end; compare always does, and chooses by these scores")  # fmt: skip
 
     p = verb("compare", "learn a stream with several methods and recommend one of them", epilog=own)
     common(p, "the folder of all runs; give the same folder again to continue")
     p.add_argument("--stream.KEY", metavar="VALUE", help="a setting of the stream")
-    p.add_argument("--methods", default="all", metavar="LIST", help="such as a,b or family:prompt (default: all)")
+    p.add_argument("--methods", default="all", metavar="LIST", help="names such as lda,er,joint, or a family such "
+                   "as family:prompt (default: all)")  # fmt: skip
     p.add_argument("--recipe", default="auto", metavar="auto|papers|none", help="as for run, but not a file")
     p.add_argument("--seeds", type=int, default=1, metavar="N", help="compare N times, each time with another order of "
                    "the classes, other drawn examples and another seed of the methods, and give 95 %% intervals "
                    "(default: 1)")  # fmt: skip
-    p.add_argument("--gate", default="80,90", metavar="OLD,NEW", help="the least that passes, in %% of joint's score "
-                   "on old tasks and on the newest one (default: 80,90)")  # fmt: skip
+    p.add_argument("--gate", default="80,90", metavar="OLD,NEW", help="the limits of the gate, in %% of the "
+                   "score of joint on old tasks and on the newest task (default: 80,90)")  # fmt: skip
     p.add_argument("--budget-bytes", type=int, metavar="N", help="bytes of old examples that each method may keep, "
                    "instead of a number of examples")  # fmt: skip
     p.add_argument("--budget-steps", type=int, metavar="N", help="optimizer steps in a task for each method that "
-                   "trains, as nearly as whole epochs can meet them")  # fmt: skip
+                   "trains, rounded to whole epochs")  # fmt: skip
     p.add_argument("--jobs", type=int, metavar="N",
                    help="number of trained methods to run in parallel; they share the cores (default: one per core, "
                         "at most four; one on an accelerator)")  # fmt: skip
 
     tune_command.add_parser(verb)
 
-    expected = "the method that DIR holds; needed for a method of your own, since code is not taken from a folder"
+    expected = (
+        "the method of the run; needed only for a method of your own, because a run folder never names code to run"
+    )
     p = verb("resume", "continue an interrupted run, with the same result")
-    p.add_argument("directory", metavar="DIR", type=Path)
+    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
     p.add_argument("--method", metavar="NAME", help=expected)
     p = verb("report", "write the HTML report of one run, or a comparison of several runs")
     p.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="run folders, or a comparison's folder")
@@ -196,10 +220,10 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     events_command.add_parser(verb)
     p = verb(
         "predict",
-        "predict with the model of a run; writes CSV with id, prediction and score; rows that "
-        "cannot be read come last, without an answer",
+        "predict with the model of a run; writes CSV with id, prediction and score (the probability of the predicted "
+        "class); rows that cannot be read come last, without a prediction",
     )
-    p.add_argument("directory", metavar="DIR", type=Path)
+    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
     p.add_argument("--input", required=True, type=Path, metavar="FILE",
                    help="CSV, TSV, JSON Lines, Parquet, Excel, a text with one input per line, or images")  # fmt: skip
     p.add_argument("--method", metavar="NAME", help=expected)
@@ -209,10 +233,10 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("--proba", action="store_true", help="also write the probability of each class")
     p = verb(
         "update",
-        "teach a finished run new data as one more task: new classes, new domains or more of the old; "
-        "it says what old and new score before and after, and the version before stays",
+        "teach a finished run new data as one more task: new classes, new domains or more examples of old classes; "
+        "the scores on old and new data before and after are printed, and the previous version is kept",
     )
-    p.add_argument("directory", metavar="DIR", type=Path)
+    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
     p.add_argument("--data", required=True, type=Path, metavar="FILE", help="the new examples, as `run` reads them")
     p.add_argument("--test", type=Path, metavar="FILE",
                    help="test examples (default: a fifth of the new examples of each class is held out)")  # fmt: skip
@@ -221,13 +245,14 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
                    "id_column, if they differ from the run's; skip_bad_rows")  # fmt: skip
     p.add_argument("--method", metavar="NAME", help=expected)
     label_commands.add_parser(verb)
-    p = verb("rollback", "let the version before the last update answer again; nothing is removed")
-    p.add_argument("directory", metavar="DIR", type=Path)
+    p = verb("rollback", "return to the version before the last update; no version is removed")
+    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
     p = verb("versions", "list the versions of a run that was updated")
-    p.add_argument("directory", metavar="DIR", type=Path)
+    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
     merge_command.add_parser(verb)
-    p = verb("export", "write the model for another library, which gives equal answers there, or say why it cannot")
-    p.add_argument("directory", metavar="DIR", type=Path)
+    p = verb("export", "write the model for another library, where it gives equal predictions; if this is not "
+             "possible, the reason is printed")  # fmt: skip
+    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
     p.add_argument("--to", required=True, metavar="FORMAT",
                    help="sentence-transformers: the encoder, with trained weights and merged LoRA, as a folder; "
                         "setfit: the same with a head of logistic regression; onnx: the classifier "
@@ -241,7 +266,9 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p = verb("list", "list the available methods, streams and backbones")
     p.add_argument("kind", nargs="?", choices=("methods", "streams", "backbones"))
     p = verb("cache", "show or clear the stored features of frozen backbones")
-    p.add_argument("--clear", nargs="?", const="all", metavar="IDENTITY", help="remove all, or those of one backbone")
+    p.add_argument(
+        "--clear", nargs="?", const="all", metavar="IDENTITY", help="remove the features of all backbones, or of one"
+    )
     for name in ("run", "compare", "resume", "predict", "list", "cache", "update", "rollback", "versions", "export"):
         made[name].add_argument("--json", action="store_true", help="write only JSON to standard output")
     return parser, made

@@ -26,6 +26,12 @@ DEFAULT_METHODS = {"classes": "logistic", "ranking": "lora"}
 DEFAULTS: Config = {"stream": {"name": "clinc150"}, "method": {"name": DEFAULT_METHODS["classes"]}, "backbone": None,
                     "seed": 0}  # fmt: skip
 DATA_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx", ".txt")
+OTHERS = {
+    "stream": "a file, a folder or hub:owner/name",
+    "method": "FILE:CLASS for a method of your own",
+    "backbone": "a hub name such as owner/model, or a folder",
+}
+"""What is accepted besides the names of this package, by kind."""
 ELSEWHERE = {"seed": "--seed", "backbone": "--backbone"}  # constructor arguments that are not settings of the method
 
 
@@ -158,7 +164,7 @@ def check_arguments(section: str, function: Callable[..., Any], values: Config) 
         if name in ELSEWHERE:
             raise EverlearnError(f"{section}.{name} is not a setting of the {section}: give {ELSEWHERE[name]}")
         if name not in known:
-            raise unknown(f"key of the {section}", name, known)
+            raise unknown(f"setting of the {section}", name, known)
     return {name: convert(f"{section}.{name}", value, known[name].type) for name, value in values.items()}
 
 
@@ -256,7 +262,7 @@ def _check_name(kind: str, name: Any, known: dict[str, str], is_other: Callable[
     if not isinstance(name, str) or not name:
         raise EverlearnError(f"{kind}: {shown(name)} is not a name: give one of {', '.join(sorted(known))}")
     if name not in known and not is_other(name):
-        raise unknown(kind, name, known)
+        raise EverlearnError(f"{unknown(kind, name, known)}; or give {OTHERS[kind]}")
 
 
 def _is_data(name: str) -> bool:

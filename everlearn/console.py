@@ -332,8 +332,8 @@ def _gate_line(results: Results) -> Text:
                 f"`everlearn compare --methods {results['method']},joint`", style="not bold")  # fmt: skip
     if len(results["tasks"]) == 2:
         then = percent(results["accuracy_matrix"][0][0])
-        line.append(f"\nold data: {then} % before the new data, {percent(old)} % now; new data: {percent(new)} %, and "
-                    "joint says what full training has", style="not bold")  # fmt: skip
+        line.append(f"\nold data: {then} % before the new data, {percent(old)} % now; new data: {percent(new)} %; "
+                    "run joint to know the score of full training", style="not bold")  # fmt: skip
     if "forgetting_proper" not in results:
         line.append("\nforgetting proper was not measured: the version of everlearn that made this run did not know it",
                     style="not bold")  # fmt: skip

@@ -14,8 +14,8 @@ from typing import Any
 from everlearn.errors import printable
 
 ABOUT = (
-    "distil training data into a small set, in a file with its recipe, such that a model trained on the set does well "
-    "on all; it says what the set is worth beside real subsets of equal size. Nothing is chosen by test data"
+    "make a small set that can replace much training data, and write it to a file with its recipe; the set is compared "
+    "with real subsets of equal size, and test data are not used to choose anything"
 )
 KINDS = ("features", "texts", "soft")
 NEAREST = 10
@@ -33,8 +33,10 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
     p.add_argument("--backbone", metavar="NAME|DIR", help="default: minilm, or vit-tiny for images")
     p.add_argument("--kind", choices=KINDS, default="features",
                    help="features of the frozen encoder, in closed form (default); texts: real ones, selected and "
-                        "weighted; soft: sequences that stand where embedded tokens stand, also of pairs")  # fmt: skip
-    p.add_argument("--per-class", type=int, metavar="N", help="examples a class, or pairs a domain (default: 10)")
+                        "weighted; soft: trained sequences in the place of embedded tokens, also of pairs")  # fmt: skip
+    p.add_argument(
+        "--per-class", type=int, metavar="N", help="examples of each class, or pairs of each domain (default: 10)"
+    )
     p.add_argument("--labels", choices=("fixed", "learned"), help="learn the labels too (features and soft)")
     p.add_argument("--documents", choices=("soft", "real"), help="soft pairs: learn the documents too (default: soft)")
     p.add_argument("--length", type=int, metavar="N", help="soft: tokens of a sequence (default: 8)")

@@ -111,9 +111,9 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> EverlearnError:
     "unknown method 'ranpak': did you mean 'ranpac'? (known: l2p, ranpac)"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(name)[:100], names, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return EverlearnError(f"unknown {kind} '{printable(name)}': {hint}(known: {', '.join(names)})")
+    near = difflib.get_close_matches(str(name)[:100], names, n=1, cutoff=0.6)
+    hint = f": did you mean '{near[0]}'?" if near else ""
+    return EverlearnError(f"unknown {kind} '{printable(name)}'{hint} (known: {', '.join(names)})")
 
 
 class EverlearnWarning(UserWarning):

@@ -23,14 +23,16 @@ SHOWN = 60
 
 def add_parser(verb: Any) -> None:
     """Add the command to the command line."""
-    p = verb("events", "which training examples a run has forgotten, never learned, or doubts the label of")
-    p.add_argument("directory", metavar="DIR", type=Path)
+    p = verb(
+        "events", "list the training examples that were forgotten or never learned, and those whose label may be wrong"
+    )
+    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
     p.add_argument(
         "--top", type=int, default=10, metavar="N", help="examples that are shown of each kind (default: 10)"
     )
     p.add_argument("--never-forgotten", type=Path, metavar="FILE",
-                   help="write the ids of the examples that were learned and never forgotten, one a line: training "
-                        "needs them least")  # fmt: skip
+                   help="write the ids of the examples that were learned and never forgotten, one a line: these "
+                        "are the least important for training")  # fmt: skip
     p.add_argument("--json", action="store_true", help="write only JSON to standard output, with all examples")
 
 
@@ -39,7 +41,7 @@ def run_events(args: argparse.Namespace) -> int:
     if args.top < 0:
         raise EverlearnError(f"--top {args.top} is negative: give how many examples of each kind to show")
     if not args.directory.is_dir():
-        raise EverlearnError(f"{args.directory}: no such run folder")
+        raise EverlearnError(f"{args.directory}: no such run folder; check the path")
     with contextlib.redirect_stdout(sys.stderr):  # libraries print
         from everlearn.files import write_whole
         from everlearn.presentations import doubtful, histories

@@ -17,8 +17,8 @@ from everlearn.settings import Count, Seed, checked
 STRATEGIES = ("random", "margin", "entropy", "k-center", "typical", "facility", "badge", "fass")
 """Listed here too, so that help is fast."""
 ABOUT = (
-    "write which unlabelled examples a person should label next, the most useful first, and say when to stop; with "
-    "--read, learn the labels that were written into that file"
+    "choose the unlabelled examples that a person should label next, write them to a file, the most useful first, and "
+    "say when to stop; with --read, learn the labels that were written into that file"
 )
 
 
@@ -26,18 +26,18 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
     """Add `label` to the command line."""
     p = verb("label", ABOUT)
     p.add_argument("directory", metavar="DIR", type=Path, nargs="?",
-                   help="the run whose model asks, or learns; without it nothing is learned yet, and an encoder asks "
-                        "(--backbone)")  # fmt: skip
+                   help="the run whose model chooses the examples, or learns the labels; without it, the examples are "
+                        "chosen by a pre-trained encoder alone (--backbone)")  # fmt: skip
     p.add_argument("--data", type=Path, metavar="FILE", help="the unlabelled examples: a table, a text with one input "
                    "per line, or images")  # fmt: skip
     p.add_argument("--budget", type=int, default=50, metavar="N", help="how many to label (default: 50)")
     p.add_argument("--labelled", type=Path, metavar="FILE", nargs="+", default=[],
-                   help="examples that have labels already, and are not asked for again")  # fmt: skip
+                   help="examples that have labels already; they are not chosen again")  # fmt: skip
     p.add_argument("--strategy", choices=STRATEGIES,
                    help="how to choose (default: what did best on validation examples)")  # fmt: skip
-    p.add_argument("--backbone", metavar="NAME|DIR", help="the encoder that asks where DIR is not given")
+    p.add_argument("--backbone", metavar="NAME|DIR", help="the encoder that chooses if DIR is not given")
     p.add_argument("--column", metavar="NAME", help="the column of the inputs, if its name is not a usual one")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="the random seed (default: 0)")
     p.add_argument("--out", type=Path, metavar="FILE", help="the table to label; with --read and without DIR, the "
                    "labelled rows as a table for `everlearn run`")  # fmt: skip
     p.add_argument("--read", type=Path, metavar="FILE", help="the table with labels: DIR learns them as an update")
@@ -46,7 +46,7 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
                    "labelled examples of each class is held out)")  # fmt: skip
     p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used")
     p.add_argument("--overwrite", action="store_true", help="replace the file of --out if it exists")
-    p.add_argument("--method", metavar="NAME", help="the method that DIR holds, if it is one of yours")
+    p.add_argument("--method", metavar="NAME", help="the method of the run, if it is one of your own")
     p.add_argument("--json", action="store_true", help="write only JSON to standard output")
 
 
@@ -54,7 +54,7 @@ def _label(args: argparse.Namespace) -> int:
     if (args.data is None) == (args.read is None):
         raise EverlearnError("give --data FILE to choose what to label, or --read FILE to read labels back")
     if args.directory and not args.directory.is_dir():
-        raise EverlearnError(f"{args.directory}: no such run folder")
+        raise EverlearnError(f"{args.directory}: no such run folder; check the path")
     _check_out(args)
     return _read(args) if args.read else _ask(args)
 

@@ -114,7 +114,7 @@ def ask(
     backbone = model.method.backbone if model is not None else source
     assert isinstance(backbone, Backbone)
     reads = model.method.task.input if model is not None else backbone.reads[0]
-    bad = BadRows(skip_bad_rows)
+    bad = BadRows(skip_bad_rows, option="--skip-bad-rows")
     learned = model.columns if model is not None else {}
     inputs, ids = read_inputs(data, **{f"{reads}_column": column}, learned=learned, bad=bad)  # type: ignore[arg-type]
     if inputs and kind(inputs[0]) not in backbone.reads:
@@ -162,7 +162,7 @@ def read(
     >>> [(record.id, record.input, record.label) for record in read(file)]
     [('7', 'a cup of tea', 'drink')]
     """
-    file, bad = Path(file), BadRows(skip_bad_rows)
+    file, bad = Path(file), BadRows(skip_bad_rows, option="--skip-bad-rows")
     table = read_columns(file, bad)
     wanted = {role: name for role, name in (columns or {}).items() if name in table.headers}
     found = {role: find_column(role, table, wanted) for role in ("text", "image", "label", "id")}

@@ -13,8 +13,8 @@ from typing import Any
 from everlearn.errors import EverlearnError, printable
 
 ABOUT = (
-    "join a frozen image encoder and a frozen text encoder by projections, trained on images of named classes or with "
-    "captions; the file is a backbone that compares images with texts"
+    "join a frozen image encoder and a frozen text encoder by projections, which are trained on images of named "
+    "classes or with captions; the result is a file to use as --backbone, which compares images with texts"
 )
 
 
@@ -27,10 +27,15 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
     p.add_argument("--image", metavar="NAME|DIR", default="vit-tiny", help="the image encoder (default: vit-tiny)")
     p.add_argument("--text", metavar="NAME|DIR", default="minilm", help="the text encoder (default: minilm)")
     p.add_argument("--template", metavar="TEXT", action="append",
-                   help="a sentence with {} for the name of a class, again for several (default: 'a photo of a {}.'; "
-                        "for captions give '{}')")  # fmt: skip
-    p.add_argument("--epochs", type=int, metavar="N", help="at most (default: 20); 0 keeps the closed form")
-    p.add_argument("--batch-size", type=int, metavar="N", help="images of a step (default: 512)")
+                   help="a sentence with {} in the place of the name of a class; may be given several times "
+                        "(default: 'a photo of a {}.'; for captions give '{}')")  # fmt: skip
+    p.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="the most epochs of training (default: 20); 0 keeps the closed-form solution",
+    )
+    p.add_argument("--batch-size", type=int, metavar="N", help="images in a step (default: 512)")
     p.add_argument("--lr", type=float, metavar="R", help="the learning rate (default: 0.001)")
     p.add_argument("--seed", type=int, metavar="N", help="the random seed (default: 0)")
     p.add_argument("--out", required=True, type=Path, metavar="FILE", help="a new file that ends in .safetensors")

@@ -13,9 +13,9 @@ from typing import Any
 from everlearn.errors import EverlearnError, printable
 
 ABOUT = (
-    "make one model of several runs of one method that learned different data: exact where the method keeps sums "
-    "(simplecil, lda, logistic, …), else an average of the trained weights. It says what the first run's examples and "
-    "those of the others score before and after; `rollback` gives the first run back"
+    "make one model of several runs of one method that learned different data: exact if the method keeps sums or "
+    "features (simplecil, lda, logistic, …), else an average of the trained weights. The scores on the examples of the "
+    "first run and of the others, before and after, are printed; `rollback` returns to the first run"
 )
 HOW = ("average", "fisher", "ties", "dare", "interpolate")
 """Those of `merge_runs`; listed here too, so that help is fast."""
@@ -26,21 +26,23 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
     p = verb("merge", ABOUT)
     p.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="at least two run folders")
     p.add_argument("--out", required=True, type=Path, metavar="FOLDER",
-                   help="a new or empty folder: a copy of the first run's, where the merged model answers")  # fmt: skip
-    p.add_argument("--how", choices=HOW, help="average: of the trained weights (default); fisher: by how much a weight "
-                   "matters to each run, on its validation examples; ties: the largest changes of the encoder whose "
-                   "sign wins; dare: the changes, most dropped at random and the others enlarged; interpolate: of two "
-                   "runs, as much of the second as --target-old allows. A class of one run alone keeps its row of the "
-                   "head")  # fmt: skip
+                   help="a new or empty folder, for a copy of the first run with the merged model")  # fmt: skip
+    p.add_argument("--how", choices=HOW, help="average: of the trained weights (default); fisher: weighted by how "
+                   "important a weight is for each run, on its validation examples; ties: the largest changes of the "
+                   "encoder, of those that have the sign of their sum; dare: the changes, most of them dropped at "
+                   "random and the others enlarged; interpolate: between two runs, as near to the second as "
+                   "--target-old allows. A class that only one run has keeps its row of the head")  # fmt: skip
     p.add_argument("--weights", metavar="LIST", help="a number for each run, such as 0.7,0.3 (default: equal)")
     p.add_argument("--density", type=float, default=0.2, metavar="S",
                    help="ties: share of the changes that is kept (default: 0.2)")  # fmt: skip
     p.add_argument("--drop", type=float, default=0.9, metavar="P",
                    help="dare: share of the changes that is dropped (default: 0.9)")  # fmt: skip
     p.add_argument("--target-old", type=float, metavar="S",
-                   help="interpolate: share of the first run's accuracy on --data that must stay, as 0.95")  # fmt: skip
+                   help="interpolate: share of the first run's accuracy on --data that must be kept, such as "
+                        "0.95")  # fmt: skip
     p.add_argument("--data", type=Path, metavar="FILE",
-                   help="interpolate: labelled examples of what the first run learned, no test examples")  # fmt: skip
+                   help="interpolate: labelled examples of the data that the first run learned, but no test "
+                        "examples")  # fmt: skip
     p.add_argument("--method", metavar="NAME", help="the method that the runs hold; needed for a method of your own")
     p.add_argument("--json", action="store_true", help="write only JSON to standard output")
 

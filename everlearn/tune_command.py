@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from everlearn.tuning import Tuning
 
 ABOUT = (
-    "choose the learning rates of a method, and the setting that its paper adds, on validation examples of the first "
-    "tasks, never on test examples: one published grid, one number of trials and one budget of steps for every method"
+    "choose the learning rates and the most important setting of a method, on validation examples of the first tasks "
+    "and never on test examples; the protocol is the same for every method: a published grid, a number of trials and a "
+    "budget of steps"
 )
 
 
@@ -33,17 +34,18 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
     p.add_argument("--method.KEY", metavar="VALUE", help="a setting of the method, which then is not searched")
     p.add_argument("--recipe", default="auto", metavar="auto|papers|none|FILE",
                    help="where settings that are not searched come from, as for run")  # fmt: skip
-    p.add_argument("--backbone", metavar="NAME|DIR", help="default: minilm, or vit-tiny for images; A+B joins two")
+    p.add_argument("--backbone", metavar="NAME|DIR", help="the pre-trained encoder (default: minilm, or vit-tiny "
+                   "for images); A+B joins the features of two")  # fmt: skip
     p.add_argument("--seed", type=int, default=0, metavar="N", help="the random seed (default: 0)")
     p.add_argument("--tasks", type=int, default=5, metavar="N", help="learn the first N tasks only (default: 5)")
-    p.add_argument("--budget", type=int, metavar="STEPS", help="optimizer steps in a task, as nearly as whole epochs "
-                   "can meet it (default: the epochs of the recipe)")  # fmt: skip
+    p.add_argument("--budget", type=int, metavar="STEPS", help="optimizer steps in a task, rounded to whole "
+                   "epochs (default: the epochs of the recipe)")  # fmt: skip
     p.add_argument(
         "--jobs", type=int, metavar="N", help="trials in parallel; they share the cores (default: as compare)"
     )
     p.add_argument("--out", metavar="DIR", help="the folder of the trials; give the same folder again to continue")
-    p.add_argument("--write", type=Path, metavar="RECIPE.yaml", help="write the chosen settings as a recipe, headed by "
-                   "the commands that run it and that chose it")  # fmt: skip
+    p.add_argument("--write", type=Path, metavar="RECIPE.yaml", help="write the chosen settings as a recipe; its first "
+                   "lines are the commands that run it and that chose it")  # fmt: skip
     p.add_argument("--json", action="store_true", help="write only JSON to standard output")
 
 

@@ -95,7 +95,7 @@ def _export(args: argparse.Namespace) -> int:
 def _run_folder(args: argparse.Namespace) -> Path:
     directory: Path = args.directory
     if not directory.is_dir():
-        raise EverlearnError(f"{directory}: no such run folder")
+        raise EverlearnError(f"{directory}: no such run folder; check the path")
     return directory
 
 

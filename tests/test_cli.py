@@ -101,6 +101,10 @@ def test_help_of_a_method_lists_its_settings(capsys):
     [
         ("rnu", "unknown command 'rnu': did you mean 'run'?"),
         ("run --sed 3", "unknown option '--sed': did you mean '--seed'?"),
+        ("run --text_column a", "unknown option '--text_column': did you mean '--stream.text_column'?"),
+        ("run --method er --batch-size 3", "unknown option '--batch-size': did you mean '--method.batch_size'?"),
+        ("run --method er --epochs 3", "unknown option '--epochs': did you mean '--method.epochs'?"),
+        ("run --method lda --epochs 3", "unknown option '--epochs' (known: "),
         ("run --methd.width 3", "did you mean '--method"),
         ("run --seed three", "invalid int value: 'three'"),
         ("run --method ranpak", "did you mean 'ranpac'?"),

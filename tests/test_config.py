@@ -57,7 +57,7 @@ def test_defaults_are_the_main_job():
         ({"stream": {"name": "clinc15"}}, "unknown stream 'clinc15': did you mean 'clinc150'?"),
         ({"backbone": "minlm"}, "unknown backbone 'minlm': did you mean 'minilm'?"),
         ({"backbon": "minilm"}, "did you mean 'backbone'?"),
-        ({"method": {"name": "ranpac", "widht": "20"}}, "unknown key of the method 'widht': did you mean 'width'?"),
+        ({"method": {"name": "ranpac", "widht": "20"}}, "unknown setting of the method 'widht': did you mean 'width'?"),
         ({"stream": {"txt_column": "a"}}, "did you mean 'text_column'?"),
         ({"method": {"name": "ranpac", "width": "many"}}, "method.width: 'many' is not of type int"),
         ({"method": {"seed": "1"}}, "give --seed"),

@@ -26,7 +26,7 @@ def test_the_nearest_name_is_offered_and_all_are_listed():
     assert str(unknown("method", "ranpak", ["ranpac", "l2p"])) == (
         "unknown method 'ranpak': did you mean 'ranpac'? (known: l2p, ranpac)"
     )
-    assert str(unknown("method", "zzz", ["ranpac"])) == "unknown method 'zzz': (known: ranpac)"
+    assert str(unknown("method", "zzz", ["ranpac"])) == "unknown method 'zzz' (known: ranpac)"
     assert issubclass(DataError, EverlearnError) and issubclass(ContractError, EverlearnError)
 
 
@@ -36,13 +36,18 @@ def test_the_nearest_name_is_offered_and_all_are_listed():
         ("ranpak", DIGITS, "tiny", "unknown method 'ranpak': did you mean 'ranpac'?"),
         ("nowhere.at.all:Method", DIGITS, "tiny", "method 'nowhere.at.all:Method' cannot be imported"),
         ("everlearn.errors:EverlearnError", DIGITS, "tiny", "is not a subclass of everlearn.Method"),
-        ({"name": "ranpac", "widht": 5}, DIGITS, "tiny", "unknown key of the method 'widht': did you mean 'width'?"),
+        (
+            {"name": "ranpac", "widht": 5},
+            DIGITS,
+            "tiny",
+            "unknown setting of the method 'widht': did you mean 'width'?",
+        ),
         ({"name": "ranpac", "width": "many"}, DIGITS, "tiny", "method.width: 'many' is not of type int"),
         ({"name": "ranpac", "seed": 3}, DIGITS, "tiny", "method.seed is not a setting of the method"),
         ({"width": 5}, DIGITS, "tiny", "method: {'width': 5} is neither a name nor a mapping with a name"),
         (["ranpac"], DIGITS, "tiny", "method: ['ranpac'] is neither a name"),
         ("simplecil", "digit", "tiny", "did you mean 'digits'?"),
-        ("simplecil", {**DIGITS, "taks": 2}, "tiny", "unknown key of the stream 'taks': did you mean 'tasks'?"),
+        ("simplecil", {**DIGITS, "taks": 2}, "tiny", "unknown setting of the stream 'taks': did you mean 'tasks'?"),
         ("simplecil", {**DIGITS, "tasks": 11}, "tiny", "10 classes cannot fill tasks=11"),
         ("simplecil", None, "tiny", "stream: None is neither a name"),
         ("simplecil", DIGITS, "tinny", "unknown backbone 'tinny'"),

@@ -122,7 +122,8 @@ def read_texts(documents: str, queries: str | None, *, titles: bool = False, ski
     from everlearn.streams.peek import beir_folders, retrieval_format
     from everlearn.streams.two_files import read_queries, read_two_files
 
-    bad, how = BadRows(skip_bad_rows), None if os.path.isfile(documents) else retrieval_format(documents)
+    bad = BadRows(skip_bad_rows, option="--skip-bad-rows")
+    how = None if os.path.isfile(documents) else retrieval_format(documents)
     if how == "ir_datasets":
         collection = read_catalogue(documents.removeprefix(IR_DATASETS), titles, bad)
     elif how == "BEIR":

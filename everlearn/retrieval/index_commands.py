@@ -37,17 +37,17 @@ ACTIONS = {
     "add": "embed more documents with the encoder of the index, and add them",
     "remove": "remove documents",
     "search": "find the documents that are most similar to each query",
-    "info": "tell what an index holds and what embedded it",
-    "save": "leave out removed documents where they are many, and bring what makes the search fast up to date",
-    "reindex": "embed all documents again, by another encoder, beside the index, which answers as before until it is "
-    "done; stopped or killed, the same command goes on",
-    "restore": "go back to the last save, where a loss of power has damaged what came after it",
+    "info": "show what an index holds and which encoder made it",
+    "save": "bring the files for fast search up to date, and free the space of removed documents if they are many",
+    "reindex": "embed all documents again with another encoder; the old index is used until this is done; after a stop "
+    "or a kill, the same command continues",
+    "restore": "return to the last save, if a loss of power has damaged later changes",
 }
 
 
 def add_parsers(verb: Callable[[str, str], Any], made: dict[str, Any]) -> None:
     """Add the command `index` and its actions to the command line."""
-    index = verb("index", "make, change and search an index of documents")
+    index = verb("index", "create, change and search an index of documents")
     actions = index.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=type(index))
     for name, text in ACTIONS.items():
         p = made[f"index {name}"] = actions.add_parser(name, help=text, description=text)
@@ -64,7 +64,7 @@ def add_parsers(verb: Callable[[str, str], Any], made: dict[str, Any]) -> None:
         p = made[f"index {name}"]
         about = f"the encoder: a run's folder, or a backbone's name or folder (default: {default})"
         p.add_argument("--from", dest="encoder", metavar="MODEL", help=about)
-        p.add_argument("--method", metavar="NAME", help="the method that the run's folder holds, if it is one of yours")
+        p.add_argument("--method", metavar="NAME", help="the method of the run, if it is one of your own")
     migrate_commands.add_options(made["index reindex"])
     p = made["index create"]
     p.add_argument("--kind", choices=KINDS, default="exact", help="exact compares with every document; hnsw and ivf "
@@ -72,11 +72,11 @@ def add_parsers(verb: Callable[[str, str], Any], made: dict[str, Any]) -> None:
     for setting, text in SETTINGS.items():
         p.add_argument(f"--{setting}", type=int, metavar="N", help=text)
     made["index add"].add_argument("--missing", action="store_true", help="leave out the documents whose ids are in "
-                                   "the index already, to go on after an interruption")  # fmt: skip
+                                   "the index already, to continue after an interruption")  # fmt: skip
     about = "a text file with one id a line, or ids with commas between them"
     made["index remove"].add_argument("--ids", required=True, metavar="FILE|ID,ID", help=about)
     p = made["index search"]
-    p.add_argument("texts", metavar="QUERY", nargs="*", help="what is searched")
+    p.add_argument("texts", metavar="QUERY", nargs="*", help="a text to search for")
     p.add_argument("--queries", type=Path, metavar="FILE", help="queries in a file, in a column text or one a line")
     p.add_argument("--k", type=int, default=10, metavar="N", help="documents for each query (default: 10)")
     made["index info"].add_argument("--check", action="store_true", help="also read everything and compare it with its "

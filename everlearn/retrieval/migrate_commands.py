@@ -15,8 +15,9 @@ from everlearn.settings import Count, checked
 
 MODEL = "the other encoder: a run's folder, or a backbone's name or folder"
 ABOUT = (
-    "judge another encoder for an index: may its queries search the index, as they are or over a bridge (a map into "
-    "the space of the index), or must all documents be embedded again, or should the old encoder stay"
+    "decide whether another encoder may search an index: serve (its queries search the index as they are), bridge (a "
+    "map brings them into the space of the index), re-index (all documents are embedded again) or roll back (the old "
+    "encoder stays)"
 )
 
 
@@ -26,13 +27,14 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
     add_options(p)
     p.add_argument("--queries", metavar="FILE",
                    help="JSON Lines or Parquet with the columns query_id, text and pos (ids of relevant documents); "
-                        "without it, queries that come with the documents, or else sentences of them")  # fmt: skip
+                        "without it, queries that come with the documents, or else sentences of the "
+                        "documents")  # fmt: skip
     p.add_argument("--from", dest="encoder", metavar="MODEL", help="the encoder of the index (default: what made it)")
-    p.add_argument("--sample", type=int, metavar="N", help="documents to try it on (default: 5000)")
+    p.add_argument("--sample", type=int, metavar="N", help="documents on which it is measured (default: 5000)")
     p.add_argument("--threshold", type=float, metavar="SCORE",
-                   help="a score from which on you show a document, to be translated")  # fmt: skip
-    p.add_argument("--apply", action="store_true", help="do as the verdict says")
-    p.add_argument("--reindex", action="store_true", help="re-index whatever the verdict, unless it is to roll back")
+                   help="the score above which you show a document; it is translated to the new encoder")  # fmt: skip
+    p.add_argument("--apply", action="store_true", help="do what the verdict recommends")
+    p.add_argument("--reindex", action="store_true", help="re-index with every verdict except to roll back")
     p.add_argument("--json", action="store_true", help="write only JSON to standard output")
 
 
@@ -44,7 +46,7 @@ def add_options(p: Any) -> None:
     p.add_argument("--documents", required=True, metavar="FILE",
                    help="the texts of all documents of the index: CSV, TSV, JSON Lines, Parquet or Excel with the "
                         "columns id (or doc_id) and text; or retrieval data as `run --stream` takes them")  # fmt: skip
-    p.add_argument("--method", metavar="NAME", help="the method that the run's folder holds, if it is one of yours")
+    p.add_argument("--method", metavar="NAME", help="the method of the run, if it is one of your own")
     p.add_argument("--titles", action="store_true", help="put the title of a document before its text")
     p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used")
 

@@ -138,7 +138,7 @@ def _refuse_other_options(given: dict[str, Any], allowed: frozenset[str], what: 
     for key in given:
         if key not in allowed | COMMON:
             homes = [name for name, options in KINDS.items() if key in options] or ["retrieval files"]
-            raise EverlearnError(f"{key} does not apply to {what}; it applies to {', '.join(homes)}: drop it")
+            raise EverlearnError(f"{key} does not apply to {what}; it applies to {', '.join(homes)}: leave it out")
 
 
 def _shares(options: SimpleNamespace, or_file: str = "") -> Shares:

@@ -26,7 +26,7 @@ def read_excel(path: Path, bad: BadRows) -> Columns:
     try:
         import openpyxl
     except ImportError:
-        remedy = "install it with `pip install everlearn[excel]`, or save the sheet as CSV"
+        remedy = "install it with `pip install 'everlearn[excel]'`, or save the sheet as CSV"
         raise DataError(f"{path}: Excel files need the `openpyxl` library; {remedy}") from None
     data = read_bytes(path)
     most = limits.most_unpacked(len(data))

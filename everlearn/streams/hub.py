@@ -26,7 +26,7 @@ def read_hub(name: str, wanted: ColumnNames, bad: BadRows) -> Table:
     try:
         import datasets
     except ImportError:
-        remedy = "install it with `pip install everlearn[hub]`"
+        remedy = "install it with `pip install 'everlearn[hub]'`"
         raise EverlearnError(f"{name}: hub data sets need the `datasets` library; {remedy}") from None
     repository, _, configuration = name.partition(":")
     try:

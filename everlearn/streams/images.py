@@ -31,7 +31,7 @@ def pillow() -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise EverlearnError("images need Pillow; install it with `pip install everlearn[vision]`") from None
+        raise EverlearnError("images need Pillow; install it with `pip install 'everlearn[vision]'`") from None
     return Image
 
 

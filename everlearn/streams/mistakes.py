@@ -91,11 +91,13 @@ def conflicting_labels(parts: Parts, source: str, *, by_domain: bool) -> tuple[s
     example = f"{shown} is {' and '.join(map(_where, list(found.values())[:2]))}"
     affected = sum((record.input, record.domain if by_domain else None) in conflicts for record in records)
     if affected > max(MOST_CONFLICTING * len(records), FEW):
-        raise DataError(f"{source}: {affected:,} of {len(records):,} training rows have inputs that stand with several "
-                        f"labels ({example}), and there is one class per input: keep one label of each")  # fmt: skip
+        raise DataError(f"{source}: {affected:,} of {len(records):,} training rows have an input with several labels "
+                        f"({example}), but an input has one class: keep one label of each input")  # fmt: skip
     count = len(conflicts)
-    stand, kept = ("inputs stand", "are kept") if count > 1 else ("input stands", "is kept")
-    return (f"{count:,} training {stand} with more than one label and {kept}: {example}; correct what is wrong",)
+    have = "inputs have" if count > 1 else "input has"
+    return (
+        f"{count:,} training {have} more than one label, and all rows are used: {example}; correct the wrong label",
+    )
 
 
 def _where(record: Record) -> str:

@@ -33,15 +33,17 @@ ColumnNames = Mapping[str, str | None]
 """The names of columns that the user gave, by role. Other columns are looked up by their usual names."""
 
 
-def find_column(role: str, columns: Columns, wanted: ColumnNames) -> str | None:
-    """The column for a role, or None if there is none.
+def find_column(role: str, columns: Columns, wanted: ColumnNames, *, labelled: bool = True) -> str | None:
+    """The column for a role, or None if there is none. Files without labels have their column named by another option.
 
     Raises:
         DataError: the user named a column that the file does not have.
     """
     named = wanted.get(role)
     if named is not None and named not in columns.headers:
-        raise DataError(f"{columns.file}: no column '{named}'; {_found(columns)}: correct {role}_column")
+        option = f"--stream.{role}_column" if labelled else "--column"
+        raise DataError(f"{columns.file}: no column '{named}'; {_found(columns)}: correct {option} "
+                        f"(in Python {role}_column)")  # fmt: skip
     by_lower_case = {name.lower(): name for name in reversed(columns.headers)}
     usual = (by_lower_case[name] for name in COMMON_NAMES[role] if name in by_lower_case)
     return named or next(usual, None)
@@ -57,12 +59,12 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
     Raises:
         DataError: a column is missing, or a row is bad and bad rows are not skipped.
     """
-    naming = "text_column or image_column" if labelled else "--column (in Python text_column or image_column)"
-    input_column, input_kind = _input_column(columns, wanted, f"name one with {naming}")
-    found = {role: find_column(role, columns, wanted) for role in (ROLES if labelled else ("id",))}
+    input_column, input_kind = _input_column(columns, wanted, labelled)
+    found = {role: find_column(role, columns, wanted, labelled=labelled) for role in (ROLES if labelled else ("id",))}
     if labelled and found["label"] is None:
         pairs = ", or add a column positive for pairs of a query and a document" if QUERY in columns.headers else ""
-        raise DataError(f"{columns.file}: no label column; {_found(columns)}: name one with label_column{pairs}")
+        raise DataError(f"{columns.file}: no label column; {_found(columns)}: name one with --stream.label_column "
+                        f"(in Python label_column){pairs}")  # fmt: skip
     label_names = columns.names.get(found.get("label") or "") or columns.names.get("class", [])
     domain_names = columns.names.get(found.get("domain") or "") or columns.names.get("domain", [])
 
@@ -89,11 +91,13 @@ def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: b
     return Table(columns.file, input_kind, records, tuple(label_names))
 
 
-def _input_column(columns: Columns, wanted: ColumnNames, remedy: str) -> tuple[str, str]:
+def _input_column(columns: Columns, wanted: ColumnNames, labelled: bool) -> tuple[str, str]:
+    options = "--stream.text_column or --stream.image_column" if labelled else "--column"
+    remedy = f"name one with {options} (in Python text_column or image_column)"
     if wanted.get("text") and wanted.get("image"):
         raise DataError(f"{columns.file}: text_column and image_column are both given; give one of them")
-    text = None if wanted.get("image") else find_column("text", columns, wanted)
-    image = None if wanted.get("text") else find_column("image", columns, wanted)
+    text = None if wanted.get("image") else find_column("text", columns, wanted, labelled=labelled)
+    image = None if wanted.get("text") else find_column("image", columns, wanted, labelled=labelled)
     if text and image:
         raise DataError(f"{columns.file}: the columns '{text}' and '{image}' may both be the input; {remedy}")
     if text:

@@ -60,6 +60,7 @@ class BadRows:
 
     Attributes:
         rows: where each of them is, and what is wrong with it.
+        option: how the command line asks to leave them out.
 
     >>> bad = BadRows(skip=True)
     >>> bad.add("shop.csv, line 3", "the text is empty", "fill it in")
@@ -69,11 +70,13 @@ class BadRows:
 
     skip: bool
     rows: list[tuple[str, str]] = field(default_factory=list)
+    option: str = "--stream.skip_bad_rows true"
 
     def add(self, where: str, cause: str, remedy: str) -> None:
         """Record a row that is left out. Raises DataError if bad rows are not to be skipped."""
         if not self.skip:
-            raise DataError(f"{where}: {cause}; {remedy}, or leave bad rows out with skip_bad_rows=true")
+            python = "in Python skip_bad_rows=True"
+            raise DataError(f"{where}: {cause}; {remedy}, or leave bad rows out with {self.option} ({python})")
         self.rows.append((where, cause))
 
     def notes(self) -> tuple[str, ...]:

@@ -149,4 +149,4 @@ def test_xml_entities_are_not_expanded(workbook):
 def test_without_the_library_the_extra_is_named(workbook, monkeypatch):
     path = workbook([["text", "label"], ["a", "x"]])
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    assert "pip install everlearn[excel]" in refusal(path)
+    assert "pip install 'everlearn[excel]'" in refusal(path)

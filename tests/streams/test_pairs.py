@@ -133,8 +133,8 @@ def test_bad_rows_are_refused_in_one_line_or_left_out(tmp_path, row, message):
     [
         ([{"positive": "p", "rank": 1}], "a column 'positive' without a column 'query'; the columns are pos"),
         ([{"query": "q", "negative": "n"}], "a column 'query' without a column 'positive'; the columns are q"),
-        ([{"query": "q", "topic": "t"}], "no label column; the columns are query, topic: name one with label_column, "
-         "or add a column positive for pairs"),
+        ([{"query": "q", "topic": "t"}], "no label column; the columns are query, topic: name one with "
+         "--stream.label_column \\(in Python label_column\\), or add a column positive for pairs"),
     ],
 )  # fmt: skip
 def test_a_missing_column_is_named_and_nothing_is_written(tmp_path, write_csv, rows, message):

@@ -190,7 +190,7 @@ def test_text_and_image_columns_together(tmp_path):
     path.write_text("text,image,label\nx,y,a\n")
     assert "may both be the input" in refusal(path)
     assert "give one of them" in refusal(path, text_column="text", image_column="image")
-    assert "no column 'body'; the columns are text, image, label: correct text_column" in refusal(
+    assert "no column 'body'; the columns are text, image, label: correct --stream.text_column" in refusal(
         path, text_column="body"
     )
 

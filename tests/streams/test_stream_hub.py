@@ -62,7 +62,7 @@ def refusal() -> str:
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)  # what Python does where an import must fail
-    assert "install it with `pip install everlearn[hub]`" in refusal()
+    assert "install it with `pip install 'everlearn[hub]'`" in refusal()
 
 
 def test_without_a_network_the_remedy_is_named(monkeypatch, caplog):
