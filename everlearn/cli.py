@@ -116,7 +116,9 @@ def _run(args: argparse.Namespace) -> int:
     out = check_out(args.out) if args.out else default_out(config)
     if recipe is not None:
         name = str(recipe) if str(recipe) == args.recipe else f"{recipe.parent.name}/{recipe.stem}"
-        print(f"settings: recipe {name} (--recipe none for the paper's defaults)", file=sys.stderr)
+        other = args.recipe == "auto" and recipe.parent.name != config["stream"]["name"]
+        print(f"settings: recipe {name}{', chosen on other data' * other} (--recipe none for the paper's defaults)",
+              file=sys.stderr)  # fmt: skip
     with _only_json(args.json):
         from everlearn.protocol import run
 
