@@ -126,6 +126,9 @@ def _lines(
 
 
 def _shown(told: dict[str, Any]) -> str:
-    text = told["text"] or told["id"]
-    short = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
-    return f"{told['id']}: {short}, {told['label']}" if told["label"] and told["text"] else short
+    """An example in a list: its id, its text where it has one, and its label."""
+    text, label = told["text"], told["label"]
+    short = text if not text or len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    if label is None:
+        return short or told["id"]
+    return f"{told['id']}: {short}, {label}" if short else f"{told['id']}, {label}"

@@ -17,6 +17,7 @@ from everlearn import backbones, methods
 from everlearn.cli import main
 from everlearn.engine import Learning, learn
 from everlearn.errors import EverlearnError
+from everlearn.events_command import _shown
 from everlearn.interrupts import Interrupted
 from everlearn.memory.event_counts import EventCounts
 from everlearn.metrics.forgetting_events import events_of, order
@@ -153,6 +154,14 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     ids = (tmp_path / "kept.txt").read_text().splitlines()
     assert len(ids) == found["never_forgotten"]
     assert set(ids) == {one["id"] for one in found["examples"] if one["learned"] is not None and not one["forgotten"]}
+
+
+@pytest.mark.parametrize(("text", "label", "shown"), [
+    ("a cup", "drink", "7: a cup, drink"), (None, "drink", "7, drink"), ("a cup", None, "a cup"), (None, None, "7"),
+])  # fmt: skip
+def test_an_example_is_listed_with_its_label(text: str | None, label: str | None, shown: str) -> None:
+    """Images have no text, and pairs of a query and a document no label."""
+    assert _shown({"id": "7", "text": text, "label": label}) == shown
 
 
 def test_wrong_labels_come_first(tmp_path: Path) -> None:
