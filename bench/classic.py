@@ -27,18 +27,16 @@ from pathlib import Path
 from typing import Any
 
 from common import command, machine, tuning_gain, write_page
-from families import finished, mean, points, spread
+from families import finished, mean, points, recipe, spread
 from families import stream as stream_of
 
 from everlearn import compare, methods
-from everlearn.config import find_recipe, usual_recipe
 from everlearn.console import ranged
 from everlearn.judgement import differences, judge
 from everlearn.metrics.intervals import conclusion
 from everlearn.processes import default_jobs
 from everlearn.repeats import varied
 from everlearn.settings import arguments
-from everlearn.streams.peek import input_of
 
 METHODS = (
     "joint", "finetune", "frozen", "simplecil", "ranpac",
@@ -153,11 +151,9 @@ def write(args: argparse.Namespace, folder: Path, sizes: list[int]) -> None:
     ]  # fmt: skip
     for name in sorted(rows, key=lambda name: -mean(rows[name], "final_accuracy")):
         one, runs, gain = judged[name], rows[name], tuning_gain(recipe(args, name))
-        general = [run for run in runs if run.get("general")]
         figures = [ranged(one.final), ranged(one.old), ranged(one.new), one.at_the_gate,
                    spread(runs, "forgetting_proper"),
-                   f"{100 * statistics.mean(run['general']['kept'] for run in general):.1f}" if general else "",
-                   "" if gain is None else f"{gain:+.1f}"]  # fmt: skip
+                   ranged(one.general) if one.general else "", "" if gain is None else f"{gain:+.1f}"]  # fmt: skip
         lines.append(f"| {name} | {len(runs)} | {' | '.join(figures)} "
                      f"| {statistics.mean(run['stored_bytes'] for run in runs) / 1e6:.1f} "
                      f"| {statistics.mean(run['seconds']['total'] for run in runs):.0f} |")  # fmt: skip
@@ -173,13 +169,6 @@ def write(args: argparse.Namespace, folder: Path, sizes: list[int]) -> None:
             told = f"{conclusion(gap)} ({points(gap)})"
         lines.append(f"| {size:,} | {' | '.join(cells)} | {told} |")
     write_page(f"classic_{args.stream}{'' if args.train == 'full' else '_lora'}", lines)
-
-
-def recipe(args: argparse.Namespace, name: str) -> Path | None:
-    """The recipe that `compare` takes for a method."""
-    settings = stream(args)
-    return (find_recipe(args.recipes, name) if args.recipes != "auto"
-            else usual_recipe(settings["name"], input_of(settings), name))  # fmt: skip
 
 
 if __name__ == "__main__":

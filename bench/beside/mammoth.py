@@ -8,7 +8,7 @@
 tinyimagenet100_test.parquet, and EVERLEARN_WEIGHTS names the folder of ViT-Ti's weights. Ours learns first and tells
 which images were in each batch, and which old ones were replayed; mammoth's methods are given the same batches. Mammoth
 runs as released, with its own memory and a head of all classes, and "with our choices", that is with those of its
-choices which differ from ours replaced by ours (`Same`). If these are all differences, the predictions are equal then.
+choices which differ from ours replaced by ours. If these are all differences, the predictions are equal then.
 Both sides run in float32, with AdamW and the same rates. The page that is written by hand from this is
 docs/results/beside_mammoth.md.
 """
