@@ -9,7 +9,7 @@ from torch import Tensor
 from everlearn.method import Tags
 from everlearn.methods.er import ER
 from everlearn.optimizer_step import OptimizerStep
-from everlearn.projection import project
+from everlearn.projection import compact, project
 from everlearn.streams.stream import Examples
 
 
@@ -21,8 +21,8 @@ class AGEM(ER):
     loss. Where the gradient g of the new batch opposes it, the part that does so is taken out:
     g - (g·g_ref / g_ref·g_ref) g_ref. Then, for a small step along it, the loss of the old examples does not grow.
 
-    During a step two gradients are held, of 4 bytes for each trained weight. The gradient is changed before it is
-    clipped. Examples of a set that `everlearn distill` made count as old examples.
+    During a step two gradients are held, of at most 4 bytes for each trained weight. The gradient is changed before it
+    is clipped. Examples of a set that `everlearn distill` made count as old examples.
 
     Departures: the step is that of AdamW, which scales the changed gradient weight by weight; with the plain gradient
     descent of the paper the step keeps its direction. The memory keeps examples by the policies of `er`; the paper
@@ -49,7 +49,7 @@ class AGEM(ER):
         others = []
         for old in self.old_losses(batch):
             optimizer_step.backward(old)
-            others.append([p.new_zeros(p.shape) if p.grad is None else p.grad for p in moved])
+            others.append([compact(p.new_zeros(p.shape) if p.grad is None else p.grad) for p in moved])
         project(list(moved.values()), others, self.margin)
         for parameter, gradient in moved.items():
             parameter.grad = gradient

@@ -25,8 +25,9 @@ class GEM(AGEM):
     (`everlearn.projection`). Then, for a small step along it, the loss of no earlier task grows.
 
     The cost of a step grows with the number of tasks: each takes a forward and a backward pass, and during the step a
-    gradient is held for each, of 4 bytes for each trained weight, besides that of the new batch. The gradient is
-    changed before it is clipped. Examples of a set that `everlearn distill` made count as one more task.
+    gradient is held for each, of 4 bytes for each trained weight, besides that of the new batch; of the embeddings of
+    words only those that occur. The gradient is changed before it is clipped. Examples of a set that
+    `everlearn distill` made count as one more task.
 
     Departures: some examples of each task are drawn in every step; the paper takes all that are kept, which a large
     `replay_batch_size` does. The memory keeps examples by the policies of `er`, so a task that it holds no example of

@@ -16,7 +16,7 @@ from everlearn.engine import learn
 from everlearn.errors import EverlearnError
 from everlearn.method import Method
 from everlearn.optimizer_step import OptimizerStep
-from everlearn.projection import products, project
+from everlearn.projection import TABLE, compact, products, project
 from everlearn.streams.stream import Examples
 from everlearn.testing import toy_stream
 
@@ -104,6 +104,34 @@ def test_the_products_are_those_of_the_whole_gradients() -> None:
 def test_a_gradient_that_is_not_finite_is_refused() -> None:
     with pytest.raises(EverlearnError, match="not finite: lower the learning rate"):
         project([torch.ones(2)], [[torch.tensor([1.0, torch.nan])]])
+
+
+@pytest.mark.parametrize("is_last_full", [False, True])
+def test_of_a_table_of_words_only_the_rows_of_a_batch_are_kept_and_the_result_is_the_same(is_last_full: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def gradient(words: int) -> list[Tensor]:
+        table = torch.zeros(TABLE, 3)
+        rows = torch.randperm(TABLE, generator=generator)[:words]
+        table[rows] = torch.randn(words, 3, generator=generator)
+        return [table, torch.randn(7, generator=generator)]
+
+    mine, others = gradient(50), [gradient(words) for words in (0, 60, 80, TABLE if is_last_full else 40)]
+    before, expected = mine[1].clone(), [part.clone() for part in mine]
+    project(expected, others, margin=0.3)
+    assert not torch.equal(expected[1], before)
+    kept = [[compact(part) for part in other] for other in others]
+    assert [table.is_sparse for table, _ in kept] == [True, True, True, not is_last_full]
+    project(mine, kept, margin=0.3)
+    torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [1e-40, -1e-40, torch.nan])
+def test_no_row_that_holds_anything_is_left_out(value: float) -> None:
+    table = torch.zeros(TABLE, 2)
+    table[3, 1] = value
+    assert compact(table).indices().tolist() == [[3]]
+    torch.testing.assert_close(compact(table).to_dense(), table, equal_nan=True, atol=0, rtol=0)
 
 
 # -- the methods ---------------------------------------------------------------------------------
