@@ -1,6 +1,6 @@
 """Which examples may be left out, and which labels are wrong, from what a run forgot while it trained.
 
-    python bench/forgetting_events.py [--sets clinc150,banking77] [--train head;lora] [--epochs 10] [--seeds 0,1,2]
+    python bench/forgetting_events.py [--sets clinc150,banking77] [--train head;lora] [--epochs 10] [--seeds "0,1,2;0"]
                                       [--share 0.05] [--shown 20] [--out FOLDER]
 
 All classes of a set are learned at once by `finetune`, so that nothing is forgotten but within one task.
@@ -11,7 +11,8 @@ All classes of a set are learned at once by `finetune`, so that nothing is forgo
   ones stand in the lists of `everlearn events`, beside what chance would put there.
 * The labels of the data as they are, that `everlearn events` doubts most.
 
-Test examples choose nothing. Written to docs/results/forgetting_events.md. A folder that is given is gone on with.
+Seeds with a semicolon between them are those of each way to train. Test examples choose nothing. Written to
+docs/results/forgetting_events.md. A folder that is given is gone on with.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.05, help="of the training labels that are flipped")
     parser.add_argument("--shown", type=int, default=20, help="doubtful labels of each set that are shown")
     args, folder = common.parsed(parser)
-    seeds = list(map(int, args.seeds.split(",")))
+    trains, seeds = args.train.split(";"), [list(map(int, some.split(","))) for some in args.seeds.split(";")]
     pruning = ["| set | trained | never forgotten, % | all examples | without a third of the never forgotten "
                "| cost | without a third by chance | cost |", "|---" * 8 + "|"]  # fmt: skip
     flips = ["| set | trained | flipped, % | never learned: how many | flipped among them, % | of as many of the "
              "most forgotten, % | of as many of the most doubtful, % |", "|---" * 7 + "|"]  # fmt: skip
     shown: list[str] = []
     for name in args.sets.split(","):
-        for train in args.train.split(";"):
+        for train, some in zip(trains, seeds if len(seeds) > 1 else seeds * len(trains), strict=True):
             section = {"name": "finetune", "train": train, "epochs": args.epochs}
             found: dict[str, list[Any]] = {key: [] for key in ("all", "pruned", "chance", "share", "flipped")}
-            for seed in seeds:
+            for seed in some:
                 stream, out = streams.load(name, tasks=1), folder / f"{name} {train} {args.epochs} {seed}"
                 results, seen = trained(section, stream, args.backbone, seed, out / "all")
                 never = [one.id for one in seen if one.events.is_never_forgotten]
@@ -62,14 +63,14 @@ def main() -> None:
                 wrong, ids = flipped(stream, args.share, seed)
                 _, marked = trained(section, wrong, args.backbone, seed, out / f"flipped {args.share}")
                 found["flipped"].append(lists(marked, ids))
-                if train == args.train.split(";")[-1] and seed == seeds[0]:
+                if train == trains[-1] and seed == some[0]:
                     shown += [f"## {name}, {train}", "", *told(stream, seen, args.shown), ""]
             pruning.append(f"| {name} | {train} | {spread(found['share'])} | " + " | ".join(costs(found)) + " |")
             flips.append(f"| {name} | {train} | " + " | ".join(caught(found["flipped"])) + " |")
             print("\n".join([*pruning, "", *flips, "", *shown]), flush=True)
     common.write_page("forgetting_events", [
         "# What forgetting events tell", "", f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",
-        f"Measured: {args.backbone}, {args.epochs} epochs, seeds {args.seeds}; "
+        f"Measured: {args.backbone}, {args.epochs} epochs, seeds {args.seeds.replace(';', ' and ')}; "
         f"{common.machine(found['all'][0]['environment'])}. Test accuracy in % with its standard deviation; a cost is "
         "the mean of the differences to the run on all examples with the same seed, in points.", "",
         "## A third of the examples left out", "", *pruning, "",
