@@ -31,8 +31,8 @@ def lacking(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {}
 
 
-def test_there_are_five_tutorials() -> None:
-    assert len(TUTORIALS) == 5
+def test_there_are_six_tutorials() -> None:
+    assert len(TUTORIALS) == 6
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
