@@ -25,7 +25,7 @@ from typing import Any
 import common
 
 from everlearn import methods, resume, run, streams
-from everlearn.schemas import read_results
+from everlearn.schemas.results import read_results
 from everlearn.search import best
 from everlearn.streams.stream import Stream
 from everlearn.streams.validation import on_validation

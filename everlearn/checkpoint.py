@@ -30,7 +30,8 @@ from torch import nn
 
 from everlearn.errors import EverlearnError, one_line, remedy_for
 from everlearn.files import flush_to_disk, read_bytes, regular, replace_folder
-from everlearn.schemas import MOST_JSON, Container, valid
+from everlearn.schemas.states import Container
+from everlearn.schemas.values import MOST_JSON, valid
 from everlearn.state import Stateful, check_saved
 from everlearn.strict import from_json
 

@@ -27,7 +27,7 @@ from everlearn import (
     version_commands,
 )  # fmt: skip
 from everlearn.command_line import described, parse
-from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out
+from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out, run_folder
 from everlearn.errors import EverlearnError, printable, remedy_for, unknown
 from everlearn.events_command import run_events
 from everlearn.files import write_whole
@@ -129,8 +129,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    if not args.directory.is_dir():
-        raise EverlearnError(f"{args.directory}: no such run folder; check the path")
+    run_folder(args.directory)
     with _only_json(args.json):
         from everlearn.protocol import resume
 
@@ -201,8 +200,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    if not args.directory.is_dir():
-        raise EverlearnError(f"{args.directory}: no such run folder; check the path")
+    run_folder(args.directory)
     if not args.input.exists():
         raise EverlearnError(f"{args.input}: no such file; check the path")
     if args.out and args.out.exists():

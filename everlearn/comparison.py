@@ -19,7 +19,8 @@ from everlearn.locks import Busy, alone
 from everlearn.metrics.gate import NEW, OLD, Least
 from everlearn.recommendation import recommendation
 from everlearn.repeats import repeated
-from everlearn.schemas import read_comparison, read_results
+from everlearn.schemas.results import read_results
+from everlearn.schemas.several import read_comparison
 from everlearn.settings import Count, checked
 from everlearn.streams.peek import input_of
 

@@ -290,3 +290,18 @@ def _is_backbone(name: str) -> bool:
     from everlearn.backbones import vision
 
     return vision.is_timm_name(bare)
+
+
+def run_folder(directory: Path) -> Path:
+    """The run folder that was given to a command.
+
+    Raises:
+        EverlearnError: there is none.
+
+    >>> run_folder(Path("nowhere"))
+    Traceback (most recent call last):
+    everlearn.errors.EverlearnError: nowhere: no such run folder; check the path
+    """
+    if not directory.is_dir():
+        raise EverlearnError(f"{directory}: no such run folder; check the path")
+    return directory

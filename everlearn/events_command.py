@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everlearn.config import run_folder
 from everlearn.errors import EverlearnError, printable
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def run_events(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.top < 0:
         raise EverlearnError(f"--top {args.top} is negative: give how many examples of each kind to show")
-    if not args.directory.is_dir():
-        raise EverlearnError(f"{args.directory}: no such run folder; check the path")
+    run_folder(args.directory)
     with contextlib.redirect_stdout(sys.stderr):  # libraries print
         from everlearn.files import write_whole
         from everlearn.presentations import doubtful, histories

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from everlearn.config import run_folder
 from everlearn.errors import EverlearnError, printable
 from everlearn.settings import Count, Seed, checked
 
@@ -53,8 +54,8 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
 def _label(args: argparse.Namespace) -> int:
     if (args.data is None) == (args.read is None):
         raise EverlearnError("give --data FILE to choose what to label, or --read FILE to read labels back")
-    if args.directory and not args.directory.is_dir():
-        raise EverlearnError(f"{args.directory}: no such run folder; check the path")
+    if args.directory:
+        run_folder(args.directory)
     _check_out(args)
     return _read(args) if args.read else _ask(args)
 

@@ -28,7 +28,7 @@ from everlearn.features import default_store
 from everlearn.files import write_whole
 from everlearn.listeners import Bar
 from everlearn.model import Model, load
-from everlearn.schemas import read_results
+from everlearn.schemas.results import read_results
 from everlearn.streams.cells import BadCell, as_id, as_image, as_label, as_text, is_missing
 from everlearn.streams.files import read_columns
 from everlearn.streams.inputs import Input, content, kind

@@ -15,7 +15,7 @@ from everlearn.files import append_lines
 from everlearn.listeners import BATCH
 from everlearn.method import Method, Presented
 from everlearn.metrics.forgetting_events import Events, events_of, order
-from everlearn.schemas import read_presentations
+from everlearn.schemas.logs import read_presentations
 
 FILE = "presentations.jsonl"
 

@@ -154,7 +154,7 @@ class Run:
         return True
 
     def _show_progress(self) -> None:
-        from everlearn.schemas import read_log
+        from everlearn.schemas.logs import read_log
 
         log = self.folder / "metrics.jsonl"
         size = log.stat().st_size if log.is_file() else 0
@@ -174,7 +174,7 @@ class Run:
             Busy: the run could not start because another process learns in its folder, which is no failure.
             EverlearnError: results.json is damaged.
         """
-        from everlearn.schemas import read_results
+        from everlearn.schemas.results import read_results
 
         if self.process.returncode == 0:
             (self.folder / "error.txt").unlink(missing_ok=True)  # left by an earlier attempt

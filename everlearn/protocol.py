@@ -18,7 +18,8 @@ from everlearn.held_out import KEEP
 from everlearn.locks import alone
 from everlearn.method import Method
 from everlearn.results import Result, write_results
-from everlearn.schemas import read_config, read_results
+from everlearn.schemas.config import read_config
+from everlearn.schemas.results import read_results
 from everlearn.session import Session
 from everlearn.settings import Count, Minutes, Natural, Seed, checked
 from everlearn.streams.stream import Stream

@@ -10,7 +10,7 @@ from typing import Any
 from everlearn.files import write_whole
 from everlearn.locks import alone
 from everlearn.metrics.gate import Least
-from everlearn.schemas import read_comparison
+from everlearn.schemas.several import read_comparison
 from everlearn.streams.peek import retrieval_format
 
 Results = dict[str, Any]

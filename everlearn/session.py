@@ -26,7 +26,9 @@ from everlearn.listeners import Bar, Clock, Log
 from everlearn.method import Method
 from everlearn.presentations import FILE, Presentations
 from everlearn.results import Measured, Result, assemble, reset_peak_memory, rounding, write_results
-from everlearn.schemas import State, read_log, read_presentations, valid
+from everlearn.schemas.logs import read_log, read_presentations
+from everlearn.schemas.states import State
+from everlearn.schemas.values import valid
 from everlearn.streams.stream import Stream, Task
 
 SOON = 20.0  # seconds: a task boundary this close to the last checkpoint is cheaper to repeat than to save

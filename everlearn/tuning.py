@@ -28,7 +28,7 @@ from everlearn.interrupts import Interrupted
 from everlearn.locks import alone
 from everlearn.method import Method
 from everlearn.protocol import absolute, build_method, load_stream
-from everlearn.schemas import read_tuning
+from everlearn.schemas.several import read_tuning
 from everlearn.search import Point, best_point, check_validation, import_optuna, search
 from everlearn.settings import Count, Seed, checked, told
 from everlearn.streams.stream import Stream

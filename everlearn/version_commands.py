@@ -7,10 +7,9 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from everlearn import streams
-from everlearn.config import check_arguments
+from everlearn.config import check_arguments, run_folder
 from everlearn.errors import EverlearnError, printable, unknown
 
 SETTINGS = ("text_column", "image_column", "label_column", "split_column", "id_column", "skip_bad_rows")
@@ -38,7 +37,7 @@ def _update(args: argparse.Namespace) -> int:
         raise unknown("setting of an update", f"--stream.{unfit[0]}", [f"--stream.{key}" for key in SETTINGS])
     given = check_arguments("stream", streams.load, settings)
     keep = None if args.keep is None else to_keep(args.keep)
-    directory = _run_folder(args)
+    directory = run_folder(args.directory)
     with contextlib.redirect_stdout(sys.stderr):  # libraries print
         from everlearn.model import update
         from everlearn.versions import describe
@@ -53,7 +52,7 @@ def _update(args: argparse.Namespace) -> int:
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    directory = _run_folder(args)
+    directory = run_folder(args.directory)
     with contextlib.redirect_stdout(sys.stderr):
         from everlearn.versions import rollback
 
@@ -67,7 +66,7 @@ def _rollback(args: argparse.Namespace) -> int:
 
 
 def _versions(args: argparse.Namespace) -> int:
-    directory = _run_folder(args)
+    directory = run_folder(args.directory)
     with contextlib.redirect_stdout(sys.stderr):
         from everlearn import versions
 
@@ -83,20 +82,13 @@ def _versions(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    directory = _run_folder(args)
+    directory = run_folder(args.directory)
     with contextlib.redirect_stdout(sys.stderr):
         from everlearn.model import load
 
         out = load(directory, method=args.method).export(args.to, args.out)
     print(json.dumps({"format": args.to, "folder": str(out)}) if args.json else printable(out))
     return 0
-
-
-def _run_folder(args: argparse.Namespace) -> Path:
-    directory: Path = args.directory
-    if not directory.is_dir():
-        raise EverlearnError(f"{directory}: no such run folder; check the path")
-    return directory
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

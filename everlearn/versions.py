@@ -19,7 +19,8 @@ from everlearn import checkpoint
 from everlearn.errors import EverlearnError, printable
 from everlearn.files import read_bytes, write_whole
 from everlearn.locks import alone
-from everlearn.schemas import MOST_JSON, Current, VersionState, valid
+from everlearn.schemas.states import Current, VersionState
+from everlearn.schemas.values import MOST_JSON, valid
 from everlearn.session import load_saved
 from everlearn.strict import from_json
 

@@ -22,7 +22,7 @@ from everlearn.interrupts import Interrupted
 from everlearn.memory.event_counts import EventCounts
 from everlearn.metrics.forgetting_events import events_of, order
 from everlearn.presentations import FILE, Presentations, doubtful, histories
-from everlearn.schemas import read_presentations
+from everlearn.schemas.logs import read_presentations
 from everlearn.session import Session
 from everlearn.testing.toy import _toy_text, toy_stream
 

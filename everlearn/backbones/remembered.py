@@ -25,7 +25,7 @@ from everlearn.backbones.backbone import Backbone, has_bfloat16
 from everlearn.errors import EverlearnError, printable
 from everlearn.features import cache_root
 from everlearn.files import read_bytes, write_whole
-from everlearn.schemas import STRICT, valid
+from everlearn.schemas.values import STRICT, valid
 from everlearn.strict import from_json
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "sentence-transformers", "timm", "openvino")

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from everlearn.backbones.tensors import in_float32, read_tensors
 from everlearn.errors import DataError, EverlearnError, one_line, printable
 from everlearn.files import regular, write_whole
-from everlearn.schemas import Name
+from everlearn.schemas.values import Name
 from everlearn.strict import from_json
 
 KEY, VERSION = "everlearn.distilled", 1

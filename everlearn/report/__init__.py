@@ -9,7 +9,8 @@ from typing import Any
 from everlearn.errors import EverlearnError
 from everlearn.files import read_bytes, write_whole
 from everlearn.metrics.gate import NEW, OLD, Least
-from everlearn.schemas import read_comparison, read_results
+from everlearn.schemas.results import read_results
+from everlearn.schemas.several import read_comparison
 
 TITLE_END = b" \xc2\xb7 everlearn</title>"
 """What every report has in its head."""

@@ -16,7 +16,8 @@ import numpy as np
 from everlearn.errors import DataError, EverlearnError, one_line
 from everlearn.files import read_bytes, write_whole
 from everlearn.retrieval.stamp import Stamp
-from everlearn.schemas import StampRecord, valid
+from everlearn.schemas.retrieval import StampRecord
+from everlearn.schemas.values import valid
 from everlearn.strict import from_json
 
 STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)

@@ -13,7 +13,8 @@ from everlearn.errors import DataError, EverlearnError, printable, remedy_for
 from everlearn.files import read_bytes, read_text
 from everlearn.retrieval.generation import REMEDY, SETTINGS, Generation
 from everlearn.retrieval.logged import LoggedGeneration
-from everlearn.schemas import IndexSettings, valid
+from everlearn.schemas.retrieval import IndexSettings
+from everlearn.schemas.values import valid
 from everlearn.strict import from_json
 
 CURRENT, FIRST = "current", "g000001"

@@ -18,7 +18,8 @@ import numpy as np
 from everlearn.errors import DataError, EverlearnError, printable
 from everlearn.files import flush_to_disk, read_bytes, write_whole
 from everlearn.retrieval.stamp import Stamp
-from everlearn.schemas import IndexSettings, valid
+from everlearn.schemas.retrieval import IndexSettings
+from everlearn.schemas.values import valid
 from everlearn.strict import from_json
 
 FORMAT = 1

@@ -14,7 +14,7 @@ from everlearn.errors import EverlearnError, one_line, printable
 from everlearn.files import write_whole
 from everlearn.method import Method
 from everlearn.metrics.retrieval import id_order
-from everlearn.schemas import read_kept_domain
+from everlearn.schemas.retrieval import read_kept_domain
 from everlearn.seeds import derived_seed
 from everlearn.streams.stream import Corpus, Examples, Task
 

@@ -23,7 +23,7 @@ from everlearn.files import flush_to_disk, map_bytes, regular, write_whole
 from everlearn.retrieval.generation import REMEDY, Generation
 from everlearn.retrieval.nearby import Nearby
 from everlearn.retrieval.stamp import Stamp
-from everlearn.schemas import SavedLog
+from everlearn.schemas.retrieval import SavedLog
 
 VECTORS, LOG, SAVED = "vectors.f32", "log", "saved.json"
 MOST_LOG = 8 * 2**30

@@ -19,7 +19,8 @@ import numpy as np
 from everlearn.errors import DataError, EverlearnError, printable
 from everlearn.files import flush_to_disk, read_bytes, regular, write_whole
 from everlearn.retrieval.generation import KINDS, Generation
-from everlearn.schemas import NearbyFile, valid
+from everlearn.schemas.retrieval import NearbyFile
+from everlearn.schemas.values import valid
 from everlearn.strict import from_json
 
 SEAL = "nearby.json"

@@ -20,7 +20,7 @@ from everlearn.locks import alone
 from everlearn.retrieval.current import is_unfinished
 from everlearn.retrieval.index import MAKING, Index
 from everlearn.retrieval.stamp import Encoder, stamp_of
-from everlearn.schemas import valid
+from everlearn.schemas.values import valid
 from everlearn.strict import from_json
 
 NEXT, TEXTS = "next", "texts.jsonl"

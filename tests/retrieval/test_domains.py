@@ -18,7 +18,7 @@ from everlearn.evaluation import KEPT, NEW, Evaluation
 from everlearn.method import Method, Role, Tags
 from everlearn.report import render
 from everlearn.retrieval.domains import PAIRINGS, Domains
-from everlearn.schemas import read_results
+from everlearn.schemas.results import read_results
 from everlearn.testing.toy import toy_stream
 
 
