@@ -1,15 +1,14 @@
 """Which parameters are worth merging? The average of the models of consecutive tasks, restricted to a part of them.
 
     python bench/merged_parts.py [--parts nothing,all,attention,mlp,norms,head] [--stream clinc150]
-        [--tasks 10] [--first 10] [--backbone minilm] [--slowdown 100] [--train-per-class 10]
+        [--tasks 10] [--first 10] [--backbone minilm] [--lr 1e-4] [--train-per-class 10]
         [--test-per-class 10] [--seeds 0,1,2] [--out FOLDER]
 
 `cofima` without Fisher information: after each task the trained weights become their average with those before it, here
 those of one part only; all others stay as the task left them. "Nothing" is `slca`. The settings are those of cofima's
-recipe, the published weight of the new model (0.4) included, but for `--slowdown`: how many times slower than the head
-the encoder learns. Nothing is chosen here. A seed decides the order of the
-classes, which examples are learned and what the method draws. A folder that is given is gone on with. Writes
-docs/results/merged_parts.md.
+recipe, the published weight of the new model (0.4) included, but for `--lr`, the learning rate of the encoder. Nothing
+is chosen here. A seed decides the order of the classes, which examples are learned and what the method draws. A folder
+that is given is gone on with. Writes docs/results/merged_parts.md.
 """
 
 from __future__ import annotations
@@ -74,14 +73,14 @@ def main() -> None:
     parser.add_argument("--stream", default="clinc150")
     parser.add_argument("--tasks", type=int, default=10, help="that the classes are divided into")
     parser.add_argument("--first", type=int, default=10, help="of them, that are learned")
-    parser.add_argument("--slowdown", type=float, default=100.0, help="of the encoder's learning rate")
+    parser.add_argument("--lr", type=float, default=1e-4, help="of the encoder")
     parser.add_argument("--train-per-class", type=int, default=10)
     parser.add_argument("--test-per-class", type=int, default=10)
     args, folder = common.parsed(parser)
     rows: dict[str, list[dict[str, Any]]] = {part: [] for part in args.parts.split(",")}
     for seed in map(int, args.seeds.split(",")):
         for part in rows:
-            rows[part].append(one(part, seed, args, folder / f"{part} {args.slowdown} {args.first} {seed}.json"))
+            rows[part].append(one(part, seed, args, folder / f"{part} {args.lr} {args.first} {seed}.json"))
             print(part, seed, rows[part][-1]["final_accuracy"], flush=True)
     runs = next(iter(rows.values()))
     lines = ["| averaged | parameters | final | average | forgetting | retention | gain |", "|---" * 7 + "|"]
@@ -106,7 +105,7 @@ def one(part: str, seed: int, args: argparse.Namespace, file: Path) -> dict[str,
     whole = streams.load(args.stream, tasks=args.tasks, class_seed=seed, split_seed=seed,
                          max_train_per_class=args.train_per_class, max_test_per_class=args.test_per_class)  # fmt: skip
     stream = replace(whole, tasks=whole.tasks[: args.first])
-    section = common.recipe_settings(args.stream, "cofima", fisher=False, slowdown=args.slowdown)
+    section = common.recipe_settings(args.stream, "cofima", fisher=False, lr=args.lr)
     del section["name"]
     method = PartlyAveraged(backbones.load(args.backbone), seed=seed, **section)
     method.part = part

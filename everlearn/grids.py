@@ -63,12 +63,12 @@ GRIDS: dict[str, dict[str, tuple[Value, ...]]] = {
     "coda_prompt": {"lr": RATES, "orthogonality": (0.0, 0.1, 1.0)},
     # representation
     "aper": {"lr": RATES}, "ranpac": {"lr": RATES},
-    "slca": {"lr": RATES, "slowdown": (10.0, 30.0, 100.0, 300.0, 1000.0)},
+    "slca": {"head_lr": RATES, "lr": RATES},
     "klda": {"gamma": (0.001, 0.01, 0.1, 1.0, 10.0)},
     "fecam": {"gamma1": (0.01, 0.1, 1.0, 10.0, 100.0)},
     "logistic": {"strength": (0.3, 3.0, 30.0, 300.0, 3000.0)},
     # mixtures
-    "cofima": {"lr": RATES, "slowdown": (10.0, 30.0, 100.0, 300.0, 1000.0)},
+    "cofima": {"head_lr": RATES, "lr": RATES},
     "lae": {"lr": RATES, "decay": (0.9, 0.99, 0.999, 0.9999)},
     "esn": {"lr": RATES, "strength": (0.01, 0.1, 1.0)},
     "proof": {"lr": RATES},

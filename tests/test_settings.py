@@ -60,7 +60,7 @@ NONSENSE: list[tuple[str, str, Any, str]] = [
     ("ranpac", "width", -1, "give a whole number from 0 to 100,000"),
     ("ranpac", "width", 10**9, "give a whole number from 0 to 100,000"),
     ("ranpac", "first_session", 2, "give true or false"),
-    ("slca", "slowdown", 0, FACTOR), ("slca", "alignment_epochs", -1, NATURAL), ("slca", "samples", 0, LARGE),
+    ("slca", "head_lr", 0, RATE), ("slca", "alignment_epochs", -1, NATURAL), ("slca", "samples", 0, LARGE),
     ("er", "train", "lora(size=0)", SIZE), ("er", "train", "lora(size=-3)", SIZE),
     ("er", "train", "mam(size=9999999)", SIZE),
     ("er", "train", "lora(size=4, size=5)", "give it once"), ("er", "train", "loar", "did you mean 'lora'"),

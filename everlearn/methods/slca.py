@@ -13,11 +13,13 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.memory.gaussian_replay import GaussianReplay
 from everlearn.method import Method, Tags
 from everlearn.peft.unified import train_part
-from everlearn.settings import Count, Factor, LargeSize, Natural, Rate, Seed
+from everlearn.settings import Count, LargeSize, Natural, Rate, Seed
 from everlearn.state import grown
 from everlearn.streams.stream import Task
 
 ALIGNMENT_BATCH = 256
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
 TEMPERATURE = 0.1  # of the normalised scores
 
 
@@ -36,16 +38,18 @@ class SLCA(Method):
     The Gaussians of old classes stay as they were, although the encoder has moved a little; the older a
     class is, the more its mean is shrunk towards zero.
 
-    Departure: the head is aligned after the first task too, and training continues from the aligned head
-    (the published code continues from the head as it was before alignment).
+    Departures: the head is aligned after the first task too, and training continues from the aligned head
+    (the published code continues from the head as it was before alignment). The published rate of the head, 0.01, is
+    for a ViT, whose features have a norm of about 55: `head_lr` says the same for any encoder.
 
     Args:
         backbone: a pre-trained encoder.
         train: what is trained slowly: "full" (every weight, as published) or an insertion.
         epochs: passes over each task.
         batch_size: examples per step.
-        lr: learning rate of the head, also while it is aligned (SGD, momentum 0.9, weight decay 5e-4).
-        slowdown: how many times slower the encoder learns.
+        lr: learning rate of the encoder (SGD, momentum 0.9, weight decay 5e-4).
+        head_lr: learning rate of the head for features of norm 1, also while it is aligned. It is divided by the square
+            of their norm, because a step of SGD changes a score by the rate times the squared size of the features.
         alignment_epochs: passes over the drawn features; they are drawn afresh in each.
         samples: features drawn for each class in an epoch.
         seed: of the insertion, the order of examples, the new rows of the head and the drawn features.
@@ -54,23 +58,24 @@ class SLCA(Method):
     Relations: `finetune` without the Gaussians; `lda` and `fecam` predict by the Gaussians themselves.
 
     >>> from everlearn import backbones
-    >>> SLCA(backbones.load("tiny"), epochs=1).slowdown
-    100.0
+    >>> SLCA(backbones.load("tiny"), epochs=1).head_lr
+    30.0
     """
 
     tags = Tags(family="representation", trains="backbone")
     Optimizer = torch.optim.SGD
     schedule = staticmethod(last_tenth)
     masked = True
+    head_lr: float
     since: Tensor
 
     def __init__(
-        self, backbone: Backbone, *, train: str = "full", epochs: Count = 20, batch_size: Count = 128, lr: Rate = 0.01,
-        slowdown: Factor = 100.0, alignment_epochs: Natural = 5, samples: LargeSize = 256, seed: Seed = 0,
+        self, backbone: Backbone, *, train: str = "full", epochs: Count = 20, batch_size: Count = 128, lr: Rate = 1e-4,
+        head_lr: Rate = 30.0, alignment_epochs: Natural = 5, samples: LargeSize = 256, seed: Seed = 0,
         **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
-        self.slowdown, self.alignment_epochs, self.samples = slowdown, alignment_epochs, samples
+        self.head_lr, self.alignment_epochs, self.samples = head_lr, alignment_epochs, samples
         self.memory = GaussianReplay(backbone.width)
         self.register_buffer("since", torch.zeros(0, dtype=torch.long))  # the last task that had each class
         self.deltas = train_part(backbone, train, seed=seed)
@@ -81,19 +86,28 @@ class SLCA(Method):
         self.since = grown(self.since, len(task.class_names))
         self.since[list(task.classes)] = task.index
 
+    @property
+    def head_rate(self) -> float:
+        return self.head_lr / self.feature_norm**2
+
     def param_groups(self) -> list[dict[str, Any]]:
-        rule = {"momentum": 0.9, "weight_decay": 5e-4}
         slow = [p for p in (*self.backbone.parameters(), *self.deltas.parameters()) if p.requires_grad]
-        return [{"params": slow, "lr": self.lr / self.slowdown, **rule},
-                {"params": list(self.head.parameters()), **rule}]  # fmt: skip
+        return [{"params": slow, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}, self.head_group()]
+
+    def head_group(self) -> dict[str, Any]:
+        """The head for an optimizer. A step shrinks its weights by as much as at the published rate, 0.01."""
+        return {"params": list(self.head.parameters()), "lr": self.head_rate, "momentum": MOMENTUM,
+                "weight_decay": WEIGHT_DECAY * 0.01 / self.head_rate}  # fmt: skip
 
     def end_task(self, task: Task) -> None:
-        self.memory.add(self.embed(task.train.inputs), self.labels(task.train))
+        features = self.embed(task.train.inputs)
+        self.memory.add(features, self.labels(task.train))
+        self.feature_norm = float(features.norm(dim=1).mean())
         self.align()
 
     def align(self) -> None:
         """Train the head, and nothing else, on features drawn from the Gaussians of all classes."""
-        optimizer = torch.optim.SGD(self.head.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4, fused=True)
+        optimizer = torch.optim.SGD([self.head_group()], lr=self.lr, fused=True)
         schedule = CosineAnnealingLR(optimizer, T_max=max(1, self.alignment_epochs))
         tasks = one_hot(self.since.unique(return_inverse=True)[1]).float()
         age = 0.9 + 0.1 * (self.since + 1) / (self.task.index + 1)

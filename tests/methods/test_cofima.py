@@ -15,7 +15,7 @@ from everlearn.methods.cofima import CoFiMA
 from everlearn.streams.stream import Task
 from everlearn.testing import toy_stream
 
-SMALL = {"epochs": 2, "batch_size": 8, "samples": 8, "fisher_examples": 6}
+SMALL = {"epochs": 2, "batch_size": 8, "lr": 1e-4, "head_lr": 0.1, "samples": 8, "fisher_examples": 6}
 Weights = dict[str, torch.Tensor]
 
 

@@ -11,7 +11,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from everlearn import backbones, methods
 from everlearn.checkpoint import load_method_state, method_state
-from everlearn.engine import Learning
+from everlearn.engine import Learning, feature_norm
 from everlearn.method import Method
 from everlearn.seeds import seeded
 from everlearn.streams.stream import Examples, Stream
@@ -122,23 +122,24 @@ def test_fecam_of_one_example_a_class_is_the_nearest_mean() -> None:
     torch.testing.assert_close(method.predict(test.inputs), -torch.cdist(queries, means).square(), rtol=1e-4, atol=1e-5)
 
 
-def test_slca_moves_the_backbone_a_hundred_times_less_than_the_head() -> None:
+def test_slca_moves_the_backbone_by_its_rate_and_the_head_by_its_own_for_features_of_norm_1() -> None:
     stream = toy_stream()
-    settings = {"lr": 1.0, "epochs": 1, "batch_size": 999, "alignment_epochs": 0}
+    settings = {"lr": 0.01, "head_lr": 2.0, "epochs": 1, "batch_size": 999, "alignment_epochs": 0}
     method = methods.get("slca")(backbones.load("tiny"), **settings)
     method.begin_task(stream[0].sealed())
-    slow, fast = method.param_groups()
+    norm = feature_norm(method.backbone, stream[0].train.inputs)
+    assert norm < 0.9 or norm > 1.1  # it counts
     trained = {id(p) for p in method.parameters()}
-    assert {id(p) for group in (slow, fast) for p in group["params"]} == trained
-    assert slow["lr"] == pytest.approx(fast.get("lr", method.lr) / 100)
+    assert {id(p) for group in method.param_groups() for p in group["params"]} == trained
     # One step of gradient descent moves a weight by its rate times its gradient.
     before = {name: value.detach().clone() for name, value in method.named_parameters()}
     twin = copy.deepcopy(method)
     twin.loss(stream[0].train).backward()
     learning = {name: value for name, value in twin.named_parameters() if value.grad is not None}  # not the image part
-    gradients = {name: value.grad + 5e-4 * value.detach() for name, value in learning.items()}
+    shrunk = {"backbone": 5e-4, "head": 5e-6 / (2.0 / norm**2)}
+    gradients = {name: value.grad + shrunk[name.split(".")[0]] * value.detach() for name, value in learning.items()}
     Learning(method, stream[0].for_learning()).fit(None, [])
-    for part, rate in (("backbone", 0.01), ("head", 1.0)):
+    for part, rate in (("backbone", 0.01), ("head", 2.0 / norm**2)):
         names = [name for name in gradients if name.startswith(part) and gradients[name].norm() > 1e-3]
         assert names
         for name in names:
@@ -236,7 +237,7 @@ def test_slca_alignment_loss_normalises_scores_task_by_task() -> None:
 def test_slca_alignment_makes_tasks_learned_apart_comparable() -> None:
     """The head of each task alone is right within the task; aligned it is right among all classes."""
     stream = toy_stream(tasks=4)
-    settings = {"epochs": 8, "batch_size": 8, "lr": 0.5}
+    settings = {"epochs": 8, "batch_size": 8, "lr": 0.005, "head_lr": 8.0}
     accuracy = {}
     for alignment in (0, 5):
         method = learn("slca", stream, alignment_epochs=alignment, **settings)
