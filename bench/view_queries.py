@@ -35,7 +35,9 @@ def main() -> None:
     stream = replace(stream, tasks=stream.tasks[: args.tasks])
     rows, differing = [], ""
     for name in ("once per image", "once per view"):
-        method = methods.get("l2p")(backbones.load(args.backbone), epochs=args.epochs, lr=0.03, seed=args.seed)
+        method = methods.get("l2p")(
+            backbones.load(args.backbone), epochs=args.epochs, lr=0.03, head_lr=None, seed=args.seed
+        )
         counts = ask_every_view(method) if name == "once per view" else {}
         start = time.perf_counter()
         result = run(method, stream)

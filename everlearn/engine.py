@@ -79,7 +79,7 @@ class Learning:
         """Train on the batches of the task, from `step` on."""
         method = self.method
         if method.head_lr is not None and self.task.goal == "classes" and training is None:  # else it is in there
-            method.feature_norm = feature_norm(method.backbone, self.task.train.inputs)
+            method.feature_norm = feature_norm(method, self.task.train.inputs)
         groups = method.param_groups()
         if not groups:
             return
@@ -178,16 +178,15 @@ def learn(
     return learning
 
 
-def feature_norm(backbone: Backbone, inputs: Sequence[Input]) -> float:
-    """The mean Euclidean norm of the features of up to 32 of the inputs, to three digits.
+def feature_norm(method: Method, inputs: Sequence[Input]) -> float:
+    """The mean Euclidean norm of what the head reads for up to 32 of the inputs, to three digits.
 
-    >>> from everlearn import backbones
-    >>> feature_norm(backbones.load("tiny"), ["tea please", "a sofa"]) > 0
+    >>> from everlearn import backbones, methods
+    >>> feature_norm(methods.get("finetune")(backbones.load("tiny")), ["tea please", "a sofa"]) > 0
     True
     """
     some = inputs[:: max(1, len(inputs) // 32)][:32]
-    features = backbone.encode(some) if backbone.is_frozen else backbone.infer(some)
-    return float(f"{float(features.norm(dim=1).mean()):.3g}") or 1.0
+    return float(f"{float(method.head_inputs(some).norm(dim=1).mean()):.3g}") or 1.0
 
 
 def _doubt(method: Method) -> None:

@@ -55,12 +55,12 @@ GRIDS: dict[str, dict[str, tuple[Value, ...]]] = {
     "extra_layers": {"strength": _STRENGTH, **_TRAINED},
     "qdc": {"distill": _STRENGTH, "lr": RATES},
     "zscl": {"strength": _STRENGTH, "lr": RATES},
-    # prompts: the rate, then the weight of the term that the paper adds
-    "l2p": {"lr": RATES, "pull": (0.05, 0.5, 5.0)},
-    "dual_prompt": {"lr": RATES, "pull": (0.1, 1.0, 10.0)},
-    "dap": {"lr": RATES, "pull": (0.01, 0.1, 1.0)},
+    # prompts: the rates, then the weight of the term that the paper adds
+    "l2p": {**_TRAINED, "pull": (0.05, 0.5, 5.0)},
+    "dual_prompt": {**_TRAINED, "pull": (0.1, 1.0, 10.0)},
+    "dap": {**_TRAINED, "pull": (0.01, 0.1, 1.0)},
     "prompt_retriever": {"lr": RATES, "pull": (0.01, 0.1, 1.0)},
-    "coda_prompt": {"lr": RATES, "orthogonality": (0.0, 0.1, 1.0)},
+    "coda_prompt": {**_TRAINED, "orthogonality": (0.0, 0.1, 1.0)},
     # representation
     "aper": {"lr": RATES}, "ranpac": {"lr": RATES},
     "slca": {"head_lr": RATES, "lr": RATES},
@@ -69,7 +69,7 @@ GRIDS: dict[str, dict[str, tuple[Value, ...]]] = {
     "logistic": {"strength": (0.3, 3.0, 30.0, 300.0, 3000.0)},
     # mixtures
     "cofima": {"head_lr": RATES, "lr": RATES},
-    "lae": {"lr": RATES, "decay": (0.9, 0.99, 0.999, 0.9999)},
+    "lae": {**_TRAINED, "decay": (0.9, 0.99, 0.999, 0.9999)},
     "esn": {"lr": RATES, "strength": (0.01, 0.1, 1.0)},
     "proof": {"lr": RATES},
     "interpolate": {"lr": RATES, "weight": (0.3, 0.5, 0.7, 0.9)},

@@ -325,6 +325,10 @@ class Method(nn.Module):
         ]
         return [group for group in groups if group["params"]]
 
+    def head_inputs(self, inputs: Sequence[Input]) -> Tensor:
+        """Features (n, width) of about the size of those that the head reads, without gradient."""
+        return self.backbone.encode(inputs) if self.backbone.is_frozen else self.backbone.infer(inputs)
+
     @property
     def head_rate(self) -> float | None:
         """The learning rate of a head whose features have the norm of this encoder."""

@@ -69,7 +69,8 @@ def test_the_rate_of_a_head_is_for_features_of_norm_one(monkeypatch: pytest.Monk
         backbone = backbones.load("tiny")
         encode = backbone.encode
         monkeypatch.setattr(backbone, "encode", lambda inputs, encode=encode, times=times: times * encode(inputs))
-        norm = feature_norm(backbone, task.train.inputs)
-        learn(methods.get("finetune")(backbone, train="head", head_lr=0.02, epochs=1), task, Watch())
+        method = methods.get("finetune")(backbone, train="head", head_lr=0.02, epochs=1)
+        norm = feature_norm(method, task.train.inputs)
+        learn(method, task, Watch())
         assert rates[-1] == [pytest.approx(0.02 / norm)]
     assert rates[0][0] == pytest.approx(50 * rates[-1][0], rel=1e-2)

@@ -29,7 +29,8 @@ from everlearn.engine import Learning, Listener, learn
 from everlearn.method import Method
 from everlearn.streams.stream import Stream
 
-RATES = {"lae": 0.0028125, "cofima": 0.01}
+RATES = {"lae": 0.0028125, "cofima": 0.0001}
+HEAD_RATES = {"lae": 0.0028125, "cofima": 0.01}
 BATCHES = {"lae": 24, "cofima": 64}
 
 
@@ -101,8 +102,10 @@ class Ours(Listener):
         self.backbone.training_precision = "float32"
         model: Any = self.backbone.model
         self.start = {key: value.clone() for key, value in model.state_dict().items()}
-        self.method: Method = methods.get(name)(self.backbone, epochs=args.epochs, batch_size=BATCHES[name],
-                                                lr=RATES[name], seed=args.seed, **more)  # fmt: skip
+        # The head has the rate of the other code, whatever the norm of the features.
+        published = type("Published", (methods.get(name),), {"head_rate": HEAD_RATES[name]})
+        self.method: Method = published(self.backbone, epochs=args.epochs, batch_size=BATCHES[name], lr=RATES[name],
+                                        seed=args.seed, **more)  # fmt: skip
         self.began: list[dict[str, Tensor]] = []
         self.batches: list[list[list[str]]] = []
         self.answers: list[Tensor] = []
@@ -216,12 +219,13 @@ def settings(name: str, args: argparse.Namespace, same: bool) -> dict[str, Any]:
     both = {"memory_size": 0, "device": ["cpu"], "batch_size": BATCHES[name], "seed": args.seed, "model_name": name,
             "backbone_type": "vit"}  # fmt: skip
     if name == "lae":
-        return {**both, "init_lr": RATES[name], "weight_decay": 0, "min_lr": 1e-5, "num_freeze_epochs": args.epochs * 3
-                // 5, "ema_decay": 0.9999, "tuned_epoch": args.epochs, "optimizer": "adam", "scheduler": "constant",
-                "reinit_optimizer": True, "pet_cls": "Adapter", "pet_length": 10, "down_sample_dim": 5}  # fmt: skip
-    return {**both, "prefix": "", "epochs": args.epochs, "lrate": RATES[name], "lrate_decay": 0.1, "weight_decay": 5e-4,
-            "milestones": [args.epochs * 9 // 10], "ca_epochs": 0 if same else 5, "ca_with_logit_norm": 0.1,
-            "fisher_weighting": not same, "wt_lambda": 0.4}  # fmt: skip
+        return {**both, "init_lr": HEAD_RATES[name], "weight_decay": 0, "min_lr": 1e-5,
+                "num_freeze_epochs": args.epochs * 3 // 5, "ema_decay": 0.9999, "tuned_epoch": args.epochs,
+                "optimizer": "adam", "scheduler": "constant", "reinit_optimizer": True, "pet_cls": "Adapter",
+                "pet_length": 10, "down_sample_dim": 5}  # fmt: skip
+    return {**both, "prefix": "", "epochs": args.epochs, "lrate": HEAD_RATES[name], "lrate_decay": 0.1,
+            "weight_decay": 5e-4, "milestones": [args.epochs * 9 // 10], "ca_epochs": 0 if same else 5,
+            "ca_with_logit_norm": 0.1, "fisher_weighting": not same, "wt_lambda": 0.4}  # fmt: skip
 
 
 def with_ours(name: str, learner: Any, began: dict[str, Tensor], index: int) -> None:

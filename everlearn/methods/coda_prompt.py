@@ -44,7 +44,8 @@ class CODAPrompt(Prompted):
             out, because components start orthogonal.
         epochs: passes over each task.
         batch_size: examples per step.
-        lr: learning rate (Adam; it falls as in the released code, see `quarter_cosine`).
+        lr: learning rate of the components (Adam; it falls as in the released code, see `quarter_cosine`).
+        head_lr: learning rate of the head, for features of norm 1; it is divided by their norm. With None it is `lr`.
         seed: of the components, the head and the order of examples.
         settings: order and rescore, as of every method that trains (`Method`).
 
@@ -62,11 +63,12 @@ class CODAPrompt(Prompted):
     def __init__(
         self, backbone: Backbone, *, components: Size = 10, length: EvenSize = 8, blocks: Count = 5,
         attention: Literal["dense", "topk", "sparsemax"] = "dense", kept: Count = 5, orthogonality: Strength = 0.1,
-        epochs: Count = 20, batch_size: Count = 128, lr: Rate = 0.001, seed: Seed = 0, **settings: Any,
+        epochs: Count = 20, batch_size: Count = 128, lr: Rate = 0.001, head_lr: Rate | None = 0.05,
+        seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         self.components, self.attention, self.kept, self.orthogonality = components, attention, kept, orthogonality
-        self.blocks = min(blocks, backbone.depth)
+        self.blocks, self.head_lr = min(blocks, backbone.depth), head_lr
         self.prompts = nn.Parameter(torch.empty(0, self.blocks, length, backbone.hidden_width))
         self.keys = nn.Parameter(torch.empty(0, self.blocks, backbone.width))
         self.focus = nn.Parameter(torch.empty(0, self.blocks, backbone.width))

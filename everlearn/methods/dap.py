@@ -55,7 +55,8 @@ class DAP(Prompted):
             optimizer between tasks, as released. The vote leaks.
         epochs: passes over each task.
         batch_size: examples per step.
-        lr: learning rate (Adam, betas 0.9 and 0.9, amsgrad).
+        lr: learning rate of the generators, task embeddings and keys (Adam, betas 0.9 and 0.9, amsgrad).
+        head_lr: learning rate of the head, for features of norm 1; it is divided by their norm. With None it is `lr`.
         seed: of the task embeddings, keys, head and the order of examples.
         settings: order and rescore, as of every method that trains (`Method`).
 
@@ -73,11 +74,11 @@ class DAP(Prompted):
 
     def __init__(
         self, backbone: Backbone, *, length: Size = 10, positions: LargeSize = 512, pull: Strength = 0.1,
-        paper_compat: bool = False, epochs: Count = 5, batch_size: Count = 128, lr: Rate = 0.01, seed: Seed = 0,
-        **settings: Any,
+        paper_compat: bool = False, epochs: Count = 5, batch_size: Count = 128, lr: Rate = 0.01,
+        head_lr: Rate | None = 0.5, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
-        self.strength, self.paper_compat = pull, paper_compat
+        self.strength, self.paper_compat, self.head_lr = pull, paper_compat, head_lr
         self.moments = Moments() if paper_compat else None
         self.tasks = nn.Parameter(torch.empty(0, EMBEDDING))
         self.keys = nn.Parameter(torch.empty(0, backbone.width))

@@ -47,7 +47,8 @@ class DualPrompt(Prompted):
         pull: weight of the key's distance to the query, lambda of the paper.
         epochs: passes over each task.
         batch_size: examples per step.
-        lr: learning rate (Adam).
+        lr: learning rate (Adam) of prompts and keys.
+        head_lr: learning rate of the head, for features of norm 1; it is divided by their norm. With None it is `lr`.
         seed: of the prompts, the head and the order of examples.
         settings: order and rescore, as of every method that trains (`Method`).
 
@@ -69,7 +70,8 @@ class DualPrompt(Prompted):
         self, backbone: Backbone, *, general_length: Size = 6, expert_length: Size = 20,
         general_blocks: tuple[Index, ...] = (0, 1), expert_blocks: tuple[Index, ...] = (2, 3, 4),
         form: Literal["prefix", "prompt"] = "prefix", pull: Strength = 1.0,
-        epochs: Count = 5, batch_size: Count = 16, lr: Rate = 0.001875, seed: Seed = 0, **settings: Any,
+        epochs: Count = 5, batch_size: Count = 16, lr: Rate = 0.001875, head_lr: Rate | None = 0.1,
+        seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         if form == "prefix" and (general_length % 2 or expert_length % 2):
@@ -84,7 +86,7 @@ class DualPrompt(Prompted):
         self.expert_blocks = tuple(b for b in expert_blocks if b < backbone.depth) or (backbone.depth - 1,)
         within = (b for b in general_blocks if b < backbone.depth)
         self.general_blocks = tuple(b for b in within if b not in self.expert_blocks)
-        self.form, self.strength = form, pull
+        self.form, self.strength, self.head_lr = form, pull, head_lr
         with seeded(seed):
             general = torch.empty(len(self.general_blocks), general_length, backbone.hidden_width).uniform_(0, 0.01)
         self.general = nn.Parameter(general)

@@ -49,7 +49,8 @@ class L2P(Prompted):
         paper_compat: choose by a vote of each batch, also when predicting, as released. It leaks.
         epochs: passes over each task.
         batch_size: examples per step.
-        lr: learning rate (Adam), of prompts, keys and head.
+        lr: learning rate (Adam) of prompts and keys.
+        head_lr: learning rate of the head, for features of norm 1; it is divided by their norm. With None it is `lr`.
         seed: of the pool, the head and the order of examples.
         settings: order and rescore, as of every method that trains (`Method`).
 
@@ -72,7 +73,7 @@ class L2P(Prompted):
         self, backbone: Backbone, *, pool_size: Size = 10, length: Size = 5, selected: Size = 5, pull: Strength = 0.5,
         diversify: Literal["none", "frequency", "mask"] = "none", readout: Literal["prompts", "pooled"] = "prompts",
         grow: SizeOrZero = 0, paper_compat: bool = False, epochs: Count = 5, batch_size: Count = 16,
-        lr: Rate = 0.001875, seed: Seed = 0, **settings: Any,
+        lr: Rate = 0.001875, head_lr: Rate | None = 0.1, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         if selected > pool_size:
@@ -81,6 +82,7 @@ class L2P(Prompted):
         if readout == "prompts" and backbone.width != backbone.hidden_width:
             raise EverlearnError(f"method.readout: the outputs of prompts have {backbone.hidden_width} numbers and the "
                                  f"features of {backbone.name} {backbone.width}: use pooled")  # fmt: skip
+        self.head_lr = head_lr
         self.length, self.selected, self.strength = length, selected, pull
         self.diversify, self.readout, self.grow, self.paper_compat = diversify, readout, grow, paper_compat
         self.prompts = nn.Parameter(torch.empty(0, length, backbone.hidden_width))

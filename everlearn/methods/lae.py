@@ -44,7 +44,8 @@ class LAE(Method):
         frozen: share of the steps of each later task in which the head learns alone.
         epochs: passes over each task.
         batch_size: examples per step.
-        lr: learning rate (Adam).
+        lr: learning rate of the insertion (Adam).
+        head_lr: learning rate of the head, for features of norm 1; it is divided by their norm. With None it is `lr`.
         seed: of the insertion, the order of examples and the new rows of the head.
         settings: order and rescore, as of every method that trains (`Method`).
 
@@ -66,10 +67,10 @@ class LAE(Method):
     def __init__(
         self, backbone: Backbone, *, train: str = "gelu(sites=('attention',), size=5)", blocks: Count = 5,
         decay: Share = 0.9999, frozen: Share = 0.6, epochs: Count = 5, batch_size: Count = 24, lr: Rate = 0.0028125,
-        seed: Seed = 0, **settings: Any,
+        head_lr: Rate | None = 0.15, seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
-        self.decay, self.frozen, self.alone = decay, frozen, 0
+        self.decay, self.frozen, self.alone, self.head_lr = decay, frozen, 0, head_lr
         self.points = first_blocks(train, min(blocks, backbone.depth))
         with seeded(seed):
             self.deltas = insert(backbone, self.points)

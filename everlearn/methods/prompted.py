@@ -58,6 +58,9 @@ class Prompted(Method):
         choice = self.choose(self.backbone.encode(inputs))
         return self.backbone.infer(inputs, lambda batch, rows: self.prompted(batch, choice[rows]))
 
+    def head_inputs(self, inputs: Sequence[Input]) -> Tensor:
+        return self.embed(inputs)
+
     def end_task(self, task: Task) -> None:
         self.chosen.record(self.choose(self.backbone.encode(task.train.inputs))[:, None], self.keys)
 
