@@ -96,6 +96,7 @@ class SLCA(Method):
         return [{"params": slow, "momentum": MOMENTUM, "weight_decay": 5e-4}, self.head_group()]
 
     def head_group(self) -> dict[str, Any]:
+        """The head, for an optimizer: while the encoder learns, and while the head is aligned."""
         return {"params": list(self.head.parameters()), "lr": self.head_rate, "momentum": MOMENTUM}
 
     def end_task(self, task: Task) -> None:
