@@ -77,6 +77,6 @@ def test_a_collection_serves_any_stream_and_an_unknown_one_is_refused() -> None:
     digits = {"name": "digits"}
     config, used = build_config({"stream": digits, "method": {"name": "ranpac"}}, recipe="clinc150")
     assert used is not None and config["method"]["width"] == 5000 and config["stream"]["name"] == "digits"
-    known = "clinc150, domains4, images, papers"
+    known = "banking77, clinc150, domains4, images, papers"
     with pytest.raises(EverlearnError, match=f"no such collection; give auto, none or one of {known}"):
         compare("simplecil", digits, backbone="tiny", recipe="paper")
