@@ -143,7 +143,8 @@ class Method(nn.Module):
     paper_compat: bool = False
     head_lr: float | None = None
     """Learning rate of the head, where it has one of its own: for features of norm 1. It is divided by the norm of the
-    features, because a step of Adam changes a score by the rate times the size of the features."""
+    features, because a step of Adam changes a score by the rate times the size of the features; with SGD by the square
+    of the norm, because the gradient grows with the features too."""
     feature_norm: float = 1.0
     """The mean norm of the features, found before a task is trained on."""
     head: Any
@@ -332,7 +333,8 @@ class Method(nn.Module):
     @property
     def head_rate(self) -> float | None:
         """The learning rate of a head whose features have the norm of this encoder."""
-        return None if self.head_lr is None else self.head_lr / self.feature_norm
+        power = 2 if issubclass(self.Optimizer, torch.optim.SGD) else 1
+        return None if self.head_lr is None else self.head_lr / self.feature_norm**power
 
     def batches(self, task: Task) -> Sequence[Examples]:
         """The batches of the task in order: every epoch shuffled by the method's seed."""

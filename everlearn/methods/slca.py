@@ -67,7 +67,6 @@ class SLCA(Method):
     Optimizer = torch.optim.SGD
     schedule = staticmethod(last_tenth)
     masked = True
-    head_lr: float
     since: Tensor
 
     def __init__(
@@ -86,10 +85,6 @@ class SLCA(Method):
         self.memory.grow(task.class_names)
         self.since = grown(self.since, len(task.class_names))
         self.since[list(task.classes)] = task.index
-
-    @property
-    def head_rate(self) -> float:
-        return self.head_lr / self.feature_norm**2
 
     def param_groups(self) -> list[dict[str, Any]]:
         slow = [p for p in (*self.backbone.parameters(), *self.deltas.parameters()) if p.requires_grad]

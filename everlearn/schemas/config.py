@@ -10,7 +10,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from everlearn.errors import EverlearnError
 from everlearn.files import read_text
-from everlearn.schemas.values import Count, Name, valid
+from everlearn.schemas.values import CLOSED, Count, Name, valid
 from everlearn.strict import MOST_YAML, from_yaml
 
 
@@ -31,7 +31,7 @@ class Saving(TypedDict):
 class RunConfig(TypedDict):
     """config.yaml of a run."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     stream: Section
     method: Section
     backbone: Name | None

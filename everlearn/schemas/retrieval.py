@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 from typing_extensions import TypedDict
 
-from everlearn.schemas.values import STRICT, Count, Digest, Score, read_json
+from everlearn.schemas.values import CLOSED, STRICT, Count, Digest, Score, read_json
 
 
 class FoundDocument(TypedDict):
@@ -40,7 +40,7 @@ Pairing = Literal[
 class DomainResult(TypedDict):
     """What the queries of a domain find in the index that was made when it was learned, and in one made at the end."""
 
-    __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False)  # type: ignore[misc]
+    __pydantic_config__ = STRICT  # type: ignore[misc]
     name: str
     documents: Count
     queries: Count
@@ -113,7 +113,7 @@ KeptDomain = Annotated[_KeptDomain, AfterValidator(_answerable)]
 class StampRecord(TypedDict):
     """The stamp of an index (`everlearn.retrieval.stamp`)."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     space: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     encoder: str
     dimension: Annotated[int, Field(ge=1, le=1_000_000)]
@@ -126,7 +126,7 @@ class StampRecord(TypedDict):
 class IndexSettings(TypedDict):
     """index.json of a generation of an index."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     format: int
     stamp: StampRecord
     kind: Literal["exact", "hnsw", "ivf", "lance"]
@@ -135,12 +135,12 @@ class IndexSettings(TypedDict):
 
 
 class SavedLog(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     log_bytes: Count
 
 
 class NearbyFile(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     file: Annotated[str, StringConstraints(pattern=r"^nearby-[0-9]+\.faiss$")]
     rows: Count
     bytes: Count

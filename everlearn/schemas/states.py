@@ -9,7 +9,19 @@ from typing_extensions import NotRequired, TypedDict
 
 from everlearn.schemas.results import Answer
 from everlearn.schemas.retrieval import Retrieval
-from everlearn.schemas.values import STRICT, Count, Digest, Name, Number, Plain, Positive, Score, Scores, Seconds
+from everlearn.schemas.values import (
+    CLOSED,
+    STRICT,
+    Count,
+    Digest,
+    Name,
+    Number,
+    Plain,
+    Positive,
+    Score,
+    Scores,
+    Seconds,
+)
 
 
 class Row(TypedDict):
@@ -25,7 +37,7 @@ class Row(TypedDict):
 
 
 class MeasuredSoFar(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     rows: list[Row]
     seconds: list[dict[str, Seconds]]
     initial: Scores
@@ -41,7 +53,7 @@ class MeasuredSoFar(TypedDict):
 class TaskMetadata(TypedDict):
     """A task without its data, as `Task.metadata` gives it."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     index: Count
     name: str
     classes: list[Count]
@@ -53,19 +65,19 @@ class TaskMetadata(TypedDict):
 
 
 class OptimizerState(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     groups: list[Plain]
     slots: dict[str, int | float | bool | None]
 
 
 class TrainingState(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     optimizer: OptimizerState
     schedule: Plain
 
 
 class FileCheck(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     bytes: Count
     sha256: Digest
 
@@ -111,7 +123,7 @@ class Container(TypedDict):
 
 
 class _State(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     format: int
     files: dict[str, FileCheck]
     task: Count
@@ -181,7 +193,7 @@ def _continued(state: Any) -> Any:
 
 
 class _VersionState(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     format: int
     files: dict[str, FileCheck]
     backbone: Plain
@@ -199,5 +211,5 @@ VersionState = Annotated[_VersionState, AfterValidator(_continued)]
 class Current(TypedDict):
     """current.json: the version that answers."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     version: Annotated[int, Field(ge=1, lt=10**9)]

@@ -13,6 +13,8 @@ from everlearn.files import read_bytes
 from everlearn.strict import from_json
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""Of what may hold no other entries."""
 MOST_JSON = 256 * 2**20
 """Bytes of a JSON file of ours; the results of 1,000 tasks take a few MB."""
 
