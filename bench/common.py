@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from everlearn.config import build_config, find_recipe
+from everlearn.search import best
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -51,6 +52,19 @@ def tuning_gain(file: Path | None) -> float | None:
     if not kept or kept["default_score"] is None:
         return None
     return 100 * float(kept["score"] - kept["default_score"])
+
+
+def around(judge: Callable[[int], dict[str, Any]], count: int) -> dict[int, dict[str, Any]]:
+    """The results of `judge` for `count` whole numbers around 0, by number; where the best is the smallest or the
+    largest, for up to two more beyond it."""
+    found = {step: judge(step) for step in range(-(count // 2), count - count // 2)}
+    for _ in range(2):
+        middle = best(found)
+        beyond = [step for step in (middle - 1, middle + 1) if step not in found]
+        if not beyond:
+            break
+        found[beyond[0]] = judge(beyond[0])
+    return found
 
 
 def milliseconds(run: dict[str, Any], task: int = -1) -> float | None:

@@ -1,13 +1,14 @@
 """Model mixture beside single models: ensembles, merging, and methods that need an image and a text encoder.
 
     python bench/mixture.py [--sets cifar10,tinyimagenet100,pacs] [--data FOLDER] [--methods a,b] [--rates 3]
-                            [--test-per-class 50] [--seeds 0,1,2] [--backbone lit@112] [--out FOLDER]
+                            [--seeds 0,1,2] [--backbone lit@112] [--out FOLDER]
 
 FOLDER holds NAME_train.parquet and NAME_test.parquet; for lit, EVERLEARN_WEIGHTS names the folder of its weights. Every
 method that trains has the settings of its recipe, and each set chooses its learning rate: as many rates, a factor of
-three apart around the one of the recipe, learn the first three tasks (PACS: the first two domains), and validation
-examples, a fifth of the training examples, decide. Test examples choose nothing. A seed decides the order of the
-classes, which examples are learned and what the method draws.
+three apart around the one of the recipe, and up to two more where the best is the smallest or the largest, learn the
+first three tasks (PACS: the first two domains), and validation examples decide: as many of a class as there are for
+testing, out of a fifth of the training examples. Test examples choose nothing. A seed decides the order of the classes,
+which examples are learned and what the method draws.
 
 Written to docs/results/mixture.md: final accuracy and forgetting, the zero-shot accuracy on classes not learned yet as
 a share of what the untouched encoders have, what is stored, and what a prediction costs at the end: passes of an
@@ -28,16 +29,17 @@ from retrieval import default, learned, spread
 from everlearn import methods, streams
 from everlearn.search import best
 from everlearn.streams.stream import Stream
-from everlearn.streams.validation import on_validation
 
 METHODS = ("frozen", "simplecil", "ranpac", "finetune", "joint", "slca", "cofima", "lae", "esn", "zscl", "proof",
            "prompt_fusion")  # fmt: skip
 SETS: dict[str, dict[str, Any]] = {
-    "cifar10": {"tasks": 5, "max_train_per_class": 100},
-    "tinyimagenet100": {"tasks": 10, "max_train_per_class": 20},
-    "pacs": {"kind": "domain-incremental", "domain_column": "domain", "max_train_per_class": 20},
-}
-"""The options of each stream. Sets of fewer classes have more training images of each, and similar steps."""
+    "cifar10": {"tasks": 5, "max_train_per_class": 100, "max_test_per_class": 50},
+    "tinyimagenet100": {"tasks": 10, "max_train_per_class": 20, "max_test_per_class": 10},
+    "pacs": {"kind": "domain-incremental", "domain_column": "domain", "max_train_per_class": 20,
+             "max_test_per_class": 20},
+}  # fmt: skip
+"""The options of each stream. Sets of fewer classes have more images of each, and similar steps. For PACS, images of a
+class in a domain are counted."""
 TUNED_ON = {"pacs": 2}
 
 
@@ -47,7 +49,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/images"), help="folder of the Parquet files")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--rates", type=int, default=3, help="learning rates tried; 1 takes that of the recipe")
-    parser.add_argument("--test-per-class", type=int, default=50)
     args, folder = common.parsed(parser)
     lines: list[str] = []
     for name in args.sets.split(","):
@@ -56,20 +57,21 @@ def main() -> None:
             section = tuned(method, name, args, folder / name / "tuning")
             rows[method] = [one(section, name, seed, args, folder / name) for seed in map(int, args.seeds.split(","))]
             print(f"{name} {method}: {spread(run['final_accuracy'] for run in rows[method])}", flush=True)
-        lines += [f"## {name}, {SETS[name]['max_train_per_class']} training images a class", "", *table(rows), ""]
+        limits = SETS[name]
+        lines += [f"## {name}, {limits['max_train_per_class']} training and {limits['max_test_per_class']} test images "
+                  f"a class{' and domain' * ('domain_column' in limits)}", "", *table(rows), ""]  # fmt: skip
         print("\n".join(lines), flush=True)
     common.write_page("mixture", [
         "# Model mixture", "", f"From `{common.command(parser, args, ('out', 'threads', 'data'))}`.", "",
-        f"Measured: {args.backbone}, {args.test_per_class} test images of each class (PACS: images of each class in "
-        f"each domain), seeds {args.seeds}; "
+        f"Measured: {args.backbone}, seeds {args.seeds}; "
         f"{common.machine(next(iter(rows.values()))[0]['environment'])}.", "", *lines,
     ])  # fmt: skip
 
 
-def of_seed(name: str, seed: int, args: argparse.Namespace) -> Stream:
+def of_seed(name: str, seed: int, args: argparse.Namespace, tuning: int | None = None) -> Stream:
     files = {part: str(args.data / f"{name}_{part}.parquet") for part in ("train", "test")}
     return streams.load(files["train"], test=files["test"], class_seed=seed, split_seed=seed, validation=0.2,
-                        max_test_per_class=args.test_per_class, **SETS[name])  # fmt: skip
+                        tuning=tuning, **SETS[name])  # fmt: skip
 
 
 def one(section: dict[str, Any], name: str, seed: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -85,12 +87,18 @@ def tuned(method: str, name: str, args: argparse.Namespace, folder: Path) -> dic
     if args.rates < 2 or made.tags.trained_by(section) == "nothing":
         return section
     section["lr"] = default(made, section, "lr")
-    judged, results = on_validation(of_seed(name, 0, args), TUNED_ON.get(name, 3)), {}
-    for step in range(-(args.rates // 2), args.rates - args.rates // 2):
-        rate = float(f"{section['lr'] * 3.0**step:.3g}")
-        results[rate] = learned({**section, "lr": rate}, judged, args.backbone, 0, folder / f"{method} {rate}")
-        print(f"{name} {method} lr={rate}: validation accuracy {results[rate]['final_accuracy']:.4f}", flush=True)
-    return {**section, "lr": best(results)}
+    judged = of_seed(name, 0, args, tuning=TUNED_ON.get(name, 3))
+
+    def rate(step: int) -> float:
+        return float(f"{section['lr'] * 3.0**step:.3g}")
+
+    def judge(step: int) -> dict[str, Any]:
+        out = folder / f"{method} {rate(step)}"
+        result = learned({**section, "lr": rate(step)}, judged, args.backbone, 0, out)
+        print(f"{name} {method} lr={rate(step)}: validation accuracy {result['final_accuracy']:.4f}", flush=True)
+        return result
+
+    return {**section, "lr": rate(best(common.around(judge, args.rates)))}
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:

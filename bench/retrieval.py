@@ -56,8 +56,6 @@ COMPARED = (
 
 TUNED_ON = 2
 """Domains of the stream on which learning rates are chosen."""
-FURTHER = 2
-"""Rates that are tried besides, where the best is the smallest or the largest so far."""
 LONGER = 3
 """Times the epochs of a row, which are tried with the best rate and the next smaller one."""
 
@@ -100,28 +98,22 @@ def tuned(section: dict[str, Any], stream: Stream, args: argparse.Namespace, fol
     """The settings with the learning rate and the epochs that have the highest final score on validation queries."""
     method = methods.get(section["name"])
     section = {"epochs": default(method, section, "epochs"), "lr": default(method, section, "lr"), **section}
-    found: dict[tuple[int, int], dict[str, Any]] = {}
     judged = on_validation(stream, TUNED_ON)
 
     def with_(step: int, times: int) -> dict[str, Any]:
         return {**section, "lr": float(f"{section['lr'] * 3.0**step:.3g}"), "epochs": times * section["epochs"]}
 
-    def judge(step: int, times: int) -> None:
+    def judge(step: int, times: int = 1) -> dict[str, Any]:
         tried = with_(step, times)
         out = folder / (f"{tried['lr']}" if times == 1 else f"{tried['lr']} times {times}")
-        found[step, times] = learned(tried, judged, args.backbone, 0, out)
-        print(f"{tried}: validation nDCG@10 {found[step, times]['final_accuracy']:.4f}", flush=True)
+        result = learned(tried, judged, args.backbone, 0, out)
+        print(f"{tried}: validation nDCG@10 {result['final_accuracy']:.4f}", flush=True)
+        return result
 
-    for step in range(-(args.rates // 2), args.rates - args.rates // 2):
-        judge(step, 1)
-    for _ in range(FURTHER):  # a best rate at the end of those tried may have a better one beyond it
-        for step in (best(found)[0] - 1, best(found)[0] + 1):
-            if (step, 1) not in found:
-                judge(step, 1)
-                break
+    found = {(step, 1): result for step, result in common.around(judge, args.rates).items()}
     middle = best(found)[0]
     for step in (middle - 1, middle):
-        judge(step, LONGER)
+        found[step, LONGER] = judge(step, LONGER)
     return with_(*best(found))
 
 

@@ -6,10 +6,11 @@ A method is asked with inputs alone. Labels, ids, relevant documents and the pat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from numbers import Real
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -239,11 +240,14 @@ def _ask(method: Method, inputs: list[Input], told: int | None) -> torch.Tensor:
     return scores.float().cpu()
 
 
-def supports(tags: Tags, stream: Stream, backbone: Backbone | None = None) -> str | None:
+def supports(
+    tags: Tags, stream: Stream, backbone: Backbone | None = None, settings: Mapping[str, Any] = MappingProxyType({})
+) -> str | None:
     """None if a method with `tags` can learn `stream` with `backbone`, else why not.
 
     Args:
         backbone: what it would learn with; without one, what it needs of a backbone is not asked.
+        settings: those of the method.
     """
     if stream.input not in tags.inputs:
         return f"learns {' and '.join(tags.inputs)}, and stream '{stream.name}' has {stream.input}"
@@ -263,6 +267,8 @@ def supports(tags: Tags, stream: Stream, backbone: Backbone | None = None) -> st
         return f"pools the last layer itself, and backbone '{backbone.name}' joins features: name one encoder"
     if "two towers" in tags.needs and not hasattr(backbone, "towers"):
         return f"needs a backbone with two encoders, one of images and one of texts, and '{backbone.name}' is none"
+    if backbone.is_image_text and stream.input == "text" and tags.trained_by(settings) in ("backbone", "peft"):
+        return f"trains the image encoder of backbone '{backbone.name}', which reads no text: name a text encoder alone"
     return None
 
 

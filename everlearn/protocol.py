@@ -161,7 +161,7 @@ def build_method(
             raise EverlearnError(f"the method has learned {method.task.index + 1} tasks already, and a run starts from "
                                  "an untouched one: build a new one, or teach this one with "
                                  "everlearn.engine.learn")  # fmt: skip
-        cls, name = type(method), methods.name_of(type(method))
+        cls, name, settings = type(method), methods.name_of(type(method)), method.settings
     else:
         settings = _named("method", method)
         name = settings.pop("name")
@@ -175,7 +175,7 @@ def build_method(
     if stream.input not in encoder.reads:
         raise EverlearnError(f"backbone '{encoder.name}' reads {' and '.join(encoder.reads)}, but stream "
                              f"'{stream.name}' has {stream.input}: try --backbone {usual}")  # fmt: skip
-    if reason := supports(cls.tags, stream, encoder):
+    if reason := supports(cls.tags, stream, encoder, settings):
         raise EverlearnError(f"method '{name}' {reason}")
     learner = method if isinstance(method, Method) else cls(encoder, **settings, seed=seed)
     return learner.to("cuda" if torch.cuda.is_available() else "cpu"), name

@@ -194,7 +194,7 @@ def _task(method: Method, new: _New, held_out: HeldOut) -> tuple[Task, list[str]
     classes = tuple(sorted(set(examples["train"].labels.tolist())))
     task = replace(task, classes=classes, examples=examples, batch_size=last.batch_size, augment=last.augment)
     kind = "class-incremental" if len(task.class_names) > len(known) else "domain-incremental"
-    if reason := supports(method.tags, Stream(new.source, kind, (task,)), method.backbone):
+    if reason := supports(method.tags, Stream(new.source, kind, (task,)), method.backbone, method.settings):
         raise EverlearnError(f"method {type(method).__name__} {reason}")
     notes = []
     if count := len(parts["train"]) - len(train):

@@ -11,7 +11,7 @@ from everlearn.engine import replay
 from everlearn.errors import ContractError, DataError, EverlearnError, unknown
 from everlearn.method import Tags
 from everlearn.protocol import resume
-from everlearn.testing import toy_stream
+from everlearn.testing import tiny_pair, toy_stream
 
 DIGITS = {"name": "digits", "tasks": 2, "max_train_per_class": 5, "max_test_per_class": 2}
 
@@ -82,6 +82,14 @@ def test_a_backbone_that_cannot_read_the_stream_names_one_that_can(monkeypatch):
     tiny.reads = ("image",)
     with pytest.raises(EverlearnError, match=r"backbone 'tiny' reads image, but stream 'toy' has text: .*minilm"):
         run(methods.get("simplecil")(tiny), toy_stream())
+
+
+@pytest.mark.parametrize("method", ["finetune", "lora", "l2p", "coda_prompt", "aper"])
+def test_texts_do_not_teach_the_image_encoder_of_a_pair(method: str):
+    learner = methods.get(method)(tiny_pair())
+    with pytest.raises(EverlearnError, match="trains the image encoder .* which reads no text: name a text encoder"):
+        run(learner, toy_stream())
+    run(methods.get("finetune")(tiny_pair(), train="head", epochs=1), toy_stream())
 
 
 @pytest.mark.parametrize("as_instance", [False, True])

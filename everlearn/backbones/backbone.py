@@ -332,6 +332,11 @@ class Backbone(nn.Module):
         modules: list[nn.Module] = [self, *self.active]
         return not any(p.requires_grad for module in modules for p in module.parameters())
 
+    @property
+    def first(self) -> Backbone:
+        """What a method changes: the encoder itself, and of two towers the one that the examples go to."""
+        return self
+
     def encoders(self) -> list[Backbone]:
         """The encoders that it consists of, each with an identity of its own; most backbones are one."""
         return [self]

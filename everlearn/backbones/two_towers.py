@@ -72,7 +72,6 @@ class TwoTowers(Several):
     # -- the first tower ---------------------------------------------------------------------------
     @property
     def first(self) -> Backbone:
-        """The tower that the examples go to."""
         return cast(Backbone, next(iter(self.towers.values())))
 
     @property

@@ -8,6 +8,7 @@ import torch
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.fisher import diagonal_fisher
+from everlearn.memory.before import Before
 from everlearn.memory.per_parameter import PerParameter
 from everlearn.merge import Weights, average, fisher_average
 from everlearn.method import Tags
@@ -27,7 +28,8 @@ class CoFiMA(SLCA):
     where w_old is its value before the task, w_new that after it, and F_old and F_new are the Fisher information at the
     end of the last task and of this one, so that a weight which mattered to old classes alone stays. Only then are the
     Gaussians of the new classes taken and the head is aligned: both see the averaged encoder. Rows of new classes have
-    no old value and stay as they were trained. One set of old weights and one Fisher are kept, however many tasks come.
+    no old value and stay as they were trained. One Fisher is kept, however many tasks come, and while a task is learned
+    the weights before it.
 
     Departures: F is the mean of the squared gradients of single examples, with labels drawn from the model, and is not
     clipped. The published code squares the gradient of the mean of a batch, in which examples cancel each other, and
@@ -54,13 +56,12 @@ class CoFiMA(SLCA):
     ) -> None:  # fmt: skip
         super().__init__(backbone, **settings)
         self.weight, self.fisher_examples = weight, fisher_examples
-        self.before = PerParameter()
+        self.before = Before()
         self.fisher = PerParameter() if fisher else None
 
     def begin_task(self, task: Task) -> None:
         if task.index > 0:  # before the head grows: new rows have no old value
-            for name, parameter in self.trained().items():
-                self.before[name] = parameter
+            self.before.keep(self.trained())
         super().begin_task(task)
         if self.fisher is not None:
             self.fisher.grow(self.named_parameters())
@@ -72,7 +73,7 @@ class CoFiMA(SLCA):
     def average(self, task: Task) -> None:
         """Replace the trained weights by their average with those before the task, and keep the new Fisher."""
         now = self.trained()
-        models: list[Weights] = [dict(self.before.items()), now]
+        models: list[Weights] = [self.before.weights(), now]
         fishers: list[Weights] = []
         if self.fisher is not None:
             new = diagonal_fisher(self, task.train, self.fisher_examples, task.classes)
@@ -85,3 +86,4 @@ class CoFiMA(SLCA):
             with torch.no_grad():
                 for name, parameter in now.items():
                     parameter.copy_(merged[name])
+        self.before.clear()

@@ -9,8 +9,8 @@ import torch
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.errors import EverlearnError
+from everlearn.memory.before import Before
 from everlearn.memory.memory import Memory
-from everlearn.memory.per_parameter import PerParameter
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
 from everlearn.metrics.retrieval import comparable
@@ -53,18 +53,17 @@ class Interpolate(Finetune):
     ) -> None:
         super().__init__(backbone, **settings)
         self.weight = weight
-        self.before, self.held_out = PerParameter(), Memory(kept, seed=self.seed)
+        self.before, self.held_out = Before(), Memory(kept, seed=self.seed)
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        self.before.grow(self.named_parameters())
-        for name, parameter in self.trained().items():
-            self.before[name] = parameter
+        self.before.keep(self.trained())
 
     def end_task(self, task: Task) -> None:
         after = {name: parameter.detach().clone() for name, parameter in self.trained().items()}
         weight = self._chosen(task, after) if self.weight == "auto" else self.weight
         self._mix(after, weight)
+        self.before.clear()
         if len(task.validation):
             self.held_out.add(task.validation)
 
@@ -81,8 +80,9 @@ class Interpolate(Finetune):
 
     @torch.no_grad()
     def _mix(self, after: dict[str, torch.Tensor], weight: float) -> None:
+        before = self.before.weights()
         for name, parameter in self.trained().items():
-            parameter.copy_(torch.lerp(self.before[name], after[name], weight))
+            parameter.copy_(torch.lerp(before[name], after[name], weight))
 
     @torch.no_grad()
     def _mean_reciprocal_rank(self, pairs: Examples) -> float:

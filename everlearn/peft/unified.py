@@ -218,7 +218,8 @@ def train_part(backbone: Backbone, train: str, *, seed: int) -> DeltaSet:
     """Have part of the model trained, and return the deltas that were inserted for that, if any.
 
     Args:
-        train: "full" (every weight of the backbone), "head" (none of them), or an insertion as `insert` takes it.
+        train: "full" (every weight of the backbone; of two towers, those of the first), "head" (none of them), or an
+            insertion as `insert` takes it.
         seed: of the first values of what is inserted.
 
     Raises:
@@ -230,7 +231,7 @@ def train_part(backbone: Backbone, train: str, *, seed: int) -> DeltaSet:
     (4, False)
     """
     if train in ("full", "head"):
-        backbone.requires_grad_(train == "full")
+        backbone.first.requires_grad_(train == "full")
         return DeltaSet()
     with seeded(seed):
         return insert(backbone, train)

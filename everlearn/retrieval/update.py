@@ -67,7 +67,9 @@ def learn_domain(
     started = time.monotonic()
     stream = _read(data, titles, skip_bad_rows)
     new = _joined(stream, method.task.index + 1)
-    if reason := supports(method.tags, Stream(stream.name, "domain-incremental", (new,)), method.backbone):
+    if reason := supports(
+        method.tags, Stream(stream.name, "domain-incremental", (new,)), method.backbone, method.settings
+    ):
         raise EverlearnError(f"method {type(method).__name__} {reason}")
     old, in_all, domains = [], {}, Domains(method, None)
     with torch.no_grad():

@@ -130,6 +130,12 @@ def test_methods_insert_into_the_image_tower(pair):
     assert all(torch.equal(old, backbone.encode([text])) for old, text in zip(before, TEXTS, strict=True))
 
 
+def test_with_all_weights_trained_methods_train_the_image_tower(pair):
+    methods.get("finetune")(pair)
+    image, text = pair.towers["image"], pair.towers["text"]
+    assert all(weight.requires_grad for weight in image.parameters()) and text.is_frozen
+
+
 def test_prompts_on_texts_that_are_read_from_left_to_right_are_refused(pair):
     kind, _, backbone = pair
     if kind == "clip":

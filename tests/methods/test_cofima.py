@@ -118,4 +118,4 @@ def test_more_tasks_of_the_same_classes_store_nothing_more(input: str) -> None:
     for task in toy_stream(input, kind="domain-incremental", tasks=4):
         learn(method, task)
         sizes.append(sum(t.numel() * t.element_size() for t in method_state(method).values()))
-    assert sizes[1] == sizes[2] == sizes[3]
+    assert len(set(sizes)) == 1
