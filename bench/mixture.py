@@ -30,8 +30,11 @@ from everlearn import methods, streams
 from everlearn.search import best
 from everlearn.streams.stream import Stream
 
-METHODS = ("frozen", "simplecil", "ranpac", "finetune", "joint", "slca", "cofima", "lae", "esn", "zscl", "proof",
-           "prompt_fusion")  # fmt: skip
+METHODS = ("frozen", "simplecil", "ranpac", "finetune", "joint", "slca", "cofima", "lae", "esn", "zscl",
+           "zscl with reference", "proof", "prompt_fusion")  # fmt: skip
+"""The rows; the first word names the method."""
+REFERENCE = {"cifar10": "tinyimagenet100", "tinyimagenet100": "cifar10", "pacs": "cifar10"}
+"""For "zscl with reference": another set, whose training images and class names it may read."""
 SETS: dict[str, dict[str, Any]] = {
     "cifar10": {"tasks": 5, "max_train_per_class": 100, "max_test_per_class": 50},
     "tinyimagenet100": {"tasks": 10, "max_train_per_class": 20, "max_test_per_class": 10},
@@ -53,10 +56,14 @@ def main() -> None:
     lines: list[str] = []
     for name in args.sets.split(","):
         rows: dict[str, list[dict[str, Any]]] = {}
-        for method in args.methods.split(","):
-            section = tuned(method, name, args, folder / name / "tuning")
-            rows[method] = [one(section, name, seed, args, folder / name) for seed in map(int, args.seeds.split(","))]
-            print(f"{name} {method}: {spread(run['final_accuracy'] for run in rows[method])}", flush=True)
+        for row in args.methods.split(","):
+            section = tuned(row, name, args, folder / name / "tuning")
+            told = " ".join([row, f"lr {section['lr']}" if "lr" in section else ""])
+            rows[row] = [
+                learned(section, of_seed(name, seed, args), args.backbone, seed, folder / name / f"{told} {seed}")
+                for seed in map(int, args.seeds.split(","))
+            ]
+            print(f"{name} {row}: {spread(run['final_accuracy'] for run in rows[row])}", flush=True)
         limits = SETS[name]
         lines += [f"## {name}, {limits['max_train_per_class']} training and {limits['max_test_per_class']} test images "
                   f"a class{' and domain' * ('domain_column' in limits)}", "", *table(rows), ""]  # fmt: skip
@@ -74,16 +81,12 @@ def of_seed(name: str, seed: int, args: argparse.Namespace, tuning: int | None =
                         tuning=tuning, **SETS[name])  # fmt: skip
 
 
-def one(section: dict[str, Any], name: str, seed: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The results of one run."""
-    out = folder / " ".join([section["name"], f"lr {section['lr']}" if "lr" in section else "", str(seed)])
-    return learned(section, of_seed(name, seed, args), args.backbone, seed, out)
-
-
-def tuned(method: str, name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The section of a method, with the learning rate that validation examples of the first tasks choose."""
-    section = common.recipe_settings("images", method)
-    made = methods.get(method)
+def tuned(row: str, name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The section of a row, with the learning rate that validation examples of the first tasks choose."""
+    section = common.recipe_settings("images", row.split()[0])
+    if row == "zscl with reference":
+        section["reference"] = str(args.data / f"{REFERENCE[name]}_train.parquet")
+    made = methods.get(section["name"])
     if args.rates < 2 or made.tags.trained_by(section) == "nothing":
         return section
     section["lr"] = default(made, section, "lr")
@@ -93,9 +96,9 @@ def tuned(method: str, name: str, args: argparse.Namespace, folder: Path) -> dic
         return float(f"{section['lr'] * 3.0**step:.3g}")
 
     def judge(step: int) -> dict[str, Any]:
-        out = folder / f"{method} {rate(step)}"
+        out = folder / f"{row} {rate(step)}"
         result = learned({**section, "lr": rate(step)}, judged, args.backbone, 0, out)
-        print(f"{name} {method} lr={rate(step)}: validation accuracy {result['final_accuracy']:.4f}", flush=True)
+        print(f"{name} {row} lr={rate(step)}: validation accuracy {result['final_accuracy']:.4f}", flush=True)
         return result
 
     return {**section, "lr": rate(best(common.around(judge, args.rates)))}
