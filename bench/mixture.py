@@ -27,6 +27,7 @@ import common
 from retrieval import default, learned, spread
 
 from everlearn import methods, streams
+from everlearn.errors import EverlearnError
 from everlearn.search import best
 from everlearn.streams.stream import Stream
 
@@ -97,7 +98,11 @@ def tuned(row: str, name: str, args: argparse.Namespace, folder: Path) -> dict[s
 
     def judge(step: int) -> dict[str, Any]:
         out = folder / f"{row} {rate(step)}"
-        result = learned({**section, "lr": rate(step)}, judged, args.backbone, 0, out)
+        try:
+            result = learned({**section, "lr": rate(step)}, judged, args.backbone, 0, out)
+        except EverlearnError as error:  # the rate is so large that the loss is not finite
+            print(f"{name} {row} lr={rate(step)}: failed: {error}", flush=True)
+            return {"final_accuracy": 0.0, "notes": judged.notes}
         print(f"{name} {row} lr={rate(step)}: validation accuracy {result['final_accuracy']:.4f}", flush=True)
         return result
 

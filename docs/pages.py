@@ -144,7 +144,10 @@ def measured(name: str) -> str:
         rows += [{"data": f"[{data}](../results/{data}.md)", **dict(zip(head, row, strict=True))}
                  for row in cells[1:] if row[0] == name]  # fmt: skip
     if not rows:
-        return "No page of the [results](../results/index.md) measures this method yet."
+        return (
+            "The pages with a row for each method have none of this one. Other pages of the [results](../results/index.md) "
+            "may measure it."
+        )
     return "\n\n".join([
         "Scores in per cent; the page of each data set names its command, hardware and date.",
         _table(rows, [column for column in SCORES if any(row.get(column) for row in rows)]),

@@ -117,7 +117,7 @@ def _run(args: argparse.Namespace) -> int:
     if recipe is not None:
         name = str(recipe) if str(recipe) == args.recipe else f"{recipe.parent.name}/{recipe.stem}"
         other = args.recipe == "auto" and recipe.parent.name != config["stream"]["name"]
-        print(f"settings: recipe {name}{', chosen on other data' * other} (--recipe none for the paper's defaults)",
+        print(f"settings: recipe {name}{', chosen on other data' * other} (--recipe none for the method's own)",
               file=sys.stderr)  # fmt: skip
     with _only_json(args.json):
         from everlearn.protocol import run

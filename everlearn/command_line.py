@@ -44,7 +44,8 @@ SAME = {"--tasks": "--stream.tasks", "--stream": "--stream.name", "--method": "-
 KEEP = ("how many held-out examples stay in the run folder, so that an update can measure what it changed; they are "
         "raw texts or images (default: 2000 for tests, 2000 for calibration)")  # fmt: skip
 
-BACKBONE = "the pre-trained encoder (default: minilm, or vit-tiny for images); A+B joins the features of two"
+BACKBONE = ("the pre-trained encoder (default: minilm, or vit-tiny for images, but run takes that of its recipe where "
+            "there is one); A+B joins the features of two")  # fmt: skip
 
 EXIT = """\
 exit codes: 0 success; 1 a method failed in compare; 2 the command cannot be carried out (the message says why);

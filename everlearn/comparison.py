@@ -45,11 +45,16 @@ class Entry:
     cls: type[Method]
     settings: Config
     recipe: Path | None
+    backbone: str | None = None
+    """The one that its recipe names, which `run` takes; in a comparison all methods have the same."""
 
     @property
     def origin(self) -> str:
         """The source of its settings."""
-        return f"recipe {self.recipe.parent.name}/{self.recipe.stem}" if self.recipe else "the paper's settings"
+        if self.recipe is None:
+            return "the method's own"
+        other = f", without its backbone {self.backbone}: all methods have the same" if self.backbone else ""
+        return f"recipe {self.recipe.parent.name}/{self.recipe.stem}{other}"
 
     @property
     def cost(self) -> tuple[int, bool, str]:
@@ -244,11 +249,11 @@ def _entries(chosen: Sequence[str | Config], stream: str, input: str, recipe: st
     for method in chosen:
         name = method if isinstance(method, str) else str(method.get("name"))
         path = usual_recipe(stream, input, name) if recipe == "auto" else find_recipe(recipe, name)
-        settings = build_config({"method": method}, recipe=str(path or "none"))[0]["method"]
+        config = build_config({"method": method}, recipe=str(path or "none"))[0]
         plain = label = name.rpartition(":")[2]
         while label in entries:
             label = f"{plain}-{len(entries) + 1}"
-        entries[label] = Entry(label, registry.get(name), settings, path)
+        entries[label] = Entry(label, registry.get(name), config["method"], path, config["backbone"])
     return sorted(entries.values(), key=lambda entry: entry.cost)
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -72,7 +73,7 @@ def compare_table(results: Sequence[Results], least: Least = (OLD, NEW)) -> None
             out.print(_safe(f"{r['method']} skipped: {r['skipped']}"))
 
 
-def _pairs(judged: Sequence[Judged]) -> Table | None:
+def _pairs(judged: Sequence[Judged]) -> Group | None:
     """Where a stream has two steps, old data and then new data: the old model on old data, and full training on new."""
     if any(len(run["tasks"]) != 2 for one in judged for run in one.runs):
         return None
@@ -85,7 +86,9 @@ def _pairs(judged: Sequence[Judged]) -> Table | None:
         )
         table.add_row(_safe(one.method), ranged(then), ranged(now), ranged(one.over("retention")),
                       ranged(full[0] if full else None), ranged(new), ranged(one.new))  # fmt: skip
-    return table
+    return Group(table, _safe("old data: the score of the model before the new data and now, and how much of it is "
+                              "kept; new data: the score of joint and of this method, and how much of it is "
+                              "reached"))  # fmt: skip
 
 
 def _differences(judged: Sequence[Judged]) -> Text | None:

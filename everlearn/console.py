@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from everlearn.errors import printable
-from everlearn.judgement import REFERENCE, scores_on_old_and_new
+from everlearn.judgement import REFERENCE, beside_joint_command, scores_on_old_and_new
 from everlearn.metrics import FORMULAS
 from everlearn.metrics.gate import NEW, OLD
 from everlearn.metrics.intervals import Interval
@@ -175,7 +175,9 @@ def final_table(results: Results, directory: Path | None = None) -> None:
             first = directory / "indexes" / "domain-000"
             out.print(_safe(f'search   everlearn index search {first} "a query" --from {directory}'), soft_wrap=True)
         if results["goal"] == "classes":
-            out.print(_safe(f"predict  everlearn predict {directory} --input FILE"), soft_wrap=True)
+            name = results["config"]["method"]["name"]
+            own = f" --method {name}" if ":" in name else ""
+            out.print(_safe(f"predict  everlearn predict {directory} --input FILE{own}"), soft_wrap=True)
 
 
 def trials_table(record: dict[str, Any]) -> None:
@@ -328,8 +330,8 @@ def _gate_line(results: Results) -> Text:
         return line.append("the gate needs at least two tasks", style="not bold")
     if results["method"] == REFERENCE:
         return line.append("joint is what other methods are measured by", style="not bold")
-    line.append(f"the gate (old {100 * OLD:.0f} % and new {100 * NEW:.0f} % of joint's) is unknown; for it run "
-                f"`everlearn compare --methods {results['method']},joint`", style="not bold")  # fmt: skip
+    line.append(f"the gate (old {100 * OLD:.0f} % and new {100 * NEW:.0f} % of joint's) is unknown; for it run\n  "
+                f"{printable(beside_joint_command(results))}", style="not bold")  # fmt: skip
     if len(results["tasks"]) == 2:
         then = percent(results["accuracy_matrix"][0][0])
         line.append(f"\nold data: {then} % before the new data, {percent(old)} % now; new data: {percent(new)} %; "

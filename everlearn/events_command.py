@@ -25,7 +25,9 @@ SHOWN = 60
 def add_parser(verb: Any) -> None:
     """Add the command to the command line."""
     p = verb(
-        "events", "list the training examples that were forgotten or never learned, and those whose label may be wrong"
+        "events",
+        "list the training examples that were forgotten while their own task was trained, or never learned, "
+        "and those whose label may be wrong; the run must have a method that trains",
     )
     p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
     p.add_argument(

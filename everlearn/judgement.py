@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from everlearn.metrics import own_seconds, pareto_front
 from everlearn.metrics.accuracy_matrix import mean
 from everlearn.metrics.gate import NEW, OLD, Least, Verdict, old_and_new, part_of, passes
 from everlearn.metrics.intervals import Interval, interval, paired
+from everlearn.settings import as_options
 
 Results = Mapping[str, Any]
 
@@ -150,6 +154,22 @@ def front(judged: Sequence[Judged], among: Sequence[Verdict] = ("pass",)) -> lis
     """
     good = [one for one in judged if one.verdict in among and one.old and one.new and not one.is_reference]
     return [good[k] for k in pareto_front([(one.old.mean, one.new.mean, -one.seconds) for one in good])]  # type: ignore[union-attr]
+
+
+def beside_joint_command(run: Results) -> str:
+    """The command that learns the stream of a run with its method and with joint, which the gate needs.
+
+    >>> config = {"stream": {"name": "may data.csv", "tasks": 4}, "backbone": None, "seed": 0}
+    >>> beside_joint_command({"method": "lda", "config": config})
+    "everlearn compare --methods lda,joint --stream 'may data.csv' --stream.tasks 4"
+    """
+    config, here = run["config"], f"{Path.cwd()}{os.sep}"
+    near = {
+        key: value.removeprefix(here) if isinstance(value, str) else value for key, value in config["stream"].items()
+    }
+    backbone = ["--backbone", config["backbone"]] if config["backbone"] else []
+    words = ["everlearn", "compare", "--methods", f"{run['method']},joint", *backbone, *as_options("stream", near)]
+    return shlex.join(words)
 
 
 def scores_on_old_and_new(run: Results, on: Split = "test") -> tuple[float | None, float | None]:

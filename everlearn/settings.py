@@ -243,3 +243,18 @@ def told(value: float | str) -> str:
     ('0.001', 'lp-ft')
     """
     return value if isinstance(value, str) else f"{value:g}"
+
+
+def as_options(kind: str, section: Mapping[str, Any]) -> list[str]:
+    """The settings of a section of a configuration as words of the command line; none where its data were in memory.
+
+    >>> as_options("stream", {"name": "may.csv", "tasks": 4, "label_column": "intent"})
+    ['--stream', 'may.csv', '--stream.tasks', '4', '--stream.label_column', 'intent']
+    """
+    if "in_memory" in section:
+        return []
+    words: list[str] = []
+    for key, value in section.items():
+        option = f"--{kind}" if key == "name" else f"--{kind}.{key}"
+        words += [option, value if isinstance(value, str) else json.dumps(value)]
+    return words

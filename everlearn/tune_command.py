@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable
@@ -34,10 +35,11 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
     p.add_argument("--method.KEY", metavar="VALUE", help="a setting of the method, which then is not searched")
     p.add_argument("--recipe", default="auto", metavar="auto|papers|none|FILE",
                    help="where settings that are not searched come from, as for run")  # fmt: skip
-    p.add_argument("--backbone", metavar="NAME|DIR", help="the pre-trained encoder (default: minilm, or vit-tiny "
-                   "for images); A+B joins the features of two")  # fmt: skip
+    p.add_argument("--backbone", metavar="NAME|DIR", help="the pre-trained encoder (default: that of the "
+                   "recipe, else minilm, or vit-tiny for images); A+B joins the features of two")  # fmt: skip
     p.add_argument("--seed", type=int, default=0, metavar="N", help="the random seed (default: 0)")
-    p.add_argument("--tasks", type=int, default=5, metavar="N", help="learn the first N tasks only (default: 5)")
+    p.add_argument("--tasks", type=int, default=5, metavar="N", help="learn the first N tasks only (default: 5); "
+                   "--stream.tasks says how many tasks the data are divided into")  # fmt: skip
     p.add_argument("--budget", type=int, metavar="STEPS", help="optimizer steps in a task, rounded to whole "
                    "epochs (default: the epochs of the recipe)")  # fmt: skip
     p.add_argument(
@@ -98,7 +100,9 @@ def first_line(found: Tuning, file: Path) -> str:
     name, stream, folder = found.record["method"]["name"], found.record["stream"], file.parent.resolve()
     command = f"# everlearn run --stream {stream} --method {name}"
     if file.stem != name or folder not in [place.resolve() for place in collections(folder.name)]:
-        return f"{command} --recipe {file}"
+        words = shlex.split(found.record["command"] or "")
+        of_stream = [words[i : i + 2] for i in range(3, len(words), 2) if words[i].startswith("--stream.")]
+        return " ".join([command, *(shlex.join(pair) for pair in of_stream), f"--recipe {file}"])
     return command if folder.name == stream else f"{command.replace(stream, 'STREAM')} --recipe {folder.name}"
 
 

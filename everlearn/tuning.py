@@ -30,7 +30,7 @@ from everlearn.method import Method
 from everlearn.protocol import absolute, build_method, load_stream
 from everlearn.schemas.several import read_tuning
 from everlearn.search import Point, best_point, check_validation, import_optuna, search
-from everlearn.settings import Count, Seed, checked, told
+from everlearn.settings import Count, Seed, as_options, checked, told
 from everlearn.streams.stream import Stream
 from everlearn.streams.validation import on_validation
 
@@ -321,11 +321,9 @@ def _command(
     if isinstance(stream, Stream):
         return None
     section = {"name": stream} if isinstance(stream, str) else stream
-    words = ["everlearn", "tune", str(given["name"]), "--stream", str(section.get("name", "clinc150"))]
-    for kind, settings in (("stream", section), ("method", given)):
-        for key, value in settings.items():
-            if key != "name":
-                words += [f"--{kind}.{key}", value if isinstance(value, str) else json.dumps(value)]
+    own = {key: value for key, value in given.items() if key != "name"}
+    words = ["everlearn", "tune", str(given["name"]), *as_options("stream", {"name": "clinc150", **section}),
+             *as_options("method", own)]  # fmt: skip
     options = {"backbone": (backbone, None), "recipe": (recipe, "auto"), "seed": (seed, 0), "tasks": (tasks, 5),
                "budget": (budget, None)}  # fmt: skip
     for name, (value, usual) in options.items():

@@ -238,7 +238,7 @@ def test_the_recipe_is_announced(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("everlearn.config.__file__", str(tmp_path / "everlearn" / "config.py"))
     assert main(["run", *SMALL, "--method", "ranpac", "--json"]) == 0
     captured = capsys.readouterr()
-    assert "settings: recipe digits/ranpac (--recipe none for the paper's defaults)" in captured.err
+    assert "settings: recipe digits/ranpac (--recipe none for the method's own)" in captured.err
     assert json.loads(captured.out)["config"]["method"]["width"] == 32
 
 

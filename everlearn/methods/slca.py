@@ -67,7 +67,7 @@ class SLCA(Method):
     Optimizer = torch.optim.SGD
     schedule = staticmethod(last_tenth)
     masked = True
-    since: Tensor
+    last_task: Tensor
 
     def __init__(
         self, backbone: Backbone, *, train: str = "full", epochs: Count = 20, batch_size: Count = 128, lr: Rate = 1e-4,
@@ -77,14 +77,14 @@ class SLCA(Method):
         super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         self.head_lr, self.alignment_epochs, self.samples = head_lr, alignment_epochs, samples
         self.memory = GaussianReplay(backbone.width)
-        self.register_buffer("since", torch.zeros(0, dtype=torch.long))  # the last task that had each class
+        self.register_buffer("last_task", torch.zeros(0, dtype=torch.long))  # the last task that had each class
         self.deltas = train_part(backbone, train, seed=seed)
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
         self.memory.grow(task.class_names)
-        self.since = grown(self.since, len(task.class_names))
-        self.since[list(task.classes)] = task.index
+        self.last_task = grown(self.last_task, len(task.class_names))
+        self.last_task[list(task.classes)] = task.index
 
     def param_groups(self) -> list[dict[str, Any]]:
         slow = [p for p in (*self.backbone.parameters(), *self.deltas.parameters()) if p.requires_grad]
@@ -104,8 +104,8 @@ class SLCA(Method):
         """Train the head, and nothing else, on features drawn from the Gaussians of all classes."""
         optimizer = torch.optim.SGD([self.head_group()], lr=self.lr, fused=True)
         schedule = CosineAnnealingLR(optimizer, T_max=max(1, self.alignment_epochs))
-        tasks = one_hot(self.since.unique(return_inverse=True)[1]).float()
-        age = 0.9 + 0.1 * (self.since + 1) / (self.task.index + 1)
+        tasks = one_hot(self.last_task.unique(return_inverse=True)[1]).float()
+        age = 0.9 + 0.1 * (self.last_task + 1) / (self.task.index + 1)
         for features, labels in self.memory.drawn(self.samples, times=self.alignment_epochs, shrink=age):
             order = torch.randperm(len(labels)).to(labels.device)
             for rows in order.split(ALIGNMENT_BATCH):

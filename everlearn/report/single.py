@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from everlearn.console import percent
-from everlearn.judgement import scores_on_old_and_new
+from everlearn.judgement import beside_joint_command, scores_on_old_and_new
 from everlearn.metrics import FORMULAS, passes
 from everlearn.metrics.accuracy_matrix import mean
 from everlearn.metrics.gate import NEW, OLD, Least
@@ -88,7 +88,7 @@ def headline(run: Results, beside: tuple[float | None, float | None] = (None, No
         reason = "A single task leaves no old task; the gate needs at least two tasks."
     elif None in beside:
         reason = (f"The gate asks for {wanted}. Run the method joint (retraining on all data) on the same stream to "
-                  f"know them: everlearn compare --methods {run['method']},joint.")  # fmt: skip
+                  f"know them: {beside_joint_command(run)}")  # fmt: skip
     else:
         reason = (f"{percent(beside[0])} % of joint's score on old tasks, {percent(beside[1])} % on the newest one; "
                   f"the gate asks for {wanted}.")  # fmt: skip
