@@ -190,7 +190,7 @@ def interval(accuracy: float, n: int) -> tuple[float, float]:
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| set | train, test | tasks | by hand | interval | C chosen | everlearn | seconds by hand | cold | warm "
-             "| GiB by hand | cold | warm | kept, MB | as asked |", "|---" * 15 + "|"]  # fmt: skip
+             "| GiB by hand | cold | warm | kept, MB | goal met |", "|---" * 15 + "|"]  # fmt: skip
     for row in rows:
         hand, cold, warm = row["hand"], row["cold"], row["warm"]
         low, high = interval(hand["accuracy"], row["counts"][1])

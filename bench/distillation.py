@@ -5,9 +5,9 @@
 Nothing is chosen: `everlearn distill` has its defaults, and best subsets are the best on validation examples. A folder
 that is given is gone on with: what is finished there is not made again.
 
-Written to docs/results/distillation.md: accuracy of models trained on distilled sets and on real subsets; what the
-first source document claims (4 examples a label are as good as all data, at about 1 % of the size, where the untouched
-model is far below); and whether replaying a distilled set keeps more than replaying an equal number of bytes.
+Written to docs/results/distillation.md: accuracy of models trained on distilled sets and on real subsets; the claim
+that 4 examples a label are as good as all data, at about 1 % of the size, where the untouched model is far below; and
+whether replaying a distilled set keeps more than replaying an equal number of bytes.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def space_of(name: str, backbone: str) -> judge.Space:
 
 
 def claim(args: argparse.Namespace, folder: Path) -> list[str]:
-    lines = ["## The claim of the first source: classification", "",
+    lines = ["## Four examples a label instead of all data: classification", "",
              "Test accuracy in %, seed 0. Untouched: the nearest name of a class by cosine, with nothing learned.", "",
              "| data | a class | share of the examples | untouched | random subsets, mean | distilled texts | "
              "distilled features | with learned labels | all real examples |",
@@ -242,7 +242,7 @@ def pairs(args: argparse.Namespace, folder: Path) -> list[str]:
     found = report["nDCG@10"]
     rows = {"untouched encoder": found["untouched encoder"], **{key: value for key, value in found.items()
             if key != "untouched encoder"}, "all real pairs, one epoch": everything}  # fmt: skip
-    lines = ["## The claim of the first source: retrieval", "",
+    lines = ["## Distilled pairs instead of all data: retrieval", "",
              f"domains4, {report['examples']} soft pairs of 16 tokens (4 a domain, "
              f"{100 * report['share of the data']:.1f} % of the pairs, {report['bytes']:,} bytes), LoRA on both sides, "
              "seed 0; nDCG@10 in % in the mean over domains.", "", "| trained on | validation | test |",

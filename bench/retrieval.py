@@ -10,8 +10,8 @@ seed. A folder that is given is gone on with: what is finished there is not lear
 
 Written to docs/results/retrieval.md: nDCG@10 on all domains at the end, on the old ones and on the new one when it was
 learned, beside the model before any learning and joint training; how many documents would have to be encoded again;
-and what the first source document claims, that a prompt pool keeps more than 80 % of the old performance and reaches
-98 % of joint training on new data.
+and the claim that a prompt pool keeps more than 80 % of the old performance and reaches 98 % of joint training on new
+data.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ METHODS = {
     "frozen": {}, "finetune": {"epochs": 1}, "er": {"epochs": 1}, "joint": {"epochs": 1}, "lora": {"epochs": 1},
     "joint with mined negatives": {"epochs": 1, "negatives": 2},
     "lora query side": {"epochs": 3, "side": "query"},
-    "prompt_retriever": {"length": 1, "selected": 1, "lr": 0.03}, "prompt_retriever of source A": {"lr": 0.03},
+    "prompt_retriever": {"length": 1, "selected": 1, "lr": 0.03}, "prompt_retriever with long prompts": {"lr": 0.03},
     "qdc": {"epochs": 1}, "qdc without distillation": {"epochs": 1, "distill": 0.0},
     "l2r": {"epochs": 1}, "interpolate": {"epochs": 1, "weight": "auto"},
 }  # fmt: skip

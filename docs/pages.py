@@ -145,8 +145,8 @@ def measured(name: str) -> str:
                  for row in cells[1:] if row[0] == name]  # fmt: skip
     if not rows:
         return (
-            "The pages with a row for each method have none of this one. Other pages of the [results](../results/index.md) "
-            "may measure it."
+            "The pages with a row for each method have none of this one. Other pages of the "
+            "[results](../results/index.md) may measure it."
         )
     return "\n\n".join([
         "Scores in per cent; the page of each data set names its command, hardware and date.",

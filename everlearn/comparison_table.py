@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from everlearn.console import _console, _safe, _table, duration, human_bytes, percent, ranged, short_count

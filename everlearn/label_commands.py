@@ -126,7 +126,7 @@ def _read(args: argparse.Namespace) -> int:
         told = {"labelled": len(records), "classes": len({record.label for record in records}), "out": str(args.out)}
         print(json.dumps(told, indent=1) if args.json else
               f"{len(records):,} labelled rows of {told['classes']:,} classes: {printable(args.out)}; learn them with\n"
-              f"  everlearn run --stream {printable(args.out)}")  # fmt: skip
+              f"  everlearn run --stream {printable(args.out)} --tasks 1 --out model")  # fmt: skip
         return 0
     print(json.dumps(version.record, indent=1) if args.json else describe(version))
     return 0

@@ -40,7 +40,8 @@ def result(method: str, final: float = 0.9, **changes) -> dict:
         "stored_bytes": 987_654_321, "stored": {"head": 900_000_000, "memory": 87_654_321}, "seconds": seconds,
         "seconds_per_task": [seconds] * tasks, "peak_rss_bytes": 12_345_678_901, "examples_encoded": 0,
         "examples_served": 19500, "environment": {"cpu": "A processor with rather a long name", "threads": 2},
-        "warnings": [], "notes": [], "paper_compat": False, "diagnostics": {}, "fingerprint": "f", "config": {},
+        "warnings": [], "notes": [], "paper_compat": False, "diagnostics": {}, "fingerprint": "f",
+        "config": {"stream": {"name": "digits"}, "method": {"name": "lda"}, "backbone": "tiny", "seed": 0},
     } | changes  # fmt: skip
 
 

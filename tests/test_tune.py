@@ -264,7 +264,10 @@ def test_the_command_prints_the_trials_and_writes_a_recipe(
     assert "klda on digits, the first 2 tasks" in told.out and "the method's own values have" in told.out
     assert "Trial " not in told.err  # no line of Optuna's log
     lines = Path("klda.yaml").read_text().splitlines()
-    assert lines[0] == "# everlearn run --stream digits --method klda --recipe klda.yaml"
+    assert lines[0] == (
+        "# everlearn run --stream digits --method klda --stream.tasks 5 --stream.max_train_per_class 10 "
+        "--stream.max_test_per_class 4 --recipe klda.yaml"
+    )
     assert lines[1] == (
         "# Chosen by: everlearn tune klda --stream digits --stream.tasks 5 --stream.max_train_per_class 10 "
         "--stream.max_test_per_class 4 --method.rff 64 --backbone tiny --tasks 2"

@@ -57,7 +57,7 @@ def test_finite_differences_agree_with_the_bilevel_gradient(train):
 
 
 def test_the_gradient_is_that_of_the_real_loss_and_not_of_the_synthetic_one():
-    """The first source's code multiplies the gradient of the synthetic loss by the real loss as a number: where the
+    """A published implementation multiplies the gradient of the synthetic loss by the real loss as a number: where the
     real labels are exchanged it points the same way. The true one turns round."""
     learner = learner_of("head")
     gradients = []
@@ -75,7 +75,7 @@ def test_the_gradient_is_that_of_the_real_loss_and_not_of_the_synthetic_one():
 
 @pytest.mark.parametrize("train", ["head", "lora(size=2)", "full"])
 def test_distilling_leaves_the_real_model_as_it_was(train):
-    """The first source's code keeps live tensors as the state to restore, and steps an optimizer of the real model."""
+    """A published implementation keeps live tensors as what to restore, and steps an optimizer of the real model."""
     learner = learner_of(train, dtype=torch.float32)
     identity = learner.backbone.identity()
     before = copy.deepcopy(learner.state_dict())
