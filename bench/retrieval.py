@@ -125,9 +125,11 @@ def _chosen(section: dict[str, Any]) -> list[str]:
 def default(method: type[Any], section: dict[str, Any], setting: str) -> Any:
     """What the method takes where a setting is not given."""
     from everlearn import backbones
+    from everlearn.testing import tiny_pair
 
     given = {key: value for key, value in section.items() if key != "name"}
-    return getattr(method(backbones.load("tiny"), **given), setting)
+    backbone = tiny_pair() if "two towers" in method.tags.needs else backbones.load("tiny")
+    return getattr(method(backbone, **given), setting)
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
