@@ -28,6 +28,8 @@ from everlearn.streams.validation import on_validation
 
 RATES = (3e-4, 1e-3, 3e-3, 9e-3)
 SETTINGS = {"train": "lora", "epochs": 2}
+REPLAYED = 10
+"""Examples that `er` and `mir` replay in a step; `mir` chooses them among fifty, as in its paper."""
 
 
 def main() -> None:
@@ -45,7 +47,8 @@ def main() -> None:
         for seed in seeds:
             stream = of_seed(name, seed, args.train_per_class)
             for method, size in found:
-                section = {"name": method, **SETTINGS, "lr": rate, **({"memory_size": size} if size else {})}
+                memory = {"memory_size": size, "replay_batch_size": REPLAYED} if size else {}
+                section = {"name": method, **SETTINGS, "lr": rate, **memory}
                 out = folder / name / f"{method} {size} {seed}"
                 found[method, size].append(learned(section, stream, args.backbone, seed, out))
         measured += [run for runs in found.values() for run in runs]
@@ -67,7 +70,7 @@ def tuned(name: str, size: int, args: argparse.Namespace, folder: Path) -> float
     """The learning rate with the highest final accuracy of er on validation examples of the first three tasks."""
     judged, results = on_validation(of_seed(name, 0, args.train_per_class), 3), {}
     for rate in RATES:
-        section = {"name": "er", **SETTINGS, "lr": rate, "memory_size": size}
+        section = {"name": "er", **SETTINGS, "lr": rate, "memory_size": size, "replay_batch_size": REPLAYED}
         results[rate] = learned(section, judged, args.backbone, 0, folder / f"tuning {rate}")
         print(f"{name} lr={rate}: validation accuracy {results[rate]['final_accuracy']:.4f}", flush=True)
     return best(results)

@@ -139,7 +139,8 @@ class Method(nn.Module):
     clip: ClassVar[float | None] = None
     """The largest norm of a gradient; None leaves gradients as they are."""
     masked: ClassVar[bool] = False
-    """Whether the cross-entropy compares the classes of the current task only."""
+    """Whether the cross-entropy compares the classes of the current task only. A class that comes alone is
+    compared with all classes so far, whose scores get no gradient: otherwise there would be nothing to learn."""
     paper_compat: bool = False
     head_lr: float | None = None
     """Learning rate of the head, where it has one of its own: for features of norm 1. It is divided by the norm of the
@@ -250,7 +251,10 @@ class Method(nn.Module):
     def classification_losses(self, scores: Tensor, batch: Examples) -> Tensor:
         """(n,): the cross-entropy of (n, classes) scores, over the task's own classes where `masked`."""
         self._answered(batch, scores, self.labels(batch))
-        return cross_entropy(scores, self.labels(batch), self.task.classes if self.masked else None)
+        own = self.task.classes if self.masked else None
+        if own and len(own) == 1:  # compared with old classes, whose scores stay as they are
+            scores, own = scores.detach().index_copy(1, self.labels(batch)[:1], scores[:, list(own)]), None
+        return cross_entropy(scores, self.labels(batch), own)
 
     def ranking_losses(self, queries: Tensor, documents: Tensor, texts: Sequence[str], batch: Examples) -> Tensor:
         """(n,): the cross-entropy of finding each query's document among all (m, width) documents of the batch."""
@@ -320,10 +324,10 @@ class Method(nn.Module):
         its own. Empty: nothing is trained in this task."""
         trained = [p for p in self.parameters() if p.requires_grad and p.numel()]
         apart = set() if self.head_lr is None else set(self.head.parameters())
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained if p not in apart]},
-            {"params": [p for p in trained if p in apart], "lr": self.head_rate},
-        ]
+        head: dict[str, Any] = {"params": [p for p in trained if p in apart], "lr": self.head_rate}
+        if self.masked:  # rows of old classes have a gradient of zero, and weight decay would shrink them task by task
+            head["weight_decay"] = 0.0
+        groups = [{"params": [p for p in trained if p not in apart]}, head]
         return [group for group in groups if group["params"]]
 
     def head_inputs(self, inputs: Sequence[Input]) -> Tensor:

@@ -38,7 +38,8 @@ class ESN(Method):
 
     Departures from the released code: there, stages need equally many classes each; the encoder's last normalisation
     is left out; and the pull holds -log Σ exp(-z), which moves the lowest score to the anchor instead of the highest
-    (`paper_compat` asks for that). The prompt is appended, not put after CLS. The offsets of a new stage start where
+    (`paper_compat` asks for that). The prompt is appended, not put after CLS. The query of
+    a stage's attention starts at random, not as the CLS token of the encoder. The offsets of a new stage start where
     its energy is the anchor already, which changes no probability: from zero, the loss soon became infinite.
 
     Args:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from everlearn.backbones.backbone import Backbone
+from everlearn.errors import EverlearnWarning
 from everlearn.method import Tags
 from everlearn.methods.routed import Routed
 from everlearn.optimizer_step import OptimizerStep
@@ -29,18 +32,20 @@ class HAT(Routed):
     Departures, so that old answers stay the same to the bit: units are the hidden units of the feed-forward layers, or
     the ranks or bottlenecks of an insertion, since a unit of the residual stream cannot be gated alone; all other
     weights stay pre-trained. After a task each gate is rounded to 0 or 1. Gates start open (e between 0 and 2, as the
-    paper draws it for compression), or the pre-trained layers would lose half of their units. The compensation of
-    the gradient of e is computed in closed form. Where an epoch is a single batch, s is `sharpest`: the released code
-    has 1 / `sharpest` then, with which all units are trained half open, although they answer open or closed. AdamW
-    without weight decay takes the place of SGD. The paper is told the task. Here, where the stream does not tell it,
-    the class prototype nearest to the frozen feature finds it.
+    paper draws it for compression), or the pre-trained layers would lose half of their units. The compensation of the
+    gradient of e is computed in closed form. Where an epoch is a single batch, s is `sharpest`: the released code has 1
+    / `sharpest` then, with which all units are trained half open, although they answer open or closed. AdamW without
+    weight decay takes the place of SGD, which would not close a gate within the few steps of a task here; AdamW moves e
+    by the same distance in every step, so its rate is `gate_travel` divided by the steps of the task. The paper is told
+    the task. Here, where the stream does not tell it, the class prototype nearest to the frozen feature finds it.
 
     Args:
         backbone: a pre-trained encoder, whose own weights stay as they are: the router reads its features.
         train: what has units: "full" (the feed-forward layers), or an insertion of LoRA or adapters.
         sharpest: the largest s, s_max of the paper.
         sparsity: weight of the term that asks for few units, c of the paper.
-        gate_lr: learning rate of e (AdamW).
+        gate_travel: how far e can move within a task. It starts between 0 and 2, and a gate is closed below 0; so with
+            1.8 at least about a tenth of the units stays open.
         epochs: passes over each task.
         batch_size: examples per step.
         lr: learning rate of the weights (AdamW); by default 5e-5 for those of the encoder and 1e-3 for an insertion.
@@ -69,14 +74,14 @@ class HAT(Routed):
 
     def __init__(
         self, backbone: Backbone, *, train: str = "full", sharpest: Factor = 400.0, sparsity: Strength = 0.75,
-        gate_lr: Rate = 0.05, epochs: Count = 5, batch_size: Count = 32, lr: Rate | None = None, head_lr: Rate = 0.1,
+        gate_travel: Rate = 1.8, epochs: Count = 5, batch_size: Count = 32, lr: Rate | None = None, head_lr: Rate = 0.1,
         seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
         rate = lr if lr is not None else 5e-5 if train == "full" else 1e-3
         super().__init__(
             backbone, head_lr=head_lr, epochs=epochs, batch_size=batch_size, lr=rate, seed=seed, **settings
         )
-        self.sharpest, self.sparsity, self.gate_lr, self.per_epoch = sharpest, sparsity, gate_lr, 0
+        self.sharpest, self.sparsity, self.gate_travel, self.per_epoch = sharpest, sparsity, gate_travel, 0
         with seeded(seed):
             self.deltas = gated_parts(backbone, train, sharpest)
         self.gates = tuple(gates(self.deltas))
@@ -101,9 +106,14 @@ class HAT(Routed):
         apart = set(attention)
         weights, *head = super().param_groups()
         groups: list[dict[str, Any]] = [{"params": [p for p in weights["params"] if p not in apart]},
-                                        {"params": attention, "lr": self.gate_lr}, *head]  # fmt: skip
+                                        {"params": attention, "lr": self.gate_travel}, *head]  # fmt: skip
         # Without weight decay, a weight that gets no gradient stays as it is.
         return [{**group, "weight_decay": 0.0} for group in groups]
+
+    def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:  # type: ignore[override]
+        """The rate of e is such that all steps of the task together move it by `gate_travel`."""
+        whole, shared = (lambda _: 1.0), (lambda _: 1 / max(1, steps))
+        return LambdaLR(optimizer, [whole, shared, *[whole] * (len(optimizer.param_groups) - 2)])
 
     def batches(self, task: Task) -> Sequence[Examples]:
         batches = super().batches(task)
@@ -139,6 +149,9 @@ class HAT(Routed):
         for gate in self.gates:
             gate.finish()
         super().end_task(task)
+        if unused := sum(share == 0 for share in self.used_shares()[-1]):
+            warnings.warn(f"{task.name} uses no unit in {unused} of {len(self.gates)} layers: give a smaller "
+                          "--method.sparsity or --method.gate_travel", EverlearnWarning, stacklevel=2)  # fmt: skip
 
     def used_shares(self) -> list[list[float]]:
         """For each finished task the share of the units of each layer that it uses."""

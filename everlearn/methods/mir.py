@@ -31,9 +31,10 @@ class MIR(ER):
     Args:
         backbone: a pre-trained encoder.
         candidates: examples drawn from the memory in every step, of which the most interfered are replayed.
+        replay_batch_size: how many of them are replayed. As many as there are candidates is `er`.
         score: what is compared: by how much the step would "increase" the loss; or "from best": by how much the loss
             would then be above the smaller of the present one and that when the example was stored. Only classes.
-        memory_size, replay_batch_size: as for `er`. The other settings are those of `finetune`.
+        memory_size: as for `er`. The other settings are those of `finetune`.
 
     Relations: `er` replays candidates at random.
 
@@ -45,10 +46,10 @@ class MIR(ER):
     tags = Tags(family="replay", trains="backbone", goals=("classes", "ranking"))
 
     def __init__(
-        self, backbone: Backbone, *, candidates: Count = 50, score: Literal["increase", "from best"] = "increase",
-        **settings: Any,
+        self, backbone: Backbone, *, candidates: Count = 50, replay_batch_size: Count = 10,
+        score: Literal["increase", "from best"] = "increase", **settings: Any,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, **settings)
+        super().__init__(backbone, replay_batch_size=replay_batch_size, **settings)
         self.candidates, self.score = candidates, score
 
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:

@@ -46,7 +46,9 @@ class PromptFusion(Method):
     they are kept as features of length 1.
 
     Departures: the stabiliser reads images without prompts of its own (the released code has some there), both modules
-    share one image encoder, and the learned numbers belong to classes (in the released code to places in a batch).
+    share one image encoder, and the learned numbers belong to classes (in the released code to places in a batch). The
+    released settings for CIFAR-100 are 30 vectors, 30 prompt tokens and 5,000 examples, kept by herding; here there are
+    fewer of each, and examples are kept by chance.
 
     With `boosted` below 1 this is PromptFusion-Lite. A gate, a small network on the stabiliser's features, then says
     for each image whether the booster answers with the stabiliser, or the stabiliser alone. The scores of both are

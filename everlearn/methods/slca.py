@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from everlearn.backbones.backbone import Backbone
@@ -15,11 +16,12 @@ from everlearn.method import Method, Tags
 from everlearn.peft.unified import train_part
 from everlearn.settings import Count, LargeSize, Natural, Rate, Seed
 from everlearn.state import grown
-from everlearn.streams.stream import Task
+from everlearn.streams.stream import Examples, Task
 
 ALIGNMENT_BATCH = 256
 MOMENTUM = 0.9
 TEMPERATURE = 0.1  # of the normalised scores
+STEEPEST = 0.3  # the largest norm of the head's gradient in the alignment, as a share of the norm of the features
 
 
 def last_tenth(optimizer: torch.optim.Optimizer, steps: int) -> MultiStepLR:
@@ -40,7 +42,8 @@ class SLCA(Method):
     Departures: the head is aligned after the first task too, and training continues from the aligned head
     (the published code continues from the head as it was before alignment). The published rate of the head, 0.01, is
     for a ViT, whose features have a norm of about 55: `head_lr` says the same for any encoder. The head has no weight
-    decay; the published one takes 0.000005 of a weight in a step.
+    decay; the published one takes 0.000005 of a weight in a step. While the head is aligned, the norm of its gradient
+    is limited to 0.3 of that of the features, which rows of usual size do not reach.
 
     Args:
         backbone: a pre-trained encoder.
@@ -88,11 +91,16 @@ class SLCA(Method):
 
     def param_groups(self) -> list[dict[str, Any]]:
         slow = [p for p in (*self.backbone.parameters(), *self.deltas.parameters()) if p.requires_grad]
-        return [{"params": slow, "momentum": MOMENTUM, "weight_decay": 5e-4}, self.head_group()]
+        encoder = [{"params": slow, "momentum": MOMENTUM, "weight_decay": 5e-4}] if slow else []
+        return [*encoder, self.head_group()]
 
     def head_group(self) -> dict[str, Any]:
         """The head, for an optimizer: while the encoder learns, and while the head is aligned."""
         return {"params": list(self.head.parameters()), "lr": self.head_rate, "momentum": MOMENTUM}
+
+    def classification_losses(self, scores: Tensor, batch: Examples) -> Tensor:
+        losses = super().classification_losses(scores, batch)
+        return losses if len(self.task.classes) > 1 else 0.0 * losses  # the alignment learns a class that comes alone
 
     def end_task(self, task: Task) -> None:
         features = self.embed(task.train.inputs)
@@ -101,7 +109,10 @@ class SLCA(Method):
         self.align()
 
     def align(self) -> None:
-        """Train the head, and nothing else, on features drawn from the Gaussians of all classes."""
+        """Train the head, and nothing else, on features drawn from the Gaussians of all classes.
+
+        The loss does not change with the size of a row, so a row near zero has a huge gradient. It is limited to what
+        rows of usual size have in their first steps."""
         optimizer = torch.optim.SGD([self.head_group()], lr=self.lr, fused=True)
         schedule = CosineAnnealingLR(optimizer, T_max=max(1, self.alignment_epochs))
         tasks = one_hot(self.last_task.unique(return_inverse=True)[1]).float()
@@ -111,6 +122,7 @@ class SLCA(Method):
             for rows in order.split(ALIGNMENT_BATCH):
                 optimizer.zero_grad()
                 self.alignment_loss(features.index_select(0, rows), labels[rows], tasks).backward()
+                clip_grad_norm_(self.head.parameters(), STEEPEST * self.feature_norm)
                 optimizer.step()
             schedule.step()
 

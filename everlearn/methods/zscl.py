@@ -44,7 +44,8 @@ class ZSCL(Method):
 
     Departures: present texts are compared with the first images as well as present images with the first texts (the
     released code does the latter alone, which does not hold the text encoder); the last step of a task is in the mean,
-    so that a task of fewer steps than `every` is learned too.
+    so that a task of fewer steps than `every` is learned too; the rate does not rise over the first 100 steps, which
+    many tasks here do not have, and AdamW has its usual weight decay of 0.01 (released: 0).
 
     Args:
         backbone: a pair of an image encoder and a text encoder.

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from everlearn import backbones, methods
 from everlearn.engine import learn
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, EverlearnWarning
 from everlearn.evaluation import TOLD, Evaluation
 from everlearn.features import FeatureStore, using_store
 from everlearn.peft.gate import Gate, Incoming, gated
@@ -166,7 +166,7 @@ def test_packnet_refuses_more_tasks_than_a_byte_can_tell():
 # -- hat -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("train", ["full", "lora", "houlsby"])
 def test_weights_of_units_that_earlier_tasks_use_do_not_change_and_others_do(train):
-    method, stream = taught("hat", train=train, lr=1e-2, sparsity=20.0)
+    method, stream = taught("hat", train=train, lr=1e-2, sparsity=20.0, gate_travel=0.8)
     taken = [gate.taken for gate in method.gates]
     assert all(0 < units.float().mean() < 1 for units in taken)
     before = {name: p.detach().clone() for name, p in method.deltas.named_parameters()}
@@ -211,10 +211,19 @@ def test_where_an_epoch_is_one_batch_units_are_trained_as_they_answer(monkeypatc
     seen: list[float] = []
     sharpen = methods.get("hat")._sharpen
     monkeypatch.setattr(methods.get("hat"), "_sharpen", lambda self, s: (seen.append(s), sharpen(self, s)))
-    method, stream = taught("hat", tasks=3, input="image", batch_size=32, epochs=30, lr=1e-3, head_lr=0.01)
+    method, stream = taught("hat", tasks=3, input="image", batch_size=32, epochs=30, lr=1e-3, head_lr=0.01,
+                            gate_travel=1.5)  # fmt: skip
     assert method.per_epoch == 1 and set(seen) == {400.0, 0.0}
     right = [method.predict(task.test.inputs, task.index).argmax(1) == task.test.labels for task in stream]
     assert torch.cat(right).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("epochs", [4, 16])
+def test_however_many_steps_a_task_has_the_gates_can_move_equally_far(epochs):
+    method, _ = taught("hat", epochs=epochs, sparsity=1e6, gate_travel=1.0)  # nothing but the term for few units counts
+    assert all(0.3 < units.float().mean() < 0.7 for units in (gate.used[0] for gate in method.gates))
+    with pytest.warns(EverlearnWarning, match="uses no unit in 2 of 2 layers"):
+        taught("hat", epochs=epochs, sparsity=1e6, gate_travel=3.0)
 
 
 def test_more_sparsity_uses_fewer_units_and_the_term_counts_free_units_alone():
