@@ -5,6 +5,7 @@ A run, a check of the contract and the update of a loaded model are three users 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.checkpoint import load_optimizer_state, optimizer_state
-from everlearn.errors import EverlearnError, one_line
+from everlearn.errors import EverlearnError, EverlearnWarning, one_line, printable
 from everlearn.method import Method
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.seeds import seeded
@@ -84,6 +85,11 @@ class Learning:
         if not groups:
             return
         self.trainable = sum(p.numel() for group in groups for p in group["params"])
+        if method.masked and not method.aligned and len(self.task.classes) == 1 and self.task.index > 0:
+            name = printable(self.task.class_names[self.task.classes[0]], 60)
+            warnings.warn(f"{self.task.name} has the class '{name}' alone: this method compares the classes of a task "
+                          "with each other, so it does not learn this one: learn it together with others, or take "
+                          "another method, such as slca or er", EverlearnWarning, stacklevel=2)  # fmt: skip
         batches = method.batches(self.task)
         self.steps = len(batches)
         self.optimizer_step = OptimizerStep(method.Optimizer, groups, method.lr, method.clip)

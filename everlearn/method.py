@@ -140,7 +140,9 @@ class Method(nn.Module):
     """The largest norm of a gradient; None leaves gradients as they are."""
     masked: ClassVar[bool] = False
     """Whether the cross-entropy compares the classes of the current task only. A class that comes alone is
-    compared with all classes so far, whose scores get no gradient: otherwise there would be nothing to learn."""
+    then compared with nothing: it is not learned, and `engine.learn` warns."""
+    aligned: ClassVar[bool] = False
+    """Whether the head is learned again after each task, so that it knows a class that came alone."""
     paper_compat: bool = False
     head_lr: float | None = None
     """Learning rate of the head, where it has one of its own: for features of norm 1. It is divided by the norm of the
@@ -251,10 +253,7 @@ class Method(nn.Module):
     def classification_losses(self, scores: Tensor, batch: Examples) -> Tensor:
         """(n,): the cross-entropy of (n, classes) scores, over the task's own classes where `masked`."""
         self._answered(batch, scores, self.labels(batch))
-        own = self.task.classes if self.masked else None
-        if own and len(own) == 1:  # compared with old classes, whose scores stay as they are
-            scores, own = scores.detach().index_copy(1, self.labels(batch)[:1], scores[:, list(own)]), None
-        return cross_entropy(scores, self.labels(batch), own)
+        return cross_entropy(scores, self.labels(batch), self.task.classes if self.masked else None)
 
     def ranking_losses(self, queries: Tensor, documents: Tensor, texts: Sequence[str], batch: Examples) -> Tensor:
         """(n,): the cross-entropy of finding each query's document among all (m, width) documents of the batch."""

@@ -16,7 +16,7 @@ from everlearn.method import Method, Tags
 from everlearn.peft.unified import train_part
 from everlearn.settings import Count, LargeSize, Natural, Rate, Seed
 from everlearn.state import grown
-from everlearn.streams.stream import Examples, Task
+from everlearn.streams.stream import Task
 
 ALIGNMENT_BATCH = 256
 MOMENTUM = 0.9
@@ -69,7 +69,7 @@ class SLCA(Method):
     tags = Tags(family="representation", trains="backbone")
     Optimizer = torch.optim.SGD
     schedule = staticmethod(last_tenth)
-    masked = True
+    masked = aligned = True
     last_task: Tensor
 
     def __init__(
@@ -97,10 +97,6 @@ class SLCA(Method):
     def head_group(self) -> dict[str, Any]:
         """The head, for an optimizer: while the encoder learns, and while the head is aligned."""
         return {"params": list(self.head.parameters()), "lr": self.head_rate, "momentum": MOMENTUM}
-
-    def classification_losses(self, scores: Tensor, batch: Examples) -> Tensor:
-        losses = super().classification_losses(scores, batch)
-        return losses if len(self.task.classes) > 1 else 0.0 * losses  # the alignment learns a class that comes alone
 
     def end_task(self, task: Task) -> None:
         features = self.embed(task.train.inputs)
