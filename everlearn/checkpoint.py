@@ -183,6 +183,8 @@ def _all_names(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _remedy(place: Path) -> str:
+    if place.parent.name == "versions":
+        return f"`everlearn rollback {place.parent.parent}` returns to the version before it"
     return f"remove {place} to go on from the checkpoint before it, or start again"
 
 

@@ -125,7 +125,11 @@ def compare(
     if len(gate) != 2 or not all(0 <= least <= 1 for least in gate):
         raise EverlearnError(f"gate={gate}: give two shares between 0 and 1, of joint's score on old tasks and on the "
                              "newest one, such as (0.8, 0.9)")  # fmt: skip
+    from everlearn.protocol import absolute
+
     config = build_config(options, recipe="none")[0]
+    name = config["stream"]["name"] if isinstance(stream, (str, dict)) else stream.name
+    config["stream"] = absolute(config["stream"])
     if seeds > 1:
         if not isinstance(stream, (str, dict)):
             raise EverlearnError("seeds: several seeds need a stream given by name, not a Stream object: each orders "
@@ -139,7 +143,6 @@ def compare(
         return repeated(once, config["stream"], config["seed"], seeds, Path(out) if out is not None else None, gate)
     if jobs > 1 and out is None:
         raise EverlearnError("jobs: more than one job needs a folder, out")
-    name = config["stream"]["name"] if isinstance(stream, (str, dict)) else stream.name
     input = input_of(config["stream"]) if isinstance(stream, (str, dict)) else stream.input
     chosen = select(methods)
     entries = _entries(chosen, name, input, recipe)
@@ -391,4 +394,8 @@ def _claim(folder: Path, statement: Config, entries: Sequence[Entry]) -> Config:
     for label, earlier in old.get("methods", {}).items():
         if settings.get(label, earlier) != earlier:
             raise EverlearnError(f"{folder} holds {label} with other settings: give another folder with --out")
+    for label in settings.keys() - old.get("methods", {}).keys():
+        if (folder / label / "config.yaml").is_file():
+            raise EverlearnError(f"{folder / label} holds a run that is not of this comparison: give another folder "
+                                 "with --out")  # fmt: skip
     return {**old, **statement, "methods": {**old.get("methods", {}), **settings}}

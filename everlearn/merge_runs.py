@@ -30,6 +30,7 @@ from everlearn.held_out import HeldOut
 from everlearn.locks import alone
 from everlearn.method import Method
 from everlearn.results import rounding
+from everlearn.schemas.results import read_results
 from everlearn.seeds import seeded
 from everlearn.streams.records import BadRows
 from everlearn.streams.steps import task_from
@@ -49,6 +50,7 @@ class Part:
     method: Method
     build: Callable[[], Method]
     saved: checkpoint.Checkpoint
+    version: int
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -117,14 +119,16 @@ def merge_parts(
                for examples, score in zip((old, new), before, strict=True)]  # fmt: skip
     digests = "".join(part.saved.state["files"]["method.safetensors"]["sha256"] for part in others)
     with alone(first.folder, versions.UPDATING):
+        if versions.current(first.folder) != first.version:
+            raise EverlearnError(f"{first.folder} got another version meanwhile: merge again")
         record = {
-            "version": versions.new_number(first.folder), "previous": versions.current(first.folder),
+            "version": versions.new_number(first.folder), "previous": first.version,
             "everlearn": version_of("everlearn"),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "data": printable(", ".join(str(part.folder) for part in others), 4096),
             "sha256": hashlib.sha256(digests.encode()).hexdigest(), "learned": 0, "held_out": len(new),
             "calibration": len(kept.calibration), "new_classes": list(names[known:]), "old": changes[0],
-            "new": changes[1], "temperature": temperature, "notes": [],
+            "new": changes[1], "temperature": temperature, "notes": _notes(parts),
             "merged": {"how": how, "weights": None if weights is None else [float(weight) for weight in weights]},
             "seconds": time.monotonic() - started,
         }  # fmt: skip
@@ -135,6 +139,16 @@ def merge_parts(
         held = kept.state_dict() if any(part.saved.held_out for part in parts) else {}
         _write(first.folder, out, checkpoint.Checkpoint(state, checkpoint.method_state(method), {}, held))
     return method, record
+
+
+def _notes(parts: Sequence[Part]) -> list[str]:
+    """What a reader of the merged version must know."""
+    learned = [{read_results(part.folder / "results.json")["fingerprint"],
+                *(version.record["sha256"] for version in versions.chain(part.folder, part.version))}
+               for part in parts]  # fmt: skip
+    repeated = [part.folder for i, part in enumerate(parts) for before in learned[:i] if before & learned[i]]
+    return [f"{printable(folder, 200)} and a run before it have learned some of the same data, which count twice"
+            for folder in repeated[:1]]  # fmt: skip
 
 
 def joined(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -251,8 +251,9 @@ def update(
         model, saved = _restored(folder, method)
         return model.method, saved
 
+    usual = {role: config["stream"].get(f"{role}_column") for role in ("split", "id") if role not in given}
     learned, version = learn_version(
-        folder, restore, data, test=test, columns={**named, **given}, skip_bad_rows=skip_bad_rows,
+        folder, restore, data, test=test, columns={**named, **given}, usual=usual, skip_bad_rows=skip_bad_rows,
         titles=bool(config["stream"].get("titles")),
         keep=saving["keep"] if keep is None else keep, progress=progress,
     )  # fmt: skip
@@ -315,7 +316,9 @@ def merge(
             raise EverlearnError(f"{folder} holds no finished run: give the folder of one, or run `everlearn resume "
                                  f"{folder}` first")  # fmt: skip
         model, saved = _restored(folder, method)
-        parts.append(Part(folder, model.method, partial(_built, folder, type(model.method)), saved))
+        parts.append(Part(folder, model.method, partial(_built, folder, type(model.method)), saved, model.version))
+    if inside := [folder for folder in folders if folder.resolve() in place.resolve().parents]:
+        raise EverlearnError(f"{place} is inside {inside[0]}, which it would be a copy of: give a folder elsewhere")
     config = read_run(folders[0])[0]
     columns = {role: config["stream"].get(f"{role}_column") for role in ("text", "image", "label")}
     validation = None if data is None else validation_of(parts[0], Path(data), columns)

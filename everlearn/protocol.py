@@ -79,7 +79,7 @@ def run(
                              "could not be read again: rename it")  # fmt: skip
     method = DEFAULT_METHODS[built.goal] if method is None else method
     learner, name = build_method(method, built, backbone, seed)
-    section, encoder = _method_config(method, name), learner.backbone.name
+    section, encoder = _method_config(method, name), backbones.absolute(learner.backbone.name)
     config = {"stream": _about(built), "method": section, "backbone": encoder, "seed": learner.seed}
     saving = {"save_minutes": save_minutes, "save_steps": save_steps, "keep": keep, "validate": validate}
     folder = _new_folder(out, {**config, "saving": saving}) if out is not None else None

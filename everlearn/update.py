@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version as version_of
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 from torch import Tensor
@@ -26,10 +27,11 @@ from everlearn.method import Method
 from everlearn.results import rounding
 from everlearn.streams.images import only_decodable
 from everlearn.streams.inputs import content
+from everlearn.streams.mistakes import conflicting_labels, other_spellings
 from everlearn.streams.readers import read_table
 from everlearn.streams.records import BadRows, Record, Table, with_ids
-from everlearn.streams.splits import make_splits
-from everlearn.streams.steps import task_from
+from everlearn.streams.splits import make_splits, repeated_inputs
+from everlearn.streams.steps import checked_records, task_from
 from everlearn.streams.stream import Examples, Stream, Task
 from everlearn.versions import Version
 
@@ -40,7 +42,7 @@ SHARE = 0.2
 def learn_version(
     folder: Path, restore: Callable[[], tuple[Method, checkpoint.Checkpoint]],
     data: str | Path | Stream | Sequence[Record], *, test: str | Path | None, columns: Mapping[str, str | None],
-    titles: bool, skip_bad_rows: bool, keep: int, progress: bool,
+    usual: Mapping[str, str | None], titles: bool, skip_bad_rows: bool, keep: int, progress: bool,
 ) -> tuple[Method, Version]:  # fmt: skip
     """Have what a run's folder holds learn one more task, and write it as the new version of the folder.
 
@@ -49,6 +51,7 @@ def learn_version(
         restore: gives its current version.
         data, test, skip_bad_rows, keep, progress: as for `everlearn.model.update`.
         columns: the columns of the data, by role.
+        usual: columns of the run that the data may lack.
         titles: where documents are ranked, put the title of a document before its text.
 
     Returns:
@@ -69,8 +72,8 @@ def learn_version(
                 )  # fmt: skip
             else:
                 task, record, source, notes, kept = _labelled(
-                    method, saved, data, test=test, columns=columns, skip_bad_rows=skip_bad_rows, keep=keep,
-                    progress=progress,
+                    method, saved, data, test=test, columns=columns, usual=usual, skip_bad_rows=skip_bad_rows,
+                    keep=keep, progress=progress,
                 )  # fmt: skip
             record |= {
                 "version": made, "previous": number, "everlearn": version_of("everlearn"),
@@ -94,11 +97,11 @@ _Learned = tuple[Task, dict[str, Any], str, list[str], dict[str, Tensor]]
 
 def _labelled(
     method: Method, saved: checkpoint.Checkpoint, data: Any, *, test: str | Path | None,
-    columns: Mapping[str, str | None], skip_bad_rows: bool, keep: int, progress: bool,
+    columns: Mapping[str, str | None], usual: Mapping[str, str | None], skip_bad_rows: bool, keep: int, progress: bool,
 ) -> _Learned:  # fmt: skip
     """Learn labelled examples."""
     bad = BadRows(skip_bad_rows)
-    new = read_data(data, test, columns, bad)
+    new = read_data(data, test, columns, bad, usual)
     held_out = HeldOut.load(saved.held_out, len(method.task.class_names), keep)
     task, notes = _task(method, new, held_out)
     record = _learn(method, task, held_out, saved.state.get("temperature"), progress)
@@ -130,8 +133,23 @@ class _New:
     notes: tuple[str, ...] = ()
 
 
-def read_data(data: Any, test: str | Path | None, columns: Mapping[str, str | None], bad: BadRows) -> _New:
-    """The labelled examples of a file, a folder, a Stream or records, and of the file with test examples."""
+def read_data(
+    data: Any, test: str | Path | None, columns: Mapping[str, str | None], bad: BadRows,
+    usual: Mapping[str, str | None] = MappingProxyType({}),
+) -> _New:  # fmt: skip
+    """The labelled examples of a file, a folder, a Stream or records, and of the file with test examples.
+
+    Args:
+        columns: the columns of a file, by role; `usual`: those that it may lack.
+    """
+    tests = _table(test, columns, usual, bad).with_all(split="test") if test is not None else None
+    if isinstance(data, str | Path):
+        table = _table(data, columns, usual, bad)
+        table = Table.join([table, tests]) if tests else table
+        records = with_ids(table.records, bad)
+        if table.input == "image":
+            records = only_decodable(records, bad)
+        return _New(str(data), table.input, records, table.notes)
     if isinstance(data, Stream):
         if data.goal != "classes":
             raise EverlearnError(
@@ -140,26 +158,25 @@ def read_data(data: Any, test: str | Path | None, columns: Mapping[str, str | No
         records = [Record(cast(str | bytes | Path, item), data.class_names[label], id, data.name, None, split)
                    for task in data for split, part in task.examples.items()
                    for item, label, id in zip(part.inputs, part.labels.tolist(), part.ids, strict=True)]  # fmt: skip
-        return _New(data.name, data.input, records, data.notes)
-    if not isinstance(data, str | Path):
-        records = list(data)
-        if wrong := [row for row, record in enumerate(records) if not isinstance(record, Record)]:
-            raise DataError(f"row {wrong[0]} is a {type(records[wrong[0]]).__name__}, not a record: give a file, "
-                            "everlearn.streams.from_rows(texts, labels) or everlearn.streams.Record(text, "
-                            "label)")  # fmt: skip
-        return _New("records", "", records)
-    tables = [_table(data, columns, bad)]
-    if test is not None:
-        tables.append(_table(test, columns, bad).with_all(split="test"))
-    table = Table.join(tables)
-    records = with_ids(table.records, bad)
-    if table.input == "image":
-        records = only_decodable(records, bad)
-    return _New(str(data), table.input, records, table.notes)
+        return _New(data.name, data.input, [*records, *(tests.records if tests else ())], data.notes)
+    if not isinstance(data, Iterable):
+        raise DataError(f"the data are a {type(data).__name__}: give a file, a Stream or records")
+    records = list(data)
+    if wrong := [row for row, record in enumerate(records) if not isinstance(record, Record)]:
+        raise DataError(f"row {wrong[0]} is a {type(records[wrong[0]]).__name__}, not a record: give a file, "
+                        "everlearn.streams.from_rows(texts, labels) or everlearn.streams.Record(text, "
+                        "label)")  # fmt: skip
+    return _New("records", "", [*checked_records(records, bad), *(tests.records if tests else ())])
 
 
-def _table(file: str | Path, columns: Mapping[str, str | None], bad: BadRows) -> Table:
-    table = read_table(str(file), columns, bad)
+def _table(file: str | Path, columns: Mapping[str, str | None], usual: Mapping[str, str | None], bad: BadRows) -> Table:
+    try:
+        table = read_table(str(file), {**usual, **columns}, bad)
+    except DataError as error:
+        lacks = [role for role, name in usual.items() if name and f"no column '{name}'" in str(error)]
+        if not lacks:
+            raise
+        return _table(file, columns, {role: name for role, name in usual.items() if role not in lacks}, bad)
     if table is None:
         raise DataError(f"{file}: no such file or folder; check the path")
     return table
@@ -196,7 +213,8 @@ def _task(method: Method, new: _New, held_out: HeldOut) -> tuple[Task, list[str]
     kind = "class-incremental" if len(task.class_names) > len(known) else "domain-incremental"
     if reason := supports(method.tags, Stream(new.source, kind, (task,)), method.backbone, method.settings):
         raise EverlearnError(f"method {type(method).__name__} {reason}")
-    notes = []
+    notes = [*conflicting_labels(parts, new.source, by_domain=False), *repeated_inputs(parts),
+             *other_spellings(task.class_names[len(known) :], known)]  # fmt: skip
     if count := len(parts["train"]) - len(train):
         notes.append(f"{count} examples were not learned, because they are held out to compare versions")
     if count := sum(len(parts[split]) - len(others[split]) for split in others):

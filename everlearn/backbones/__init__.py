@@ -125,6 +125,23 @@ def parts_of(name: str) -> list[str]:
     return parts
 
 
+def absolute(name: str) -> str:
+    """The name of a backbone with absolute paths of its files and folders, which means the same from anywhere.
+
+    >>> absolute("minilm+minilm@layers=3")
+    'minilm+minilm@layers=3'
+    """
+    made = []
+    for part in parts_of(name):
+        path, after = part, ""
+        while "@" in path and not Path(path).exists():
+            path, at, option = path.rpartition("@")
+            after = at + option + after
+        is_path = path not in names() and Path(path).exists()
+        made.append(str(Path(path).resolve()) + after if is_path else part)
+    return "+".join(made)
+
+
 def _exists(name: str) -> bool:
     """Whether it is a file or folder, without the size and the layers that may follow its name."""
     try:

@@ -87,7 +87,8 @@ def read_texts(place: Path, task: Task) -> tuple[Task, int]:
     file = _texts_of(place)
     if not file.exists():
         raise EverlearnError(f"{file} is not there, and without the queries and documents of old domains an update "
-                             "cannot be judged: learn the run again without --keep none")  # fmt: skip
+                             "cannot be judged: go back with everlearn rollback to a version that kept them and update "
+                             "again without --keep none, or learn the run again")  # fmt: skip
     kept = read_kept_domain(file)
     queries, documents = kept["queries"], kept["documents"]
     test = Examples([query["text"] for query in queries], torch.empty(0, dtype=torch.long),

@@ -102,3 +102,28 @@ def conflicting_labels(parts: Parts, source: str, *, by_domain: bool) -> tuple[s
 
 def _where(record: Record) -> str:
     return f"'{printable(record.label, 80)}' at {place(Path(record.file).name, record.row)}"
+
+
+def other_spellings(new: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """A note on the first new class whose name differs from that of a known one in case, spaces or the way that a
+    number is written, if there is one.
+
+    >>> other_spellings(["Card  lost", "2.0"], ["card lost", "2"])[0]
+    "2 new classes may be known ones in another spelling, such as 'Card  lost' beside 'card lost': correct the labels, \
+and go back with everlearn rollback"
+    """
+    plain = {_plain(name): name for name in known}
+    pairs = [(name, plain[_plain(name)]) for name in new if _plain(name) in plain]
+    if not pairs:
+        return ()
+    name, old = (printable(name, 60) for name in pairs[0])
+    return (f"{len(pairs)} new class{'es' * (len(pairs) > 1)} may be known ones in another spelling, such as '{name}' "
+            f"beside '{old}': correct the labels, and go back with everlearn rollback",)  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    words = " ".join(name.casefold().split())
+    try:
+        return f"{float(words):g}"
+    except ValueError:
+        return words

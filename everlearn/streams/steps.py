@@ -11,9 +11,9 @@ import torch
 
 from everlearn.errors import DataError, printable
 from everlearn.streams import limits
-from everlearn.streams.cells import BadCell, as_id, as_label, as_text
+from everlearn.streams.cells import BadCell, as_id, as_label, as_split, as_text
 from everlearn.streams.inputs import PLAIN, kind
-from everlearn.streams.records import Record
+from everlearn.streams.records import BadRows, Record
 from everlearn.streams.stream import Examples, Task
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ def task_from(records: Sequence[Record], known: Sequence[str] = (), *, index: in
     repeated = [label for label, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(f"the known class '{printable(repeated[0])}' is given twice: give each name once")
-    records = [_checked(f"record {row}", _checked_record, record, str(row)) for row, record in enumerate(records)]
+    records = checked_records(records)
     kinds = {kind(record.input) for record in records}
     if len(kinds) > 1:
         raise DataError(f"the records mix {' and '.join(sorted(kinds))}: give one kind of input per task")
@@ -112,11 +112,36 @@ def task_from(records: Sequence[Record], known: Sequence[str] = (), *, index: in
     return Task(index, name, classes, tuple(numbers), input=kinds.pop(), examples={"train": train})
 
 
+def checked_records(records: Sequence[Record], bad: BadRows | None = None) -> list[Record]:
+    """Records that were made in memory, each as a row of a file would give it.
+
+    Args:
+        bad: where bad ones are recorded, if they may be left out.
+
+    Raises:
+        DataError: one of them cannot be used.
+
+    >>> checked_records([Record("a sofa", "furniture", split="dev")])[0].split
+    'validation'
+    """
+    checked = []
+    for row, record in enumerate(records):
+        try:
+            checked.append(_checked_record(record, str(row)))
+        except BadCell as problem:
+            cause, remedy = problem.args
+            if bad is None:
+                raise DataError(f"record {row}: {cause}; {remedy}") from None
+            bad.add(f"record {row}", cause, remedy)
+    return checked
+
+
 def _checked_record(record: Record, position: str) -> Record:
     item = as_text(record.input) if isinstance(record.input, str) else record.input
     if not hasattr(item, "kind") and not isinstance(item, PLAIN):
         raise BadCell(f"the input is a {type(item).__name__}", "give a text, an encoded image or the path of one")
-    return replace(record, input=item, label=as_label(record.label, []), id=as_id(record.id) if record.id else position)
+    return replace(record, input=item, label=as_label(record.label, []), split=as_split(record.split),
+                   id=as_id(record.id) if record.id else position)  # fmt: skip
 
 
 def _checked(where: str, check: Callable[..., T], *values: Any) -> T:
