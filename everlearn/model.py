@@ -33,7 +33,7 @@ class Model:
 
     Args:
         method: the method, restored.
-        columns: the columns of its training data that the user named, by role (text, image, id).
+        columns: the columns of its training data that the user named, by role (text, image, id, label).
         temperature: what scores are divided by to become probabilities (`everlearn.calibration`); None where it was
             not fitted.
         directory: the run's folder.
@@ -352,5 +352,5 @@ def _built(folder: Path, cls: type[Method]) -> Method:
 
 
 def _model(method: Method, config: dict[str, Any], folder: Path, version: int, temperature: float | None) -> Model:
-    columns = {role: config["stream"].get(f"{role}_column") for role in ("text", "image", "id")}
+    columns = {role: config["stream"].get(f"{role}_column") for role in ("text", "image", "id", "label")}
     return Model(method, columns, temperature=temperature, directory=folder, version=version)

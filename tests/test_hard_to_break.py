@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import everlearn
-from everlearn import streams
+from everlearn import labelling, streams
 from everlearn.comparison import compare
 from everlearn.errors import DataError, EverlearnError
 from everlearn.model import merge
@@ -98,3 +98,13 @@ def test_a_merge_says_that_data_count_twice_and_copies_no_folder_into_itself(lea
     assert "have learned some of the same data, which count twice" in version.notes[0]
     with pytest.raises(EverlearnError, match=r"is inside .*, which it would be a copy of"):
         merge([learned, tmp_path / "b"], learned / "merged")
+
+
+def test_rows_to_label_are_chosen_beside_the_file_that_the_run_learned(tmp_path: Path) -> None:
+    data = table(tmp_path / "klasse.csv", rows("tea", "sofa"), "text,Klasse")
+    everlearn.run("simplecil", {"name": data, "label_column": "Klasse"}, backbone="tiny", out=tmp_path / "run")
+    table(tmp_path / "new.csv", [line.partition(",")[0] for line in rows("garden")], "text")
+    asked = labelling.ask(
+        everlearn.load(tmp_path / "run"), tmp_path / "new.csv", tmp_path / "out.csv", 3, labelled=[data]
+    )
+    assert asked.rows == 3
