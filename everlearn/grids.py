@@ -24,7 +24,8 @@ Value = float | str
 
 RATES = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
 HEAD_RATES = (1 / 3, 1.0, 3.0)
-"""Multiples of the method's own rate."""
+DECADES = (0.1, 1.0, 10.0, 100.0)
+"""Multiples of the method's own rate. The decades are for methods of SGD whose own rate is for thousands of steps."""
 
 BOUNDED = ("decay", "weight")
 """Settings whose values end where the table ends."""
@@ -62,7 +63,7 @@ GRIDS: dict[str, dict[str, tuple[Value, ...]]] = {
     "prompt_retriever": {"lr": RATES, "pull": (0.01, 0.1, 1.0)},
     "coda_prompt": {**_TRAINED, "orthogonality": (0.0, 0.1, 1.0)},
     # representation
-    "aper": {"lr": RATES}, "ranpac": {"lr": RATES},
+    "aper": {"lr": DECADES}, "ranpac": {"lr": DECADES},
     "slca": {"head_lr": RATES, "lr": RATES},
     "klda": {"gamma": (0.001, 0.01, 0.1, 1.0, 10.0)},
     "fecam": {"gamma1": (0.01, 0.1, 1.0, 10.0, 100.0)},
