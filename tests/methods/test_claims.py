@@ -47,6 +47,11 @@ def test_order_and_number_of_tasks_do_not_matter(name: str, settings: dict) -> N
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_copy_that_aper_trains_in_full_has_no_dropout() -> None:
+    method = methods.get("aper")(backbones.load("tiny"), train="full")
+    assert method.adapted is not method.backbone and not method.train().adapted.training and method.training
+
+
 def test_simplecil_is_the_nearest_class_mean() -> None:
     stream = toy_stream()
     method = learn("simplecil", stream)
