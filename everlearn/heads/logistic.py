@@ -125,7 +125,10 @@ def fit(features: Tensor, labels: Tensor, strength: float, tolerance: float = 3e
     centred = features - mean
     scale = SPREAD / float(centred.square().sum(1).mean().sqrt().clamp_min(1e-6))
     rows = centred.mul_(scale)
-    model = LogisticRegression(C=strength / scale**2, max_iter=ITERATIONS, tol=tolerance, warm_start=True)
+    strength /= scale**2
+    if len(present) == 2:  # scikit-learn penalises one row then, the difference of the two: its |d|² is 2 |W|²
+        strength *= 2
+    model = LogisticRegression(C=strength, max_iter=ITERATIONS, tol=tolerance, warm_start=True)
     if len(present) > 2:  # half of the means of the classes is nearer to the minimum than zero
         which = torch.searchsorted(present, labels)
         means = rows.new_zeros(len(present), rows.shape[1]).index_add_(0, which, rows)
