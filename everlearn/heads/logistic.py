@@ -43,6 +43,7 @@ class Logistic(KeptRows):
         rows: most rows kept; where there are more, a uniform sample of them.
         strength: C, or "auto".
         seed: of the choice of rows.
+        rounding: of the encoder (`Backbone.rounding`), up to which `remove` knows a row again.
 
     >>> head = Logistic(2)
     >>> head.grow(2)
@@ -58,9 +59,10 @@ class Logistic(KeptRows):
     chosen: Tensor
 
     def __init__(
-        self, width: int, *, rows: int = 100_000, strength: float | Literal["auto"] = STRENGTH, seed: int = 0
-    ) -> None:
-        super().__init__(width, rows, seed)
+        self, width: int, *, rows: int = 100_000, strength: float | Literal["auto"] = STRENGTH, seed: int = 0,
+        rounding: float = 1e-4,
+    ) -> None:  # fmt: skip
+        super().__init__(width, rows, seed, rounding)
         if strength != "auto" and (isinstance(strength, str) or not 0 < strength < math.inf):
             raise EverlearnError(f"logistic: strength is 'auto' or above 0 and finite, but it is {strength!r}")
         self.strength = strength
