@@ -333,6 +333,12 @@ class Backbone(nn.Module):
         return not any(p.requires_grad for module in modules for p in module.parameters())
 
     @property
+    def rounding(self) -> float:
+        """How far apart two features of one example may be, of the largest number in them: the other examples of a
+        batch, and so the size of a matrix product, decide how it is rounded."""
+        return 5e-3 if "bfloat16" in self.precision else 1e-4
+
+    @property
     def first(self) -> Backbone:
         """What a method changes: the encoder itself, and of two towers the one that the examples go to."""
         return self

@@ -37,7 +37,7 @@ NEVER_READ = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpac
 KNOWN = frozenset((
     "active", "attached", "class_features", "depth", "device", "digests", "doubt", "encode", "encoders", "eval",
     "identity", "is_frozen", "is_image_text", "is_loaded", "layers", "name", "named_modules", "origin", "place",
-    "precision", "pretrained", "reads", "settings", "state_dict", "train", "training", "training_precision",
+    "precision", "pretrained", "reads", "rounding", "settings", "state_dict", "train", "training", "training_precision",
     "width",
 ))  # fmt: skip
 """The attributes that are answered without the encoder."""

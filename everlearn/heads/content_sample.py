@@ -23,6 +23,8 @@ class ContentSample(Stateful):
         capacity: most rows kept.
         seed: of the keys.
         dtype: of the rows as they are kept: float32, or float16 for half the size.
+        rounding: how far apart two features of one example may be, of the largest number in them, for `remove` to know
+            them again (`Backbone.rounding`).
 
     >>> rows, labels = torch.randn(9, 4), torch.arange(9)
     >>> one, other = ContentSample(4, capacity=3), ContentSample(4, capacity=3)
@@ -38,9 +40,11 @@ class ContentSample(Stateful):
     limit: Tensor
     directions: Tensor
 
-    def __init__(self, width: int, capacity: int, seed: int = 0, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, width: int, capacity: int, seed: int = 0, dtype: torch.dtype = torch.float32, rounding: float = 1e-4
+    ):  # fmt: skip
         super().__init__()
-        self.capacity = capacity
+        self.capacity, self.rounding = capacity, rounding
         draw = torch.Generator().manual_seed(seed)
         self.register_buffer("directions", torch.randn(width, 2, generator=draw, dtype=torch.float64), persistent=False)
         self.register_buffer("features", torch.zeros(0, width, dtype=dtype))
@@ -92,22 +96,24 @@ class ContentSample(Stateful):
         return self.features[rows], self.labels[rows]
 
     def remove(self, features: Tensor, labels: Tensor) -> None:
-        """Remove those of the rows that are in the sample; rows are recognised up to the rounding of the encoder.
+        """Remove those of the rows that are in the sample: of each the nearest, if it is within the rounding.
 
         Raises:
             EverlearnError: a row that must be in the sample is not, so it was never added; nothing is removed.
         """
         stay = torch.ones_like(self.labels, dtype=torch.bool)
-        margin = 1e-3 if self.limit < 1 else 0  # near the limit, rounding decides whether a row is in the sample
+        # Near the limit, rounding decides whether a row is in the sample. Coarse rounding turns a key into any other.
+        margin = 0.0 if self.limit == 1 else 1e-3 if self.rounding <= 1e-4 else 1.0
         keys = self.keys_of(features)
         near = keys < self.limit + margin
-        same = 1e-4 if self.features.dtype == torch.float32 else 2e-3  # of the largest value: rounding of what is kept
+        kept = 0.0 if self.features.dtype == torch.float32 else 2e-3  # of the largest value: rounding of what is kept
         must = (keys < self.limit - margin)[near].tolist()
         offered = zip(features[near].to(self.features), labels[near].tolist(), keys[near], must, strict=True)
         for row, label, key, is_kept in offered:
             own = (stay & (self.labels == label)).nonzero()[:, 0]  # to compare the row with all others would take long
             distance = (self.features[own] - row).float().abs().amax(1) / row.abs().amax()
-            found = own[distance < same]
+            near_enough = distance <= max(self.rounding, kept)
+            found = own[near_enough & (distance <= distance.min() + kept)] if len(own) else own
             if len(found):  # rows that are kept as equal may have had different features, and so different keys
                 stay[found[(self.keys[found] - key).abs().argmin()]] = False
             elif is_kept:

@@ -20,11 +20,12 @@ class KeptRows(Statistics):
         width: length of a feature vector.
         rows: most rows kept; where there are more, a uniform sample of them.
         seed: of the choice of rows.
+        rounding: of the encoder (`Backbone.rounding`), up to which rows are known again.
     """
 
-    def __init__(self, width: int, rows: int, seed: int) -> None:
+    def __init__(self, width: int, rows: int, seed: int, rounding: float = 1e-4) -> None:
         super().__init__()
-        self.sample = ContentSample(width, rows, seed, dtype=torch.float16)
+        self.sample = ContentSample(width, rows, seed, dtype=torch.float16, rounding=rounding)
         drawn = self.sample.directions.numpy().tobytes()
         self.register_buffer("checksum", torch.tensor([width, rows, zlib.crc32(drawn)]))
 

@@ -57,6 +57,7 @@ class KNN(KeptRows):
         temperature: T, above 0.
         rows: most rows kept; where there are more, a uniform sample of them, in which none replaces one removed.
         seed: of the choice of rows.
+        rounding: of the encoder (`Backbone.rounding`), up to which `remove` knows a row again.
 
     Raises:
         EverlearnError: a setting is out of its range.
@@ -77,9 +78,9 @@ class KNN(KeptRows):
     def __init__(
         self, width: int, *, parametric: Kind = "logistic", interpolation: float | Literal["auto"] = "auto",
         neighbours: int | Literal["auto"] = "auto", temperature: float | Literal["auto"] = "auto",
-        rows: int = 100_000, seed: int = 0,
+        rows: int = 100_000, seed: int = 0, rounding: float = 1e-4,
     ) -> None:  # fmt: skip
-        super().__init__(width, rows, seed)
+        super().__init__(width, rows, seed, rounding)
         if parametric not in PARAMETRIC:
             raise unknown("parametric head", parametric, PARAMETRIC)
         self.kind, self.wanted = parametric, (interpolation, neighbours, temperature)

@@ -59,9 +59,14 @@ def held_out_errors(h: Tensor, y: Tensor, held_h: Tensor, held_y: Tensor, lambda
     return torch.stack([(left @ (right / (values + strength)) - held_y).square().mean() for strength in lambdas])
 
 
-def rows_of(features: Tensor, labels: Tensor, kept: Tensor, kept_labels: Tensor) -> Tensor:
-    """Where (n, width) features with these labels are among the kept ones, (n,), each at a place of its own. They are
-    recognised up to the rounding of the encoder.
+def rows_of(
+    features: Tensor, labels: Tensor, kept: Tensor, kept_labels: Tensor, rounding: float = 1e-4
+) -> Tensor:  # fmt: skip
+    """Where (n, width) features with these labels are among the kept ones, (n,), each at a place of its own: that of
+    the nearest.
+
+    Args:
+        rounding: of the encoder; the nearest may be so far away, of the largest number in a feature.
 
     Raises:
         EverlearnError: one of them is not there.
@@ -77,7 +82,7 @@ def rows_of(features: Tensor, labels: Tensor, kept: Tensor, kept_labels: Tensor)
         for row in (labels == label).nonzero()[:, 0].tolist():
             wanted = features[row].to(kept)
             distance = (kept[own] - wanted).abs().amax(1).masked_fill(~free, torch.inf)
-            if not len(own) or distance.min() > 1e-4 * wanted.abs().amax():
+            if not len(own) or distance.min() > rounding * wanted.abs().amax():
                 raise EverlearnError("remove: an example was never added with this label; nothing was removed")
             free[distance.argmin()] = False
             places[row] = own[distance.argmin()]

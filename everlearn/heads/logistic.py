@@ -43,6 +43,7 @@ class Logistic(KeptRows):
         rows: most rows kept; where there are more, a uniform sample of them.
         strength: C, or "auto".
         seed: of the choice of rows.
+        rounding: of the encoder (`Backbone.rounding`), up to which `remove` knows a row again.
 
     >>> head = Logistic(2)
     >>> head.grow(2)
@@ -58,9 +59,10 @@ class Logistic(KeptRows):
     chosen: Tensor
 
     def __init__(
-        self, width: int, *, rows: int = 100_000, strength: float | Literal["auto"] = STRENGTH, seed: int = 0
-    ) -> None:
-        super().__init__(width, rows, seed)
+        self, width: int, *, rows: int = 100_000, strength: float | Literal["auto"] = STRENGTH, seed: int = 0,
+        rounding: float = 1e-4,
+    ) -> None:  # fmt: skip
+        super().__init__(width, rows, seed, rounding)
         if strength != "auto" and (isinstance(strength, str) or not 0 < strength < math.inf):
             raise EverlearnError(f"logistic: strength is 'auto' or above 0 and finite, but it is {strength!r}")
         self.strength = strength
@@ -125,7 +127,10 @@ def fit(features: Tensor, labels: Tensor, strength: float, tolerance: float = 3e
     centred = features - mean
     scale = SPREAD / float(centred.square().sum(1).mean().sqrt().clamp_min(1e-6))
     rows = centred.mul_(scale)
-    model = LogisticRegression(C=strength / scale**2, max_iter=ITERATIONS, tol=tolerance, warm_start=True)
+    strength /= scale**2
+    if len(present) == 2:  # scikit-learn penalises one row then, the difference of the two: its |d|² is 2 |W|²
+        strength *= 2
+    model = LogisticRegression(C=strength, max_iter=ITERATIONS, tol=tolerance, warm_start=True)
     if len(present) > 2:  # half of the means of the classes is nearer to the minimum than zero
         which = torch.searchsorted(present, labels)
         means = rows.new_zeros(len(present), rows.shape[1]).index_add_(0, which, rows)

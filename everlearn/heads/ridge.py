@@ -57,6 +57,7 @@ class Ridge(Statistics):
         lambdas: candidates for λ.
         select: which features choose λ.
         sample: rows that choose λ, where select is "sample".
+        rounding: of the encoder (`Backbone.rounding`), up to which `remove` knows a row again.
 
     >>> head = Ridge(2, lambdas=(1e-6,))
     >>> head.grow(2)
@@ -80,7 +81,7 @@ class Ridge(Statistics):
 
     def __init__(
         self, width: int, *, projection: int = 0, seed: int = 0, lambdas: tuple[float, ...] = LAMBDAS,
-        select: Literal["sample", "current"] = "sample", sample: int = 1500,
+        select: Literal["sample", "current"] = "sample", sample: int = 1500, rounding: float = 1e-4,
     ):  # fmt: skip
         super().__init__()
         if select not in ("sample", "current"):
@@ -91,7 +92,8 @@ class Ridge(Statistics):
         features = projection or width
         matrix = torch.randn(width, projection, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("projection", matrix, persistent=False)
-        self.sample = ContentSample(width, sample + sample // 10 if select == "sample" else 0, seed + 1)
+        rows = sample + sample // 10 if select == "sample" else 0
+        self.sample = ContentSample(width, rows, seed + 1, rounding=rounding)
         drawn = matrix.numpy().tobytes() + self.sample.directions.numpy().tobytes()
         self.register_buffer("checksum", torch.tensor([width, projection, zlib.crc32(drawn)]))
         self.register_buffer("kept", torch.zeros(0, width))  # the features of all examples, until they are summed
@@ -138,7 +140,7 @@ class Ridge(Statistics):
         """
         self._counted(labels, -1)  # refuses before anything changes
         if self.keeps_features:
-            rows_of(features, labels, self.kept, self.kept_labels)
+            rows_of(features, labels, self.kept, self.kept_labels, self.sample.rounding)
         self.sample.remove(features, labels)
         super().remove(features, labels)
 
@@ -210,7 +212,7 @@ class Ridge(Statistics):
             if self.kept.numel() >= self.size**2:
                 self._sum_up()
         else:
-            places = rows_of(features, labels, self.kept, self.kept_labels)
+            places = rows_of(features, labels, self.kept, self.kept_labels, self.sample.rounding)
             if len(early := places[places < self.summed]):
                 self._add_to(self._panels(), self.targets, self.kept[early], self.kept_labels[early], -1)
                 self.summed -= len(early)

@@ -96,6 +96,12 @@ class Statistics(Stateful):
         """
         self.counts = self._counted(labels, -1)
         self._accumulate(features, labels.to(self.counts.device), -1)
+        # What is left of the sums where no example is left is their rounding, and a covariance of it is no covariance.
+        for sums, dim in self._class_sums():
+            sums.index_fill_(dim, (self.counts == 0).nonzero()[:, 0], 0)
+        if not self.counts.any():
+            for name in self.over_all:
+                getattr(self, name).zero_()
 
     @torch.no_grad()
     def merge(self, other: Statistics) -> None:

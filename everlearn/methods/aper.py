@@ -70,12 +70,23 @@ class APER(Method):
         super().begin_task(task)
         if task.index == 0:
             self.first_head.grow(task.class_names)
-        self.adapted.requires_grad_(task.index == 0)
+        self._adapting(task.index == 0)
+
+    def train(self, mode: bool = True) -> APER:
+        """As of every method; and the copy that is trained in full has no dropout either."""
+        super().train(mode)
+        self.learner.eval()
+        return self
+
+    def _adapting(self, is_on: bool) -> None:
+        """Whether what is adapted receives gradient: of a pair, nothing but the encoder that examples go to."""
+        adapted = self.adapted.first if isinstance(self.adapted, Backbone) else self.adapted
+        adapted.requires_grad_(is_on)
 
     def param_groups(self) -> list[dict[str, Any]]:
         if self.task.index > 0:
             return []
-        trained = [*self.adapted.parameters(), *self.first_head.parameters()]
+        trained = [p for p in [*self.adapted.parameters(), *self.first_head.parameters()] if p.requires_grad]
         return [{"params": trained, "momentum": 0.9, "weight_decay": self.weight_decay}]
 
     def losses(self, batch: Examples) -> Tensor:
@@ -85,7 +96,7 @@ class APER(Method):
         return self.first_head(self.learner.infer(inputs))
 
     def end_task(self, task: Task) -> None:
-        self.adapted.requires_grad_(False)
+        self._adapting(False)
         self.head.add(self.embed(task.train.inputs), self.labels(task.train))
 
     def embed(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:

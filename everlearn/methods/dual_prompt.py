@@ -43,7 +43,8 @@ class DualPrompt(Prompted):
         general_blocks: the blocks of the general prompt, from 0; those beyond the encoder's depth are dropped.
         expert_blocks: the blocks of the expert prompts; the last block where all lie beyond the depth.
         form: "prefix" or "prompt". As prompts, which need equal lengths, tokens take the places of the
-            block before's instead of being added to them: the sequence grows once.
+            block before's instead of being added to them: the sequence grows once, before block 0, which must be
+            one of the blocks.
         pull: weight of the key's distance to the query, lambda of the paper.
         epochs: passes over each task.
         batch_size: examples per step.
@@ -53,7 +54,7 @@ class DualPrompt(Prompted):
         settings: order and rescore, as of every method that trains (`Method`).
 
     Raises:
-        EverlearnError: lengths that do not fit the form, or a block that is given twice.
+        EverlearnError: lengths or blocks that do not fit the form, or a block that is given twice.
 
     Relations: `l2p` has one pool at the input; `coda_prompt` weighs all prompts instead of choosing.
 
@@ -86,6 +87,10 @@ class DualPrompt(Prompted):
         self.expert_blocks = tuple(b for b in expert_blocks if b < backbone.depth) or (backbone.depth - 1,)
         within = (b for b in general_blocks if b < backbone.depth)
         self.general_blocks = tuple(b for b in within if b not in self.expert_blocks)
+        if form == "prompt" and 0 not in (*self.general_blocks, *self.expert_blocks):
+            raise EverlearnError("method.form: 'prompt' adds its tokens to the sequence before block 0, which is in "
+                                 f"neither general_blocks {list(general_blocks)} nor expert_blocks "
+                                 f"{list(expert_blocks)}: add it to one of them, or give prefix")  # fmt: skip
         self.form, self.strength, self.head_lr = form, pull, head_lr
         with seeded(seed):
             general = torch.empty(len(self.general_blocks), general_length, backbone.hidden_width).uniform_(0, 0.01)
@@ -99,9 +104,8 @@ class DualPrompt(Prompted):
     def _insert(self, index: int) -> Any:
         if self.form == "prefix":
             return self.backbone.attach(KeysValues(), self.backbone.block(index).heads)
-        first = len(self.inserted) == 0
         site = self.backbone.tokens if index == 0 else self.backbone.block(index - 1).output
-        return self.backbone.attach(PromptTokens(replaces=not first), site)
+        return self.backbone.attach(PromptTokens(replaces=index > 0), site)
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)

@@ -28,6 +28,8 @@ class ExtraLayers(Method):
     head are kept: new classes get new rows, and an old row changes only where a task has examples of its class. The
     cross-entropy compares the classes of the task alone. The new block moves the features of old classes too;
     distillation (Li & Hoiem, 2016, https://arxiv.org/abs/1606.09282) holds the old scores of the new examples.
+    Where classes come again, their rows change in the task, and the old scores are those of the older blocks under the
+    rows as they are now: what is held then is the feature, as the present head reads it.
 
     Args:
         backbone: a pre-trained encoder, frozen.

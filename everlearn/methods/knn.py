@@ -51,7 +51,7 @@ class KNN(SimpleCIL):
         super().__init__(backbone, seed=seed)
         self.head = Head(
             backbone.width, parametric=head, interpolation=interpolation, neighbours=neighbours,
-            temperature=temperature, rows=rows, seed=seed,
+            temperature=temperature, rows=rows, seed=seed, rounding=backbone.rounding,
         )  # fmt: skip
 
     def diagnostics(self) -> dict[str, float]:

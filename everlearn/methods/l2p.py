@@ -42,7 +42,8 @@ class L2P(Prompted):
         pull: weight of the keys' distance to the query, lambda of the paper.
         diversify: how training makes tasks use different prompts. "frequency" weighs distances by how often
             a prompt was chosen in earlier tasks (the paper); "mask" gives task t the prompts
-            t·N … (t+1)·N - 1 (the released code); "none" does neither.
+            t·N … (t+1)·N - 1, and once the pool is used up the keys choose (the released code); "none" does
+            neither.
         readout: what is classified: the mean output of the "prompts" (the paper), or "pooled", the encoder's
             own feature (an option of the released code).
         grow: prompts added to the pool with every task after the first.
@@ -107,10 +108,9 @@ class L2P(Prompted):
         if learning and self.diversify == "frequency" and self.task.index > 0:
             frequencies = self.chosen.frequencies().to(far)
             far = far * nn.functional.pad(frequencies, (0, len(self.keys) - len(frequencies)))
-        if learning and self.diversify == "mask":
-            start = self.task.index * self.selected
-            own = torch.arange(start, start + self.selected, device=far.device) % len(self.keys)
-            return own.expand(len(far), -1)
+        start = self.task.index * self.selected if learning and self.diversify == "mask" else len(self.keys)
+        if start + self.selected <= len(self.keys):
+            return torch.arange(start, start + self.selected, device=far.device).expand(len(far), -1)
         chosen = far.topk(self.selected, dim=1, largest=False).indices
         return voted(chosen, len(self.keys), self.batch_size) if self.paper_compat else chosen
 

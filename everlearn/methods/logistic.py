@@ -53,7 +53,7 @@ class Logistic(SimpleCIL):
         seed: Seed = 0, distilled: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(backbone, seed=seed)
-        self.head = Head(backbone.width, rows=rows, strength=strength, seed=seed)
+        self.head = Head(backbone.width, rows=rows, strength=strength, seed=seed, rounding=backbone.rounding)
         self.file = distilled
         self.distilled = Replay(seed=seed) if distilled else None
 

@@ -44,7 +44,7 @@ class PromptRetriever(Method):
         side: which texts get prompts, "query" or "both".
         epochs: passes over each domain.
         batch_size: pairs per step.
-        lr: learning rate (AdamW), of prompts and keys.
+        lr: learning rate (AdamW without weight decay), of prompts and keys.
         seed: of the pool and the order of pairs.
         settings: order and rescore, as of every method that trains (`Method`).
 
@@ -77,6 +77,10 @@ class PromptRetriever(Method):
         self.chosen = Selection()
         self.inserted = PromptTokens()
         backbone.attach(self.inserted, backbone.tokens)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        # Weight decay would shrink the prompts and keys that no query has chosen, step by step.
+        return [{**group, "weight_decay": 0.0} for group in super().param_groups()]
 
     def untouched(self, texts: Sequence[Input], role: Role) -> Tensor:
         """(n, width) of the encoder without prompts, from the feature store."""

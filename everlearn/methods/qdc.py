@@ -89,9 +89,16 @@ class QDC(Finetune):
 
     def end_task(self, task: Task) -> None:
         queries = list(dict.fromkeys(task.train.inputs))
-        now, then = self.embed(queries, "query"), self.embedded_before(queries, "query")
-        moved = comparable(now, self.backbone.similarity) - comparable(then, self.backbone.similarity)
-        before = self.before["backbone"]
+        if task.index == 0:  # the index of the untouched encoder may be searched too, which an insertion changes
+            then = self.embedded_before(queries, "query")
+            with self.before["backbone"].pretrained():
+                self._moved(queries, then)
+        self._moved(queries, self.embed(queries, "query"))
+
+    def _moved(self, queries: Sequence[Input], now: Tensor) -> None:
+        """Record that these queries have moved, since the model before, to the embeddings `now` (n, width)."""
+        before, similarity = self.before["backbone"], self.backbone.similarity
+        moved = comparable(now, similarity) - comparable(self.embedded_before(queries, "query"), similarity)
         with before.reading("document"):
             self.drift.record(before.identity(), moved.mean(0))
 

@@ -63,7 +63,7 @@ class RanPAC(SimpleCIL):
     ) -> None:  # fmt: skip
         Method.__init__(self, backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, order=order,
                         rescore=rescore)  # fmt: skip
-        self.head = Ridge(backbone.width, projection=width, seed=seed, select=select)
+        self.head = Ridge(backbone.width, projection=width, seed=seed, select=select, rounding=backbone.rounding)
         self.first_head = Cosine(backbone.width)
         self.deltas = train_part(backbone, train, seed=seed) if first_session else DeltaSet()
         trained = (*backbone.parameters(), *self.deltas.parameters()) if first_session else ()

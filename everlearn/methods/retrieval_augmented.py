@@ -40,6 +40,9 @@ class RetrievalAugmented(Finetune):
     here the name of the label stands in the text, and the score of a class is the cosine of the text and its name. What
     does not fit into the encoder's length is cut off at the end; of a neighbour, 200 characters are read.
 
+    The neighbours of all examples of a task are found before its first step, with their labels. An online stream gives
+    the labels of later batches only later, so it cannot be learned.
+
     Args:
         backbone: a pre-trained text encoder, frozen.
         train: the insertion by which the reading is tuned; "head" tunes nothing.
@@ -60,7 +63,8 @@ class RetrievalAugmented(Finetune):
     ['a red sofa | a sofa: furniture']
     """
 
-    tags = Tags(family="replay", trains="peft", inputs=("text",), needs=("class names",))
+    tags = Tags(family="replay", trains="peft", inputs=("text",), needs=("class names",),
+                kinds=("class-incremental", "domain-incremental", "task-incremental", "old-then-new"))  # fmt: skip
 
     def __init__(
         self, backbone: Backbone, *, train: str = "lora", neighbours: Count = 4, scale: Factor = 20.0, **settings: Any

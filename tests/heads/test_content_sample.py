@@ -102,3 +102,33 @@ def test_loads_into_a_fresh_sample_and_copies_are_independent():
         each.add(rows + 1, labels)
     assert torch.equal(fresh.features, sample.features) and torch.equal(fresh.limit, sample.limit)
     assert float(twin.limit) > float(sample.limit)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("capacity", [100, 40])
+def test_of_rows_that_a_coarse_encoder_gives_again_the_nearest_leaves(capacity, dtype):
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(60, 16, generator=draw), dim=1)
+    rows[1::2] = rows[::2] + 0.02 * torch.randn(30, 16, generator=draw)  # each row has another one near it
+    sample = ContentSample(16, capacity, dtype=dtype, rounding=5e-3)
+    sample.add(rows, torch.zeros(60, dtype=torch.long))
+    kept = [row for row in range(60) if bool((sample.features == rows[row].to(dtype)).all(1).any())]
+    assert len(kept) == min(60, capacity)
+    again = rows + 3e-3 * (torch.rand(60, 16, generator=draw) - 0.5) * rows.abs().amax(1, keepdim=True)
+    sample.remove(again[kept[:10]], torch.zeros(10, dtype=torch.long))
+    left = {row for row in kept if bool((sample.features == rows[row].to(dtype)).all(1).any())}
+    assert left == {*kept[10:]}
+
+
+def test_a_row_that_is_further_away_than_the_rounding_was_never_added():
+    rows, labels = torch.randn(20, 6), torch.zeros(20, dtype=torch.long)
+    exact, coarse = ContentSample(6, 100), ContentSample(6, 100, rounding=5e-3)
+    for sample in (exact, coarse):
+        sample.add(rows, labels)
+    again = rows[:1] * 1.001
+    with pytest.raises(EverlearnError, match="never added"):
+        exact.remove(again, labels[:1])
+    with pytest.raises(EverlearnError, match="never added"):
+        coarse.remove(rows[:1] * 1.01, labels[:1])
+    coarse.remove(again, labels[:1])
+    assert len(exact) == 20 and len(coarse) == 19

@@ -170,3 +170,22 @@ def test_copies_are_independent_and_predictions_do_not_depend_on_the_batch():
     twin.solve()
     assert torch.equal(head(x), scores) and not torch.allclose(twin(x), scores)
     assert torch.allclose(torch.cat([head(row[None]) for row in x]), scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rff", [0, 40])
+def test_a_head_that_has_forgotten_all_is_as_new(rff):
+    x, y = data()
+    head = learned(x, y, rff=rff)
+    for part in (slice(100), slice(100, None)):
+        head.remove(x[part], y[part])
+        head.solve()
+    assert head.counts.sum() == 0 and not head.sums.any() and not head.moments.any()
+    assert (head(x) == LEAST).all()
+
+
+def test_the_sums_of_a_class_that_is_forgotten_are_zero():
+    x, y = data()
+    x = x.double() / 3  # whose sums are not exact
+    head = learned(x, y)
+    head.remove(x[y == 1], y[y == 1])
+    assert not head.sums[1].any() and head.sums[0].any() and head.moments.any()

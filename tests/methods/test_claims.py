@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from everlearn import backbones, methods
+from everlearn.backbones.tiny import TinyBackbone
 from everlearn.batches import Batches
 from everlearn.features import FeatureStore, using_store
 from everlearn.fisher import diagonal_fisher
@@ -45,6 +46,27 @@ def test_order_and_number_of_tasks_do_not_matter(name: str, settings: dict) -> N
     for groups in ([[0, 1, 2, 3]], [[0, 1], [2, 3]], [[3], [0], [2], [1]]):
         found = learn(name, regrouped(stream, groups), **settings).predict(everything.inputs)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("ranpac", {"width": 200, "first_session": False}), ("logistic", {}),
+                                                ("knn", {})])  # fmt: skip
+def test_what_an_encoder_of_bfloat16_gives_alone_is_forgotten_too(tmp_path, name: str, settings: dict) -> None:
+    backbone, stream = TinyBackbone(width=384), toy_stream(tasks=1, per_class=40)
+    backbone.precision = "bfloat16"
+    longer = [text + " more" * (row % 20) for row, text in enumerate(stream[0].train.inputs)]
+    train = replace(stream[0].train, inputs=longer)
+    method = methods.get(name)(backbone, **settings)
+    task = replace(stream[0], examples={**stream[0].examples, "train": train})
+    session(method, replace(stream, tasks=(task,))).learn()
+    with using_store(FeatureStore(tmp_path / "another")):
+        for row in range(0, 60, 4):
+            method.forget(train[[row]])
+    assert int(method.head.counts.sum()) == 65
+
+
+def test_the_copy_that_aper_trains_in_full_has_no_dropout() -> None:
+    method = methods.get("aper")(backbones.load("tiny"), train="full")
+    assert method.adapted is not method.backbone and not method.train().adapted.training and method.training
 
 
 def test_simplecil_is_the_nearest_class_mean() -> None:

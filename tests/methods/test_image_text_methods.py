@@ -260,6 +260,16 @@ def test_prompt_fusion_lite_moves_towards_the_share_that_is_asked_for(target):
     assert (share > 0.5) == (target > 0.5)
 
 
+def test_of_a_pair_aper_trains_the_image_encoder_alone() -> None:
+    method = methods.get("aper")(tiny_pair(), train="full", epochs=1)
+    stream = toy_stream("image", tasks=1)
+    method.begin_task(stream[0].sealed())
+    trained = [p for p in method.adapted.parameters() if p.requires_grad]
+    assert {id(p) for p in trained} == {id(p) for p in method.adapted.first.parameters()}
+    method.end_task(stream[0])
+    assert not any(name.startswith("adapted") for name in method.trained())
+
+
 # -- all ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["prompt_fusion", "proof", "zscl"])
 def test_a_backbone_that_is_no_pair_is_refused(name):

@@ -76,6 +76,10 @@ def test_an_example_is_read_with_the_labels_of_its_nearest_and_never_with_itself
     assert method.with_neighbours(train.inputs[:1], train[[0]]) == [train.inputs[0]]  # it is alone
 
 
+def test_labels_of_later_batches_are_not_read_in_an_online_stream() -> None:
+    assert "online" not in methods.get("retrieval_augmented").tags.kinds
+
+
 def test_to_learn_is_to_add_without_a_step_of_training() -> None:
     """What an added example says is read at once: its label is the name that the text is nearest to."""
     stream = toy_stream()

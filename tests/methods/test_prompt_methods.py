@@ -49,6 +49,13 @@ def test_the_mask_gives_every_task_prompts_of_its_own():
     assert free.shape == (len(stream[2].train), 2)  # at test no mask: the nearest keys
 
 
+def test_where_the_mask_has_used_up_the_pool_the_keys_choose():
+    stream, method = toy_stream(), build("l2p", pool_size=5, selected=2, diversify="mask")
+    for task in stream:
+        method.begin_task(task.sealed())
+    assert torch.equal(choice(method, task.train, learning=True), choice(method, task.train))  # of 4 and 5, 5 is none
+
+
 def test_frequency_keeps_a_task_away_from_prompts_chosen_before():
     stream, method = toy_stream(), build("l2p", pool_size=30, selected=2, diversify="frequency")
     learn(method, stream, tasks=1)
@@ -167,6 +174,21 @@ def test_dual_prompt_refuses_lengths_that_do_not_fit():
     for wrong in ({"expert_length": 5}, {"form": "prompt", "general_length": 4, "expert_length": 6}):
         with pytest.raises(EverlearnError):
             build("dual_prompt", **wrong)
+
+
+@pytest.mark.parametrize(("general", "experts", "is_fit"), [
+    ((1,), (0,), True), ((), (0, 1), True), ((0,), (1,), True), ((1,), (5,), False), ((), (1,), False),
+])  # fmt: skip
+def test_dual_prompt_adds_prompts_before_block_0_or_refuses(general, experts, is_fit):
+    settings = {"form": "prompt", "general_length": 4, "expert_length": 4}
+    settings |= {"general_blocks": general, "expert_blocks": experts}
+    if not is_fit:
+        with pytest.raises(EverlearnError, match="before block 0, which is in neither"):
+            build("dual_prompt", **settings)
+        return
+    stream, method = toy_stream(tasks=1), build("dual_prompt", **settings)
+    learn(method, stream, tasks=1)
+    assert method.predict(stream[0].test.inputs).isfinite().all()
 
 
 # -- CODA-Prompt -------------------------------------------------------------------------------

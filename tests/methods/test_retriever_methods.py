@@ -72,6 +72,23 @@ def test_only_chosen_prompts_get_gradient() -> None:
     assert 0 < len(chosen) < 8
 
 
+def test_what_no_query_has_chosen_stays_as_it_was() -> None:
+    method = small_pool(pool_size=40, selected=1)
+    prompts, keys = method.prompts.detach().clone(), method.keys.detach().clone()
+    chosen: set[int] = set()
+    choose = method.choose
+
+    def noted(queries: torch.Tensor) -> torch.Tensor:
+        chosen.update(choose(queries).flatten().tolist())
+        return choose(queries)
+
+    method.choose = noted  # type: ignore[method-assign]
+    learn(method, STREAM[0])
+    others = sorted({*range(40)} - chosen)
+    assert len(others) > 9 and torch.equal(method.prompts[others], prompts[others])
+    assert torch.equal(method.keys[others], keys[others]) and not torch.equal(method.prompts, prompts)
+
+
 def test_a_prompted_query_does_not_depend_on_its_padding() -> None:
     method = small_pool()
     learn(method, STREAM[0])
@@ -138,6 +155,21 @@ def test_drift_is_the_mean_movement_of_the_training_queries() -> None:
         assert torch.allclose(method.drift.since(space), sum(steps[t:]), atol=1e-5)  # type: ignore[arg-type]
         assert method.reaches(space)
     assert method.drift.since(method.document_space()) is None
+
+
+@pytest.mark.parametrize("train", ["full", "lora", "prefix"])
+def test_the_index_of_the_pretrained_model_can_be_searched(train: str) -> None:
+    untouched, method = Finetune(backbones.load("tiny")), QDC(backbones.load("tiny"), train=train, lr=1e-2)
+    for task in STREAM.tasks[:2]:
+        learn(method, task)
+    space = untouched.document_space()
+    assert method.reaches(space)
+    if train == "prefix":  # it changes the encoder as soon as it is there
+        one = QDC(backbones.load("tiny"), train=train)
+        learn(one, STREAM[0])
+        texts = list(dict.fromkeys(STREAM[0].train.inputs))
+        moved = normalize(one.embed(texts, "query")) - normalize(untouched.embed(texts, "query"))
+        assert torch.allclose(one.drift.since(space), moved.mean(0), atol=1e-5)  # type: ignore[arg-type]
 
 
 def test_a_common_drift_is_taken_back_exactly() -> None:

@@ -94,6 +94,20 @@ def test_a_task_of_one_class_trains_nothing_and_is_answered() -> None:
     assert method.predict(only.inputs).argmax(1).tolist() == [0] * len(only)
 
 
+def test_few_kept_examples_do_not_make_an_old_class_unlikely() -> None:
+    """Of two classes that read the same, the one that came first has four of them left, and the new one all 16."""
+    task = toy_stream(tasks=1)[0]
+    none, one = torch.zeros(16, dtype=torch.long), torch.ones(16, dtype=torch.long)
+    same = Examples(["word0x1"] * 16, none, [str(row) for row in range(16)])
+    method = SetFit(backbones.load("tiny"), train="head", memory_per_class=4)
+    learn(method, replace(task, classes=(0,), class_names=("old",), examples={"train": same}))
+    again = replace(same, labels=one, ids=[f"{name} again" for name in same.ids])
+    learn(method, replace(task, index=1, classes=(1,), class_names=("old", "new"), examples={"train": again}))
+    assert method.head.counts.tolist() == [4, 16]
+    old, new = method.predict(same.inputs).mean(0).tolist()
+    assert abs(old - new) < 0.01  # and not log 4
+
+
 def test_with_a_frozen_encoder_it_is_the_head_of_logistic() -> None:
     stream = toy_stream(tasks=2, per_class=4)
     setfit, logistic = SetFit(backbones.load("tiny"), train="head"), Logistic(backbones.load("tiny"))
