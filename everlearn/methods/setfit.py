@@ -45,7 +45,8 @@ class SetFit(Method):
     pairs of new examples with new and old ones, and as many pairs that start from old examples, so that a task costs
     at most twice what its own examples do. The head is fitted anew to the tuned features of old and new examples. An
     old class has fewer of them than a new one, which its intercept would learn: the logarithm of the number of examples
-    is therefore taken from each, so that all classes are equally likely before an example is read.
+    is therefore taken from each from the second task on, so that all classes are then equally likely before an example
+    is read.
 
     Departures: a positive pair has two different examples, except where a class has one; the encoder has no dropout
     while it learns; and C is 30, as in `logistic`, where the authors' package has 1.
@@ -116,9 +117,10 @@ class SetFit(Method):
     def end_task(self, task: Task) -> None:
         examples = Examples.concatenate([self.memory.examples(), task.train])
         self.head.refit(self.embed(examples.inputs), self.labels(examples))
-        # Few examples of old classes are kept, and all of new ones are here: that is no sign of what will be asked.
-        prior = self.head.counts.clamp_min(1).log()
-        self.head.offset += prior.mean() - prior
+        if len(self.memory):
+            # Few examples of old classes are kept, and all of new ones are here: that is no sign of what will be asked.
+            prior = self.head.counts.clamp_min(1).log()
+            self.head.offset += prior.mean() - prior
         self.memory.add(task.train)
 
 
