@@ -18,11 +18,12 @@ from html import escape
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 
 from everlearn.cli import main
 from everlearn.command_line import parse, split_settings
 from everlearn.config import find_recipe
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, remedy_for
 from everlearn.interrupts import Interrupted
 
 HEAVY = ("torch", "transformers", "sklearn", "timm", "numpy", "rich", "matplotlib")
@@ -165,6 +166,11 @@ def test_a_full_or_closed_disk_is_one_line(monkeypatch, capsys, code):
     assert main(["list", "backbones"]) == 2
     shown = capsys.readouterr().err
     assert "/somewhere/results.json" in shown and shown.count("\n") == 1
+
+
+def test_a_full_disk_is_recognised_in_the_words_of_safetensors():
+    told = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert remedy_for(told) == "free some space"
 
 
 def test_an_interrupt_is_130_and_says_how_to_go_on(monkeypatch, capsys, tmp_path):
