@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from everlearn.config import run_folder
-from everlearn.errors import EverlearnError, printable
+from everlearn.errors import EverlearnError, as_word, printable
 from everlearn.settings import Count, Seed, checked
 
 STRATEGIES = ("random", "margin", "entropy", "k-center", "typical", "facility", "badge", "fass")
@@ -94,10 +94,10 @@ def _ask(args: argparse.Namespace) -> int:
         print(json.dumps({**asdict(asked), "stop": asked.stop, "out": str(args.out)}, indent=1))
         return 0
     print(asked.describe())
-    then = f" {printable(args.directory)}" if args.directory else ""
+    then = f" {as_word(args.directory)}" if args.directory else ""
     to = "" if args.directory else " --out LABELLED.csv"
     print(f"written: {printable(args.out)}; fill in its column label, from the top as far as you like, then\n"
-          f"  everlearn label{then} --read {printable(args.out)}{to}")  # fmt: skip
+          f"  everlearn label{then} --read {as_word(args.out)}{to}")  # fmt: skip
     return 0
 
 
@@ -126,7 +126,7 @@ def _read(args: argparse.Namespace) -> int:
         told = {"labelled": len(records), "classes": len({record.label for record in records}), "out": str(args.out)}
         print(json.dumps(told, indent=1) if args.json else
               f"{len(records):,} labelled rows of {told['classes']:,} classes: {printable(args.out)}; learn them with\n"
-              f"  everlearn run --stream {printable(args.out)} --tasks 1 --out model")  # fmt: skip
+              f"  everlearn run --stream {as_word(args.out)} --tasks 1 --out model")  # fmt: skip
         return 0
     print(json.dumps(version.record, indent=1) if args.json else describe(version))
     return 0
