@@ -66,6 +66,9 @@ def build_config(
         if merge({"method": {}}, from_file)["method"].get("name") != method:
             path = usual_recipe(wanted["stream"]["name"], input_of(wanted["stream"]), method)
     elif recipe != "none":
+        if not isinstance(recipe, str | os.PathLike):
+            raise EverlearnError(f"recipe: {shown(recipe)} is no name: give auto, none, the name of a collection such "
+                                 "as papers, or a file")  # fmt: skip
         path = find_recipe(recipe, method) or Path(recipe)
     if path is None:
         return check_config(wanted), None
@@ -207,8 +210,8 @@ def check_collection(name: str) -> str:
 
 def collections(name: str) -> list[Path]:
     """The recipe folders that match the name."""
-    if not re.fullmatch(r"[\w.*-]+", name):
-        return []  # a file
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.*-]+", name):
+        return []  # a file, or no name at all
     package = Path(__file__).parent
     roots = (package / "recipes", package.parent / "recipes")  # in an installed package, and in a checkout
     return [folder for root in roots for folder in sorted(root.glob(name)) if folder.is_dir()]

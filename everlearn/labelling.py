@@ -23,7 +23,7 @@ from torch import Tensor
 
 from everlearn import active
 from everlearn.backbones.backbone import Backbone
-from everlearn.errors import DataError, EverlearnError, printable
+from everlearn.errors import DataError, EverlearnError, printable, shown
 from everlearn.features import default_store
 from everlearn.files import write_whole
 from everlearn.listeners import Bar
@@ -112,7 +112,9 @@ def ask(
     if model is not None and not model.class_names:
         raise EverlearnError("a retrieval model ranks documents and has no classes to label: give a model of classes")
     backbone = model.method.backbone if model is not None else source
-    assert isinstance(backbone, Backbone)
+    if not isinstance(backbone, Backbone):
+        raise EverlearnError(f"source: {shown(source)} is neither a model nor an encoder: give what everlearn.load or "
+                             "everlearn.backbones.load returns")  # fmt: skip
     reads = model.method.task.input if model is not None else backbone.reads[0]
     bad = BadRows(skip_bad_rows, option="--skip-bad-rows")
     learned = model.columns if model is not None else {}
@@ -125,7 +127,7 @@ def ask(
     if not left:
         raise EverlearnError(f"{data} has no example left that is not labelled yet: give others")
     pool: list[Input] = [inputs[row] for row in left]
-    shown = [_shown(item, Path(out)) for item in pool]  # before anything is encoded: not every image can be shown
+    named = [_shown(item, Path(out)) for item in pool]  # before anything is encoded: not every image can be shown
     with _encoding(progress):
         features = _features(model or backbone, [*pool, *known])
         probabilities = None if model is None else torch.from_numpy(model.predict_proba(pool))
@@ -138,7 +140,7 @@ def ask(
         best = probabilities.max(1)
         guesses = [(model.class_names[k], f"{p:.6g}") for k, p in zip(best.indices.tolist(), best.values.tolist(),
                                                                       strict=True)]  # fmt: skip
-    _write(Path(out), kind(pool[0]), [(ids[left[row]], shown[row], *guesses[row], "") for row in order])
+    _write(Path(out), kind(pool[0]), [(ids[left[row]], named[row], *guesses[row], "") for row in order])
     expected = None if probabilities is None else active.expected_accuracy(probabilities)
     return Asked(len(order), len(pool), strategy, expected, agreements)
 
