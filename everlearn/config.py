@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -241,6 +241,32 @@ def check_out(folder: str | Path) -> Path:
         remedy = f"continue it with `everlearn resume {folder}`, or " if what == "a run" else ""
         raise EverlearnError(f"{folder} already holds {what} ({held[0]}): {remedy}give another folder with --out")
     return folder
+
+
+def check_file(option: str, file: Path, read: Iterable[Path] = (), *, overwrite: bool = False) -> None:
+    """See that a command may write a file, before its work rather than after it.
+
+    Args:
+        option: that names the file, for the message.
+        read: what the command reads.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        EverlearnError: its folder is not there, or it is no file, is read, or is there and may not be replaced.
+
+    >>> check_file("--out", Path("nowhere/answers.csv"))
+    Traceback (most recent call last):
+    everlearn.errors.EverlearnError: --out nowhere/answers.csv: its folder does not exist: make it first
+    """
+    if not file.parent.is_dir():
+        raise EverlearnError(f"{option} {file}: its folder does not exist: make it first")
+    if file.exists():
+        if not file.is_file():
+            raise EverlearnError(f"{option} {file} is no file: give another")
+        if any(file.samefile(other) for other in read if other.exists()):
+            raise EverlearnError(f"{option} {file} is what is read: give another")
+        if not overwrite:
+            raise EverlearnError(f"{file} exists already: give another file with {option}, or add --overwrite")
 
 
 def _without_name(section: Config) -> Config:

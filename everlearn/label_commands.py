@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from everlearn.config import run_folder
+from everlearn.config import check_file, run_folder
 from everlearn.errors import EverlearnError, as_word, printable
 from everlearn.settings import Count, Seed, checked
 
@@ -68,11 +68,8 @@ def _check_out(args: argparse.Namespace) -> None:
         return
     if args.directory and args.read:
         raise EverlearnError("--out is not written where a run learns the labels: leave it out")
-    given = [file for file in (args.data, args.read, args.test, *args.labelled) if file and file.exists()]
-    if args.out.exists() and (not args.out.is_file() or any(args.out.samefile(file) for file in given)):
-        raise EverlearnError(f"--out {args.out} is {'what is read' if args.out.is_file() else 'no file'}: give another")
-    if args.out.exists() and not args.overwrite:
-        raise EverlearnError(f"{args.out} exists already, and may hold labels: give another file, or add --overwrite")
+    given = [file for file in (args.data, args.read, args.test, *args.labelled) if file]
+    check_file("--out", args.out, given, overwrite=args.overwrite)
 
 
 def _ask(args: argparse.Namespace) -> int:

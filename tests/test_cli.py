@@ -292,6 +292,9 @@ def test_predict_writes_csv(finished, capsys, tmp_path):
     assert classes == {"card", "cash", "rate", "home"}
     assert sum(float(wide[0][name]) for name in classes) == pytest.approx(1, abs=1e-4)
 
+    assert main(["predict", run, "--input", str(asked), "--out", "nodir/p.csv"]) == 2
+    assert "--out nodir/p.csv: its folder does not exist: make it first" in capsys.readouterr().err
+
     assert main(["predict", run, "--input", str(asked), "--json", "--proba"]) == 0
     answers = json.loads(capsys.readouterr().out)
     assert answers[0]["id"] == "q1" and set(answers[0]["probabilities"]) == classes

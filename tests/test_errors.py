@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from everlearn import backbones, compare, labelling, load, methods, run, tune
+from everlearn import backbones, compare, labelling, load, methods, run, tune, versions
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.engine import replay
 from everlearn.errors import ContractError, DataError, EverlearnError, unknown
@@ -116,7 +116,7 @@ def test_scores_that_are_nan_name_the_record(monkeypatch):
         run("simplecil", toy_stream(), backbone="tiny")
 
 
-@pytest.mark.parametrize("ask", [load, resume])
+@pytest.mark.parametrize("ask", [load, resume, versions.versions, versions.rollback])
 @pytest.mark.parametrize(
     ("text", "message"),
     [(None, "is not a run's folder"), ("a: [1", "config.yaml, line 1"), ("- 1", "config.yaml is not what"),
@@ -132,6 +132,7 @@ def test_a_folder_that_holds_no_run_is_told(tmp_path, ask, text, message):
     assert "\n" not in str(error.value)
     with pytest.raises(EverlearnError, match="is not a run's folder"):
         ask(tmp_path / "nothing")
+    assert {path.name for path in tmp_path.rglob("*")} <= {"folder", "config.yaml"}, "and nothing is left there"
 
 
 WRONG_TYPES = [

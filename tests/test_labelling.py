@@ -110,10 +110,11 @@ def test_labels_that_cannot_be_are_one_line_with_the_row(
     assert [record.label for record in labelling.read(out)] == ["class 1"] * 3 + ["clas 2"]
     capsys.readouterr()
     for argv, cause in (
-        ([*base, "--budget", "5"], "exists already, and may hold labels"),
+        ([*base, "--budget", "5"], "exists already: give another file with --out, or add --overwrite"),
         ([*base, "--overwrite", "--budget", "0"], "--budget: 0 is out of range"),
         ([*base, "--overwrite", "--strategy", "margin"], "the strategy margin asks a model, and there is none yet"),
         ([*base[:-1], str(unlabelled), "--overwrite"], "is what is read: give another"),
+        ([*base[:-1], str(tmp_path / "nodir" / "l.csv")], "its folder does not exist: make it first"),
         (["label", "--data", str(unlabelled)], "--out FILE is missing"),
         (["label"], "give --data FILE to choose what to label, or --read FILE"),
         (["label", str(tmp_path / "no run"), "--read", str(out)], "no such run folder"),
