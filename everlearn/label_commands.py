@@ -107,24 +107,30 @@ def _input_of(data: Path) -> str:
 def _read(args: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         from everlearn import labelling, model
+        from everlearn.streams.records import BadRows
         from everlearn.versions import describe
 
+        bad = BadRows(args.skip_bad_rows, option="--skip-bad-rows")
         if args.directory is None:
-            records = labelling.read(args.read, skip_bad_rows=args.skip_bad_rows)
+            records = labelling.read(args.read, bad=bad)
             labelling.write_labelled(records, args.out)
         else:
             loaded = model.load(args.directory, method=args.method)
             known = None if args.new_classes else loaded.class_names
-            records = labelling.read(args.read, known=known, skip_bad_rows=args.skip_bad_rows)
-            tests = labelling.read(args.test, skip_bad_rows=args.skip_bad_rows) if args.test else []
+            records = labelling.read(args.read, known=known, bad=bad)
+            tests = labelling.read(args.test, bad=bad) if args.test else []
             tests = [replace(record, id=f"test {record.id}", split="test") for record in tests]
             version = loaded.update([*records, *tests], progress=True)
+    notes = list(bad.notes())
     if args.directory is None:
-        told = {"labelled": len(records), "classes": len({record.label for record in records}), "out": str(args.out)}
-        print(json.dumps(told, indent=1) if args.json else
-              f"{len(records):,} labelled rows of {told['classes']:,} classes: {printable(args.out)}; learn them with\n"
-              f"  everlearn run --stream {as_word(args.out)} --tasks 1 --out model")  # fmt: skip
+        classes = len({record.label for record in records})
+        told = {"labelled": len(records), "classes": classes, "out": str(args.out), "notes": notes}
+        lines = [*map(printable, notes),
+                 f"{len(records):,} labelled rows of {classes:,} classes: {printable(args.out)}; learn them with",
+                 f"  everlearn run --stream {as_word(args.out)} --tasks 1 --out model"]  # fmt: skip
+        print(json.dumps(told, indent=1) if args.json else "\n".join(lines))
         return 0
+    version = replace(version, record={**version.record, "notes": [*version.notes, *notes]})
     print(json.dumps(version.record, indent=1) if args.json else describe(version))
     return 0
 
