@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from everlearn import backbones, streams
 from everlearn import methods as registry
-from everlearn.config import Config, build_config, check_collection, check_out, find_recipe, not_named, usual_recipe
-from everlearn.errors import LONGEST, EverlearnError, printable, shown, unknown
+from everlearn.config import Config, build_config, check_collection, check_out, find_recipe, usual_recipe
+from everlearn.errors import LONGEST, EverlearnError, not_named, printable, shown, unknown
 from everlearn.files import write_whole
 from everlearn.locks import Busy, alone
 from everlearn.metrics.gate import NEW, OLD, Least

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from everlearn import backbones, methods, streams
-from everlearn.errors import EverlearnError, shown, unknown
+from everlearn.errors import EverlearnError, not_named, shown, unknown
 from everlearn.files import read_text
 from everlearn.settings import Seed, arguments, convert
 from everlearn.streams.packaged import IR_DATASETS
@@ -279,12 +279,6 @@ def _check_sections(config: Config, kind: str) -> None:
             raise unknown(kind, key, DEFAULTS)
         if key in ("stream", "method") and not isinstance(value, (str, dict)):
             raise not_named(key, value)
-
-
-def not_named(kind: str, value: object) -> EverlearnError:
-    """The error for a stream or method that is neither a name nor a section."""
-    in_memory = " (rows in memory become a stream by everlearn.streams.from_table)" if kind == "stream" else ""
-    return EverlearnError(f"{kind}: {shown(value)} is neither a name nor a mapping with a name and settings{in_memory}")
 
 
 def _check_name(kind: str, name: Any, known: dict[str, str], is_other: Callable[[str], bool]) -> None:

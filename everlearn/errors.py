@@ -129,6 +129,12 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> EverlearnError:
     return EverlearnError(f"unknown {kind} '{printable(name)}'{hint} (known: {', '.join(names)})")
 
 
+def not_named(kind: str, value: object) -> EverlearnError:
+    """The error for a stream or method that is neither a name nor a section."""
+    in_memory = " (rows in memory become a stream by everlearn.streams.from_table)" if kind == "stream" else ""
+    return EverlearnError(f"{kind}: {shown(value)} is neither a name nor a mapping with a name and settings{in_memory}")
+
+
 class EverlearnWarning(UserWarning):
     """A warning that readers of the results must know; runs collect these warnings for the report.
 

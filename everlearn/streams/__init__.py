@@ -10,6 +10,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from everlearn.errors import not_named
 from everlearn.settings import Count, HeldOut, Share, SplitSeed, check
 from everlearn.streams.packaged import PACKAGED
 
@@ -139,8 +140,6 @@ def load(
     arguments = dict(locals())
     del arguments["name"]
     if not isinstance(name, str | os.PathLike):
-        from everlearn.config import not_named  # which imports this module
-
         raise not_named("stream", name)
     return _build(os.fsdecode(name), arguments)
 
