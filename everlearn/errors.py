@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 import reprlib
 import shlex
@@ -112,7 +113,7 @@ def remedy_for(error: Exception) -> str:
     """
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     # safetensors tells the error of the system as a text only: "I/O error: No space left on device (os error 28)".
-    told = any(f"(os error {number})" in str(error) for number in full)
+    told = any(f"(os error {number})" in str(error) or os.strerror(number) in str(error) for number in full)
     is_full = told or getattr(error, "errno", None) in full
     return "free some space" if is_full else "check the path and its permissions"
 
