@@ -27,7 +27,7 @@ from everlearn import (
     version_commands,
 )  # fmt: skip
 from everlearn.command_line import described, parse
-from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out, run_folder
+from everlearn.config import ELSEWHERE, arguments, build_config, check_file, check_out, default_out, run_folder
 from everlearn.errors import EverlearnError, printable, remedy_for, unknown
 from everlearn.events_command import run_events
 from everlearn.files import write_whole
@@ -203,12 +203,8 @@ def _predict(args: argparse.Namespace) -> int:
     run_folder(args.directory)
     if not args.input.exists():
         raise EverlearnError(f"{args.input}: no such file; check the path")
-    if args.out and args.out.exists():
-        if args.out.samefile(args.input) or not args.out.is_file():
-            raise EverlearnError(f"--out {args.out} is {'the input file' if args.out.is_file() else 'no file'}: give "
-                                 "another file")  # fmt: skip
-        if not args.overwrite:
-            raise EverlearnError(f"{args.out} exists already: give another file with --out, or add --overwrite")
+    if args.out:
+        check_file("--out", args.out, [args.input], overwrite=args.overwrite)
     with _only_json(True):
         from everlearn import model
         from everlearn.streams.inputs import kind

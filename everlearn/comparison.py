@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from everlearn import backbones, streams
 from everlearn import methods as registry
-from everlearn.config import Config, build_config, check_collection, check_out, find_recipe, not_named, usual_recipe
-from everlearn.errors import LONGEST, EverlearnError, printable, unknown
+from everlearn.config import Config, build_config, check_collection, check_out, find_recipe, usual_recipe
+from everlearn.errors import LONGEST, EverlearnError, not_named, printable, shown, unknown
 from everlearn.files import write_whole
 from everlearn.locks import Busy, alone
 from everlearn.metrics.gate import NEW, OLD, Least
@@ -21,7 +21,7 @@ from everlearn.recommendation import recommendation
 from everlearn.repeats import repeated
 from everlearn.schemas.results import read_results
 from everlearn.schemas.several import read_comparison
-from everlearn.settings import Count, checked
+from everlearn.settings import Count, Share, checked
 from everlearn.streams.peek import input_of
 
 if TYPE_CHECKING:
@@ -114,6 +114,15 @@ def compare(
     >>> [results["method"] for results in compare("joint,simplecil", small, backbone="tiny")]
     ['simplecil', 'joint']
     """
+    checked("jobs", jobs, Count)
+    checked("seeds", seeds, Count)
+    if isinstance(methods, dict) or not isinstance(methods, Iterable):
+        raise EverlearnError(f"methods: {shown(methods)} is no list of methods: give their names, separated by commas, "
+                             "or a list of names and method sections")  # fmt: skip
+    methods = methods if isinstance(methods, str) else list(methods)
+    for method in methods:
+        if not isinstance(method, (str, dict)):
+            raise not_named("method", method)
     options: Config = {"backbone": backbone, "seed": seed}
     if isinstance(stream, (str, dict)):
         options["stream"] = stream
@@ -121,10 +130,11 @@ def compare(
         raise not_named("stream", stream)
     elif jobs > 1:
         raise EverlearnError("jobs: more than one job needs a stream given by name, not a Stream object")
-    checked("seeds", seeds, Count)
-    if len(gate) != 2 or not all(0 <= least <= 1 for least in gate):
-        raise EverlearnError(f"gate={gate}: give two shares between 0 and 1, of joint's score on old tasks and on the "
-                             "newest one, such as (0.8, 0.9)")  # fmt: skip
+    try:
+        checked("gate", gate, tuple[Share, Share])
+    except EverlearnError:
+        raise EverlearnError(f"gate={shown(gate)}: give two shares between 0 and 1, of joint's score on old tasks and "
+                             "on the newest one, such as (0.8, 0.9)") from None  # fmt: skip
     from everlearn.protocol import absolute
 
     config = build_config(options, recipe="none")[0]

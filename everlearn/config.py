@@ -5,13 +5,13 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from everlearn import backbones, methods, streams
-from everlearn.errors import EverlearnError, shown, unknown
+from everlearn.errors import EverlearnError, not_named, shown, unknown
 from everlearn.files import read_text
 from everlearn.settings import Seed, arguments, convert
 from everlearn.streams.packaged import IR_DATASETS
@@ -66,6 +66,9 @@ def build_config(
         if merge({"method": {}}, from_file)["method"].get("name") != method:
             path = usual_recipe(wanted["stream"]["name"], input_of(wanted["stream"]), method)
     elif recipe != "none":
+        if not isinstance(recipe, str | os.PathLike):
+            raise EverlearnError(f"recipe: {shown(recipe)} is no name: give auto, none, the name of a collection such "
+                                 "as papers, or a file")  # fmt: skip
         path = find_recipe(recipe, method) or Path(recipe)
     if path is None:
         return check_config(wanted), None
@@ -207,8 +210,8 @@ def check_collection(name: str) -> str:
 
 def collections(name: str) -> list[Path]:
     """The recipe folders that match the name."""
-    if not re.fullmatch(r"[\w.*-]+", name):
-        return []  # a file
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.*-]+", name):
+        return []  # a file, or no name at all
     package = Path(__file__).parent
     roots = (package / "recipes", package.parent / "recipes")  # in an installed package, and in a checkout
     return [folder for root in roots for folder in sorted(root.glob(name)) if folder.is_dir()]
@@ -240,6 +243,32 @@ def check_out(folder: str | Path) -> Path:
     return folder
 
 
+def check_file(option: str, file: Path, read: Iterable[Path] = (), *, overwrite: bool = False) -> None:
+    """See that a command may write a file, before its work rather than after it.
+
+    Args:
+        option: that names the file, for the message.
+        read: what the command reads.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        EverlearnError: its folder is not there, or it is no file, is read, or is there and may not be replaced.
+
+    >>> check_file("--out", Path("nowhere/answers.csv"))
+    Traceback (most recent call last):
+    everlearn.errors.EverlearnError: --out nowhere/answers.csv: its folder does not exist: make it first
+    """
+    if not file.parent.is_dir():
+        raise EverlearnError(f"{option} {file}: its folder does not exist: make it first")
+    if file.exists():
+        if not file.is_file():
+            raise EverlearnError(f"{option} {file} is no file: give another")
+        if any(file.samefile(other) for other in read if other.exists()):
+            raise EverlearnError(f"{option} {file} is what is read: give another")
+        if not overwrite:
+            raise EverlearnError(f"{file} exists already: give another file with {option}, or add --overwrite")
+
+
 def _without_name(section: Config) -> Config:
     return {key: value for key, value in section.items() if key != "name"}
 
@@ -250,12 +279,6 @@ def _check_sections(config: Config, kind: str) -> None:
             raise unknown(kind, key, DEFAULTS)
         if key in ("stream", "method") and not isinstance(value, (str, dict)):
             raise not_named(key, value)
-
-
-def not_named(kind: str, value: object) -> EverlearnError:
-    """The error for a stream or method that is neither a name nor a section."""
-    in_memory = " (rows in memory become a stream by everlearn.streams.from_table)" if kind == "stream" else ""
-    return EverlearnError(f"{kind}: {shown(value)} is neither a name nor a mapping with a name and settings{in_memory}")
 
 
 def _check_name(kind: str, name: Any, known: dict[str, str], is_other: Callable[[str], bool]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 import reprlib
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -61,6 +63,15 @@ def printable(text: object, longest: int = 200) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), shown)
 
 
+def as_word(value: object) -> str:
+    """A path or name as one word of a command that is printed to be repeated in a shell.
+
+    >>> as_word("my runs/x"), as_word("runs/x")
+    ("'my runs/x'", 'runs/x')
+    """
+    return printable(shlex.quote(str(value)), 5000)  # longer than any path
+
+
 def shown(value: object, longest: int = 200) -> str:
     """A value of the user's, as Python writes it, on one bounded line; a long list is not written out to be cut.
 
@@ -101,7 +112,10 @@ def remedy_for(error: Exception) -> str:
     'free some space'
     """
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "free some space" if getattr(error, "errno", None) in full else "check the path and its permissions"
+    # safetensors tells the error of the system as a text only: "I/O error: No space left on device (os error 28)".
+    told = any(f"(os error {number})" in str(error) or os.strerror(number) in str(error) for number in full)
+    is_full = told or getattr(error, "errno", None) in full
+    return "free some space" if is_full else "check the path and its permissions"
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> EverlearnError:
@@ -114,6 +128,12 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> EverlearnError:
     near = difflib.get_close_matches(str(name)[:100], names, n=1, cutoff=0.6)
     hint = f": did you mean '{near[0]}'?" if near else ""
     return EverlearnError(f"unknown {kind} '{printable(name)}'{hint} (known: {', '.join(names)})")
+
+
+def not_named(kind: str, value: object) -> EverlearnError:
+    """The error for a stream or method that is neither a name nor a section."""
+    in_memory = " (rows in memory become a stream by everlearn.streams.from_table)" if kind == "stream" else ""
+    return EverlearnError(f"{kind}: {shown(value)} is neither a name nor a mapping with a name and settings{in_memory}")
 
 
 class EverlearnWarning(UserWarning):

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everlearn.config import run_folder
+from everlearn.config import check_file, run_folder
 from everlearn.errors import EverlearnError, printable
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def add_parser(verb: Any) -> None:
     p.add_argument("--never-forgotten", type=Path, metavar="FILE",
                    help="write the ids of the examples that were learned and never forgotten, one a line: these "
                         "are the least important for training")  # fmt: skip
+    p.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     p.add_argument("--json", action="store_true", help="write only JSON to standard output, with all examples")
 
 
@@ -44,6 +45,8 @@ def run_events(args: argparse.Namespace) -> int:
     if args.top < 0:
         raise EverlearnError(f"--top {args.top} is negative: give how many examples of each kind to show")
     run_folder(args.directory)
+    if args.never_forgotten:
+        check_file("--never-forgotten", args.never_forgotten, overwrite=args.overwrite)
     with contextlib.redirect_stdout(sys.stderr):  # libraries print
         from everlearn.files import write_whole
         from everlearn.presentations import doubtful, histories

@@ -26,7 +26,7 @@ from everlearn.backbones.side_by_side import SideBySide
 from everlearn.backbones.tensors import read_tensors
 from everlearn.backbones.text import TextBackbone
 from everlearn.calibration import probabilities
-from everlearn.errors import EverlearnError, unknown
+from everlearn.errors import EverlearnError, remedy_for, unknown
 from everlearn.files import replace_folder
 from everlearn.heads.knn import KNN
 from everlearn.method import Method, Role
@@ -97,7 +97,9 @@ def export(method: Method, to: str, out: str | Path, *, temperature: float | Non
                 out.rmdir()
             replace_folder(made, out)
     except OSError as error:
-        raise EverlearnError(f"{out} cannot be written ({error.strerror or error}): give another folder") from error
+        raise EverlearnError(
+            f"{out} cannot be written ({error.strerror or error}): {remedy_for(error)}, or give another folder"
+        ) from error
     return out
 
 
@@ -215,13 +217,16 @@ def _to_onnx(method: Method, temperature: float | None, out: Path) -> None:
                 output_names=["scores", "probabilities"], dynamic_shapes=(shapes,), external_data=False, verbose=False,
                 dynamo=True,
             )  # fmt: skip
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        answers = [session.run(["probabilities"], {name: tensor.numpy() for name, tensor in tensors.items()})[0]
+                   for tensors in given]  # fmt: skip
+    except OSError:  # the disk is full, or the like: `export` says so
+        raise
     except Exception as error:  # torch raises many kinds of error for what it cannot write
         raise EverlearnError(f"{type(method).__name__} on '{encoder.name}' computes something that torch cannot write "
                              f"to ONNX ({type(error).__name__}): take a method such as ranpac, klda, lda, er or "
-                             "lora") from error  # fmt: skip
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    for tensors in given:
-        found = session.run(["probabilities"], {name: tensor.numpy() for name, tensor in tensors.items()})[0]
+                             "lora, or another encoder") from error  # fmt: skip
+    for found in answers:
         _check_probabilities(expected[: len(found)], found)
     told: dict[str, Any] = {"classes": method.task.class_names, "temperature": temperature, "inputs": names}
     if isinstance(encoder, TextBackbone):

@@ -146,7 +146,12 @@ def grid_of(name: str, given: Iterable[str] = ()) -> dict[str, tuple[Value, ...]
     """
     known = arguments(methods.get(name))
     default: dict[str, tuple[Value, ...]] = dict(FOREIGN) if ":" in name else {}
-    grid = {key: values for key, values in GRIDS.get(name, default).items() if key in known and key not in given}
+    searched = {key: values for key, values in GRIDS.get(name, default).items() if key in known}
+    decided = set(given)
+    grid = {key: values for key, values in searched.items() if key not in decided}
+    if searched and not grid:
+        raise EverlearnError(f"method '{name}' has nothing to tune: all of its searched settings are given "
+                             f"({', '.join(searched)}): leave one out")  # fmt: skip
     if not grid:
         raise _nothing(name)
     return grid

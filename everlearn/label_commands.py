@@ -11,8 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from everlearn.config import run_folder
-from everlearn.errors import EverlearnError, printable
+from everlearn.config import check_file, run_folder
+from everlearn.errors import EverlearnError, as_word, printable
 from everlearn.settings import Count, Seed, checked
 
 STRATEGIES = ("random", "margin", "entropy", "k-center", "typical", "facility", "badge", "fass")
@@ -68,11 +68,8 @@ def _check_out(args: argparse.Namespace) -> None:
         return
     if args.directory and args.read:
         raise EverlearnError("--out is not written where a run learns the labels: leave it out")
-    given = [file for file in (args.data, args.read, args.test, *args.labelled) if file and file.exists()]
-    if args.out.exists() and (not args.out.is_file() or any(args.out.samefile(file) for file in given)):
-        raise EverlearnError(f"--out {args.out} is {'what is read' if args.out.is_file() else 'no file'}: give another")
-    if args.out.exists() and not args.overwrite:
-        raise EverlearnError(f"{args.out} exists already, and may hold labels: give another file, or add --overwrite")
+    given = [file for file in (args.data, args.read, args.test, *args.labelled) if file]
+    check_file("--out", args.out, given, overwrite=args.overwrite)
 
 
 def _ask(args: argparse.Namespace) -> int:
@@ -94,10 +91,10 @@ def _ask(args: argparse.Namespace) -> int:
         print(json.dumps({**asdict(asked), "stop": asked.stop, "out": str(args.out)}, indent=1))
         return 0
     print(asked.describe())
-    then = f" {printable(args.directory)}" if args.directory else ""
+    then = f" {as_word(args.directory)}" if args.directory else ""
     to = "" if args.directory else " --out LABELLED.csv"
     print(f"written: {printable(args.out)}; fill in its column label, from the top as far as you like, then\n"
-          f"  everlearn label{then} --read {printable(args.out)}{to}")  # fmt: skip
+          f"  everlearn label{then} --read {as_word(args.out)}{to}")  # fmt: skip
     return 0
 
 
@@ -110,24 +107,30 @@ def _input_of(data: Path) -> str:
 def _read(args: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         from everlearn import labelling, model
+        from everlearn.streams.records import BadRows
         from everlearn.versions import describe
 
+        bad = BadRows(args.skip_bad_rows, option="--skip-bad-rows")
         if args.directory is None:
-            records = labelling.read(args.read, skip_bad_rows=args.skip_bad_rows)
+            records = labelling.read(args.read, bad=bad)
             labelling.write_labelled(records, args.out)
         else:
             loaded = model.load(args.directory, method=args.method)
             known = None if args.new_classes else loaded.class_names
-            records = labelling.read(args.read, known=known, skip_bad_rows=args.skip_bad_rows)
-            tests = labelling.read(args.test, skip_bad_rows=args.skip_bad_rows) if args.test else []
+            records = labelling.read(args.read, known=known, bad=bad)
+            tests = labelling.read(args.test, bad=bad) if args.test else []
             tests = [replace(record, id=f"test {record.id}", split="test") for record in tests]
             version = loaded.update([*records, *tests], progress=True)
+    notes = list(bad.notes())
     if args.directory is None:
-        told = {"labelled": len(records), "classes": len({record.label for record in records}), "out": str(args.out)}
-        print(json.dumps(told, indent=1) if args.json else
-              f"{len(records):,} labelled rows of {told['classes']:,} classes: {printable(args.out)}; learn them with\n"
-              f"  everlearn run --stream {printable(args.out)} --tasks 1 --out model")  # fmt: skip
+        classes = len({record.label for record in records})
+        told = {"labelled": len(records), "classes": classes, "out": str(args.out), "notes": notes}
+        lines = [*map(printable, notes),
+                 f"{len(records):,} labelled rows of {classes:,} classes: {printable(args.out)}; learn them with",
+                 f"  everlearn run --stream {as_word(args.out)} --tasks 1 --out model"]  # fmt: skip
+        print(json.dumps(told, indent=1) if args.json else "\n".join(lines))
         return 0
+    version = replace(version, record={**version.record, "notes": [*version.notes, *notes]})
     print(json.dumps(version.record, indent=1) if args.json else describe(version))
     return 0
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from everlearn import active
 from everlearn.backbones.backbone import Backbone
-from everlearn.errors import DataError, EverlearnError, printable
+from everlearn.errors import DataError, EverlearnError, printable, shown
 from everlearn.features import default_store
 from everlearn.files import write_whole
 from everlearn.listeners import Bar
@@ -48,6 +48,7 @@ class Asked:
         rows: how many rows, of how many unlabelled ones (`pool`).
         strategy: by which they were chosen.
         expected_accuracy: of the present model on what is not labelled (`active.expected_accuracy`); None without one.
+        notes: rows that were left out.
         agreements: Cohen's kappa of its versions, each with the one before, on what is not labelled; oldest first.
 
     >>> Asked(50, 900, "typical", 0.9, (0.98, 0.995, 0.997, 0.999)).stop
@@ -59,6 +60,7 @@ class Asked:
     strategy: str
     expected_accuracy: float | None = None
     agreements: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def stop(self) -> bool:
@@ -75,7 +77,7 @@ class Asked:
             verdict = "labels change little any more: you may stop" if self.stop else "go on labelling"
             lines.append(f"its last versions agree with a kappa of {told}: {verdict} (the rule is a mean of the last "
                          f"three of {active.KAPPA} or more)")  # fmt: skip
-        return "\n".join(lines)
+        return "\n".join([*lines, *map(printable, self.notes)])
 
 
 def ask(
@@ -112,20 +114,22 @@ def ask(
     if model is not None and not model.class_names:
         raise EverlearnError("a retrieval model ranks documents and has no classes to label: give a model of classes")
     backbone = model.method.backbone if model is not None else source
-    assert isinstance(backbone, Backbone)
+    if not isinstance(backbone, Backbone):
+        raise EverlearnError(f"source: {shown(source)} is neither a model nor an encoder: give what everlearn.load or "
+                             "everlearn.backbones.load returns")  # fmt: skip
     reads = model.method.task.input if model is not None else backbone.reads[0]
     bad = BadRows(skip_bad_rows, option="--skip-bad-rows")
     learned = model.columns if model is not None else {}
     inputs, ids = read_inputs(data, **{f"{reads}_column": column}, learned=learned, bad=bad)  # type: ignore[arg-type]
     if inputs and kind(inputs[0]) not in backbone.reads:
         raise EverlearnError(f"{data} holds {kind(inputs[0])}s, which {backbone.name} does not read")
-    known = [record.input for file in labelled for record in read(file, columns=learned, skip_bad_rows=skip_bad_rows)]
+    known = [record.input for file in labelled for record in read(file, columns=learned, bad=bad)]
     seen = dict.fromkeys(map(content, known), -1)
     left = [row for row, item in enumerate(inputs) if seen.setdefault(content(item), row) == row]  # a copy is one row
     if not left:
         raise EverlearnError(f"{data} has no example left that is not labelled yet: give others")
     pool: list[Input] = [inputs[row] for row in left]
-    shown = [_shown(item, Path(out)) for item in pool]  # before anything is encoded: not every image can be shown
+    named = [_shown(item, Path(out)) for item in pool]  # before anything is encoded: not every image can be shown
     with _encoding(progress):
         features = _features(model or backbone, [*pool, *known])
         probabilities = None if model is None else torch.from_numpy(model.predict_proba(pool))
@@ -138,20 +142,21 @@ def ask(
         best = probabilities.max(1)
         guesses = [(model.class_names[k], f"{p:.6g}") for k, p in zip(best.indices.tolist(), best.values.tolist(),
                                                                       strict=True)]  # fmt: skip
-    _write(Path(out), kind(pool[0]), [(ids[left[row]], shown[row], *guesses[row], "") for row in order])
+    _write(Path(out), kind(pool[0]), [(ids[left[row]], named[row], *guesses[row], "") for row in order])
     expected = None if probabilities is None else active.expected_accuracy(probabilities)
-    return Asked(len(order), len(pool), strategy, expected, agreements)
+    return Asked(len(order), len(pool), strategy, expected, agreements, bad.notes())
 
 
 def read(
     file: str | Path, *, known: Collection[str] | None = None, columns: dict[str, str | None] | None = None,
-    skip_bad_rows: bool = False,
+    skip_bad_rows: bool = False, bad: BadRows | None = None,
 ) -> list[Record]:  # fmt: skip
     """The rows of a file that have labels. Rows without one may only stand at its end, where the person stopped.
 
     Args:
         known: the names of the classes; another label is a bad row. None allows any label.
         columns: the names of the columns by role (text, image, label, id), where they are not the usual ones.
+        bad: records rows that cannot be used, as `skip_bad_rows` without it.
 
     Raises:
         DataError: a row is bad and bad rows are not skipped, no row has a label, or a column is missing.
@@ -162,7 +167,8 @@ def read(
     >>> [(record.id, record.input, record.label) for record in read(file)]
     [('7', 'a cup of tea', 'drink')]
     """
-    file, bad = Path(file), BadRows(skip_bad_rows, option="--skip-bad-rows")
+    file, bad = Path(file), bad or BadRows(skip_bad_rows, option="--skip-bad-rows")
+    others = len(bad.rows)  # of files that were read before
     table = read_columns(file, bad)
     wanted = {role: name for role, name in (columns or {}).items() if name in table.headers}
     found = {role: find_column(role, table, wanted) for role in ("text", "image", "label", "id")}
@@ -194,7 +200,7 @@ def read(
         else:
             records.append(record)
     if not records:
-        raise DataError(f"{file}: no row with a label can be used: {': '.join(bad.rows[0])}")
+        raise DataError(f"{file}: no row with a label can be used: {': '.join(bad.rows[others])}")
     return with_ids(records, bad)
 
 

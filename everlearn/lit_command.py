@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from everlearn.errors import EverlearnError, printable
+from everlearn.errors import EverlearnError, as_word, printable
 
 ABOUT = (
     "join a frozen image encoder and a frozen text encoder by projections, which are trained on images of named "
@@ -80,7 +80,7 @@ def _lit(args: argparse.Namespace) -> int:
     how = f"{after:.1f} % after {found.epochs} epochs" if found.epochs else "which the contrastive loss did not improve"
     print(f"zero-shot accuracy on those: {before:.1f} % in closed form, {how} (chance {chance:.1f} %)")
     print(f"written  {printable(args.out)}")
-    print(f"use it   everlearn run --stream IMAGES --method frozen --backbone {printable(args.out)}")
+    print(f"use it   everlearn run --stream IMAGES --method frozen --backbone {as_word(args.out)}")
     return 0
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from everlearn.errors import EverlearnError, printable
+from everlearn.errors import EverlearnError, as_word, printable
 
 ABOUT = (
     "make one model of several runs of one method that learned different data: exact if the method keeps sums or "
@@ -59,7 +59,7 @@ def _merge(args: argparse.Namespace) -> int:
         print(json.dumps(version.record, indent=1))
     else:
         print(describe(version))
-        print(f"the first run alone: everlearn rollback {printable(args.out)}")
+        print(f"the first run alone: everlearn rollback {as_word(args.out)}")
     return 0
 
 

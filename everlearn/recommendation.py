@@ -41,13 +41,15 @@ def recommendation(results: Sequence[Results], least: Least = (OLD, NEW)) -> str
     figures = _figures(tests[id(pick)])
     asked = f"{100 * least[0]:g} % of joint's score on old tasks, {100 * least[1]:g} % on the newest"
     decided = " (decided on validation examples; the figures are of the tests)" if on == "validation" else ""
-    if not has_joint:
+    if all(len(run["tasks"]) < 2 for one in everybody for run in one.runs):  # with joint or without it
+        text = f"The gate needs at least two tasks. {pick.method} has the best final score ({figures}){decided}."
+    elif not has_joint:
         text = (f"The gate ({asked}) is unknown, because joint was not run: add it to --methods. "
                 f"{pick.method} has the best final score ({figures}){decided}.")  # fmt: skip
     elif not good:
         doubtful = [one for one in candidates if one.verdict == "cannot tell"]
         unknown = all(one.verdict == "unknown" for one in candidates)
-        why = (" The gate needs at least two tasks." if unknown else
+        why = (" joint has no score to compare with on old tasks or on the newest one." if unknown else
                f" For {_listed(doubtful)} the seeds cannot tell: give more." if doubtful else "")  # fmt: skip
         text = f"No method passes the gate ({asked}).{why} {pick.method} has the best final score ({figures}){decided}."
     else:

@@ -16,7 +16,7 @@ from everlearn import calibration, checkpoint
 from everlearn.backbones.backbone import Backbone
 from everlearn.console import Progress
 from everlearn.engine import Learning, Listener, Training, learn, replay
-from everlearn.errors import EverlearnError, EverlearnWarning, one_line
+from everlearn.errors import EverlearnError, EverlearnWarning, as_word, one_line
 from everlearn.evaluation import Evaluation
 from everlearn.features import default_store
 from everlearn.files import append_lines, rewrite_lines
@@ -267,7 +267,8 @@ class Session(Listener):
 
     def _stop_if_asked(self) -> None:
         if self.stop.asked:
-            how = f"go on with: everlearn resume {self.folder}" if self.folder else "nothing was kept: no folder given"
+            again = f"go on with: everlearn resume {as_word(self.folder)}"
+            how = again if self.folder else "nothing was kept: no folder given"
             inside = f"at step {self.step} of task {self.task_index + 1}"
             raise Interrupted(f"stopped {inside if self.step else f'after task {self.task_index}'}; {how}")
 

@@ -9,12 +9,14 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everlearn.config import collections, default_out, read_config
-from everlearn.errors import EverlearnError, printable
+from everlearn.errors import EverlearnError, as_word, printable
 from everlearn.files import write_whole
+from everlearn.interrupts import Interrupted
 
 if TYPE_CHECKING:
     from everlearn.tuning import Tuning
@@ -61,9 +63,15 @@ def _tune(args: argparse.Namespace) -> int:
         from everlearn.processes import default_jobs
         from everlearn.tuning import tune
 
-        found = tune({"name": args.method, **args.settings["method"]}, stream, backbone=args.backbone, seed=args.seed,
-                     tasks=args.tasks, budget=args.budget, jobs=default_jobs() if args.jobs is None else args.jobs,
-                     out=out, recipe=args.recipe, progress=True)  # fmt: skip
+        try:
+            found = tune({"name": args.method, **args.settings["method"]}, stream, backbone=args.backbone,
+                         seed=args.seed, tasks=args.tasks, budget=args.budget,
+                         jobs=default_jobs() if args.jobs is None else args.jobs, out=out, recipe=args.recipe,
+                         progress=True)  # fmt: skip
+        except Interrupted as stopped:
+            if args.write is None:
+                raise
+            raise Interrupted(f"{stopped} --write {as_word(args.write)}") from None  # it ends with the command
     if args.write is not None:
         write_whole(args.write, recipe(found, args.write))
     if args.json:
@@ -98,12 +106,16 @@ def check_recipe(file: Path, method: str) -> None:
 def first_line(found: Tuning, file: Path) -> str:
     """The comment with the command that runs a recipe; in a collection of recipes it is found by its name."""
     name, stream, folder = found.record["method"]["name"], found.record["stream"], file.parent.resolve()
-    command = f"# everlearn run --stream {stream} --method {name}"
+    command = shlex.join(["everlearn", "run", "--stream", stream, "--method", name])
     if file.stem != name or folder not in [place.resolve() for place in collections(folder.name)]:
         words = shlex.split(found.record["command"] or "")
         of_stream = [words[i : i + 2] for i in range(3, len(words), 2) if words[i].startswith("--stream.")]
-        return " ".join([command, *(shlex.join(pair) for pair in of_stream), f"--recipe {file}"])
-    return command if folder.name == stream else f"{command.replace(stream, 'STREAM')} --recipe {folder.name}"
+        own = None if found.record["backbone_of_recipe"] else found.record["backbone"]  # the recipe does not name it
+        backbone = ["--backbone", own] if own is not None else []
+        return f"# {command} {shlex.join([*chain(*of_stream), *backbone, '--recipe', str(file)])}"
+    if folder.name == stream:
+        return f"# {command}"
+    return f"# everlearn run --stream STREAM --method {name} --recipe {folder.name}"
 
 
 def recipe(found: Tuning, file: Path) -> str:

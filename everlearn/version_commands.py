@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from everlearn import streams
 from everlearn.config import check_arguments, run_folder
-from everlearn.errors import EverlearnError, printable, unknown
+from everlearn.errors import EverlearnError, as_word, printable, unknown
 
 SETTINGS = ("text_column", "image_column", "label_column", "split_column", "id_column", "skip_bad_rows")
 """The settings of a stream that an update takes; listed here too, so that help is fast."""
@@ -47,7 +47,7 @@ def _update(args: argparse.Namespace) -> int:
         print(json.dumps(version.record, indent=1))
     else:
         print(describe(version))
-        print(f"to go back: everlearn rollback {printable(directory)}")
+        print(f"to go back: everlearn rollback {as_word(directory)}")
     return 0
 
 

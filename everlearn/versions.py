@@ -19,6 +19,7 @@ from everlearn import checkpoint
 from everlearn.errors import EverlearnError, printable
 from everlearn.files import read_bytes, write_whole
 from everlearn.locks import alone
+from everlearn.schemas.config import read_config
 from everlearn.schemas.states import Current, VersionState
 from everlearn.schemas.values import MOST_JSON, valid
 from everlearn.session import load_saved
@@ -103,7 +104,7 @@ def versions(folder: str | Path) -> list[Version]:
     """All versions that updates have made, oldest first; version 1, the run itself, has no record.
 
     Raises:
-        EverlearnError: a record is damaged.
+        EverlearnError: it is not a run's folder, or a record is damaged.
 
     >>> import everlearn, tempfile
     >>> from everlearn.streams import Record
@@ -116,6 +117,7 @@ def versions(folder: str | Path) -> list[Version]:
     [(2, ['garden'])]
     """
     folder = Path(folder)
+    read_config(folder)
     place = _place(folder)
     states = {number: checkpoint.read_state(place / _name(number)) for number in numbers(folder)[1:]}
     return [Version(_checked(state, number, place)["record"], folder) for number, state in states.items()]
@@ -179,7 +181,7 @@ def rollback(directory: str | Path) -> tuple[int, int]:
         The number of the version until now, and that of the version that answers now. Nothing is removed.
 
     Raises:
-        EverlearnError: the current version is the first, or another process is learning in the folder.
+        EverlearnError: it is not a run's folder, its current version is the first, or another process learns there.
 
     >>> import everlearn, tempfile
     >>> folder = tempfile.mkdtemp() + "/run"
@@ -193,6 +195,7 @@ def rollback(directory: str | Path) -> tuple[int, int]:
     ((2, 1), 150)
     """
     folder = Path(directory)
+    read_config(folder)  # before the lock, which would make the folder
     with alone(folder, UPDATING):
         number = current(folder)
         if number == 1:

@@ -18,11 +18,12 @@ from html import escape
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 
 from everlearn.cli import main
 from everlearn.command_line import parse, split_settings
 from everlearn.config import find_recipe
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, remedy_for
 from everlearn.interrupts import Interrupted
 
 HEAVY = ("torch", "transformers", "sklearn", "timm", "numpy", "rich", "matplotlib")
@@ -167,6 +168,11 @@ def test_a_full_or_closed_disk_is_one_line(monkeypatch, capsys, code):
     assert "/somewhere/results.json" in shown and shown.count("\n") == 1
 
 
+def test_a_full_disk_is_recognised_in_the_words_of_safetensors():
+    told = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert remedy_for(told) == "free some space"
+
+
 def test_an_interrupt_is_130_and_says_how_to_go_on(monkeypatch, capsys, tmp_path):
     module = importlib.import_module("everlearn.protocol")
 
@@ -285,6 +291,9 @@ def test_predict_writes_csv(finished, capsys, tmp_path):
     classes = set(wide[0]) - {"id", "prediction", "score"}
     assert classes == {"card", "cash", "rate", "home"}
     assert sum(float(wide[0][name]) for name in classes) == pytest.approx(1, abs=1e-4)
+
+    assert main(["predict", run, "--input", str(asked), "--out", "nodir/p.csv"]) == 2
+    assert "--out nodir/p.csv: its folder does not exist: make it first" in capsys.readouterr().err
 
     assert main(["predict", run, "--input", str(asked), "--json", "--proba"]) == 0
     answers = json.loads(capsys.readouterr().out)

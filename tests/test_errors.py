@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from everlearn import backbones, load, methods, run
+from everlearn import backbones, compare, labelling, load, methods, run, tune, versions
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.engine import replay
 from everlearn.errors import ContractError, DataError, EverlearnError, unknown
@@ -116,7 +116,7 @@ def test_scores_that_are_nan_name_the_record(monkeypatch):
         run("simplecil", toy_stream(), backbone="tiny")
 
 
-@pytest.mark.parametrize("ask", [load, resume])
+@pytest.mark.parametrize("ask", [load, resume, versions.versions, versions.rollback])
 @pytest.mark.parametrize(
     ("text", "message"),
     [(None, "is not a run's folder"), ("a: [1", "config.yaml, line 1"), ("- 1", "config.yaml is not what"),
@@ -132,6 +132,31 @@ def test_a_folder_that_holds_no_run_is_told(tmp_path, ask, text, message):
     assert "\n" not in str(error.value)
     with pytest.raises(EverlearnError, match="is not a run's folder"):
         ask(tmp_path / "nothing")
+    assert {path.name for path in tmp_path.rglob("*")} <= {"folder", "config.yaml"}, "and nothing is left there"
+
+
+WRONG_TYPES = [
+    (lambda: run("simplecil", DIGITS, backbone=TinyBackbone()), "backbone: "),
+    (lambda: run("simplecil", toy_stream(), backbone=5), "backbone: 5 is not a name: give one of minilm"),
+    (lambda: compare("lda", DIGITS, gate=0.8), "gate=0.8: give two shares"),
+    (lambda: compare("lda", DIGITS, gate=None), "gate=None: give two shares"),
+    (lambda: compare("lda", DIGITS, gate=("a", "b")), "gate=('a', 'b'): give two shares"),
+    (lambda: compare("lda", DIGITS, jobs="2"), "jobs: '2' is not of type int"),
+    (lambda: compare(None, DIGITS), "methods: None is no list of methods"),
+    (lambda: compare({"name": "lda"}, DIGITS), "methods: {'name': 'lda'} is no list of methods"),
+    (lambda: compare(["lda", 5], DIGITS), "method: 5 is neither a name nor a mapping"),
+    (lambda: compare("lda", DIGITS, recipe=None), "recipe None: no such collection"),
+    (lambda: tune("klda", DIGITS, recipe=None), "recipe: None is no name: give auto, none"),
+    (lambda: labelling.ask("lab", "new.csv", "out.csv", 5), "source: 'lab' is neither a model nor an encoder"),
+    (lambda: methods.named_by("config.yaml", "lda", 5), "method: 5 is neither the name of a method nor its class"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG_TYPES, ids=[message for _, message in WRONG_TYPES])
+def test_a_value_of_another_type_is_one_clear_line(call, message):
+    with pytest.raises(EverlearnError) as error:
+        call()
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -153,6 +153,12 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         one["learned"] is not None and one["forgotten"] > 0 for one in found["examples"]) == 100  # fmt: skip
     ids = (tmp_path / "kept.txt").read_text().splitlines()
     assert len(ids) == found["never_forgotten"]
+    kept = ["events", str(run), "--never-forgotten"]
+    for file, message in ((run / "results.json", "exists already"), (tmp_path / "no" / "f.txt", "does not exist")):
+        before = file.read_bytes() if file.exists() else None
+        assert main([*kept, str(file)]) == 2 and message in capsys.readouterr().err
+        assert (file.read_bytes() if file.exists() else None) == before
+    assert main([*kept, str(tmp_path / "kept.txt"), "--overwrite"]) == 0
     assert set(ids) == {one["id"] for one in found["examples"] if one["learned"] is not None and not one["forgotten"]}
 
 

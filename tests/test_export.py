@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -101,6 +103,33 @@ def test_onnx_answers_as_the_model(method: object, kind: str, tmp_path: Path) ->
             expected = model.method.head(model.method.backbone.infer(inputs[:n])).float().cpu().numpy()
         assert np.allclose(scores, expected, rtol=1e-3, atol=1e-3)
         assert np.allclose(probabilities, model.predict_proba(inputs[:n]), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_onnx_of_the_tiny_encoder(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = learned("lda", "tiny", tmp_path / "run", toy_stream(kind, tasks=2))
+    assert (model.export("onnx", tmp_path / "out") / "model.onnx").is_file(), "which compared the answers to 1 and more"
+
+
+def test_onnx_that_cannot_be_read_or_written_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = learned("lda", "tiny", tmp_path / "run")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    error: Exception = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(EverlearnError, match=r"cannot be written .No space left on device.: free some space"):
+        model.export("onnx", tmp_path / "out")
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    error = RuntimeError("invalid dimensions")
+    with pytest.raises(EverlearnError, match="LDA on 'tiny' computes something that torch cannot write to ONNX"):
+        model.export("onnx", tmp_path / "out")
 
 
 REFUSED = [

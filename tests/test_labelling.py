@@ -103,6 +103,21 @@ def test_labels_that_cannot_be_are_one_line_with_the_row(
     with pytest.raises(DataError, match=r"to label.csv, line 3: the label is missing, and later rows have one; write"):
         labelling.read(out)
     assert len(labelling.read(out, skip_bad_rows=True)) == 2
+    capsys.readouterr()
+    told = "left out 2 bad rows: the first is " + f"{out}, line 3: the label is missing, and later rows have one"
+    skipping = ["label", "--read", str(out), "--out", str(tmp_path / "some rows.csv"), "--skip-bad-rows", "--overwrite"]
+    assert main(skipping) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[0] == told
+        and lines[2] == f"  everlearn run --stream '{tmp_path / 'some rows.csv'}' --tasks 1 --out model"
+    )
+    assert main([*skipping, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [told]
+    (tmp_path / "gaps.csv").write_text('text\na cup\n""\na sofa\n')
+    asked = labelling.ask(backbones.load("tiny"), tmp_path / "gaps.csv", tmp_path / "asked.csv", 2, labelled=[out],
+                          skip_bad_rows=True)  # fmt: skip
+    assert "left out 3 bad rows" in asked.describe() and asked.notes[0] in asked.describe()
     rows[1]["label"] = rows[2]["label"] = "class 1"
     write(out, rows)
     with pytest.raises(DataError, match=r"line 5: 'clas 2' is no class of the model; did you mean 'class 2'\? correct"):
@@ -110,10 +125,11 @@ def test_labels_that_cannot_be_are_one_line_with_the_row(
     assert [record.label for record in labelling.read(out)] == ["class 1"] * 3 + ["clas 2"]
     capsys.readouterr()
     for argv, cause in (
-        ([*base, "--budget", "5"], "exists already, and may hold labels"),
+        ([*base, "--budget", "5"], "exists already: give another file with --out, or add --overwrite"),
         ([*base, "--overwrite", "--budget", "0"], "--budget: 0 is out of range"),
         ([*base, "--overwrite", "--strategy", "margin"], "the strategy margin asks a model, and there is none yet"),
         ([*base[:-1], str(unlabelled), "--overwrite"], "is what is read: give another"),
+        ([*base[:-1], str(tmp_path / "nodir" / "l.csv")], "its folder does not exist: make it first"),
         (["label", "--data", str(unlabelled)], "--out FILE is missing"),
         (["label"], "give --data FILE to choose what to label, or --read FILE"),
         (["label", str(tmp_path / "no run"), "--read", str(out)], "no such run folder"),

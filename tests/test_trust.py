@@ -352,7 +352,7 @@ def test_predict_writes_no_formulas_and_overwrites_nothing_unasked(tmp_path, cap
     assert main(ask) == 2 and "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "out.csv").read_text() == written
     assert main([*ask, "--overwrite"]) == 0 and (tmp_path / "out.csv").read_text() != written
-    assert main([*ask[:-1], str(texts)]) == 2 and "is the input file" in capsys.readouterr().err
+    assert main([*ask[:-1], str(texts)]) == 2 and "is what is read" in capsys.readouterr().err
     assert main([*ask[:-1], str(tmp_path), "--overwrite"]) == 2
     assert main(["predict", str(tmp_path / "run"), "--input", str(texts), "--json"]) == 0
     assert "=cmd|'/c calc'!A1" in {row["prediction"] for row in json.loads(capsys.readouterr().out)}

@@ -26,7 +26,7 @@ from everlearn.settings import arguments, checked
 from everlearn.streams.stream import Examples, Stream
 from everlearn.streams.validation import NOTE, on_validation
 from everlearn.testing import toy_stream
-from everlearn.tuning import planned
+from everlearn.tuning import Tuning, planned
 
 DIGITS = {"name": "digits", "tasks": 5, "max_train_per_class": 10, "max_test_per_class": 4}
 ON_DIGITS = ["--stream", "digits", "--stream.tasks", "5", "--stream.max_train_per_class", "10",
@@ -266,7 +266,7 @@ def test_the_command_prints_the_trials_and_writes_a_recipe(
     lines = Path("klda.yaml").read_text().splitlines()
     assert lines[0] == (
         "# everlearn run --stream digits --method klda --stream.tasks 5 --stream.max_train_per_class 10 "
-        "--stream.max_test_per_class 4 --recipe klda.yaml"
+        "--stream.max_test_per_class 4 --backbone tiny --recipe klda.yaml"
     )
     assert lines[1] == (
         "# Chosen by: everlearn tune klda --stream digits --stream.tasks 5 --stream.max_train_per_class 10 "
@@ -281,6 +281,28 @@ def test_the_command_prints_the_trials_and_writes_a_recipe(
     assert main([*command, "--json"]) == 0  # nothing is learned again
     record = json.loads(capsys.readouterr().out)
     assert record["chosen"] == chosen and record == json.loads(Path("trials/tune.json").read_text())
+
+
+def test_the_commands_that_are_printed_can_be_repeated_in_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from everlearn.tune_command import first_line
+
+    record = {"method": {"name": "klda"}, "stream": "my data.csv", "backbone": "tiny", "backbone_of_recipe": False,
+              "command": "everlearn tune klda --stream 'my data.csv' --stream.tasks 2"}  # fmt: skip
+    line = first_line(Tuning(record, None), Path("my recipes/k x.yaml"))
+    assert line == ("# everlearn run --stream 'my data.csv' --method klda --stream.tasks 2 --backbone tiny "
+                    "--recipe 'my recipes/k x.yaml'")  # fmt: skip
+    named = {**record, "backbone_of_recipe": True}  # then the recipe names it
+    assert "--backbone" not in first_line(Tuning(named, None), Path("klda.yaml"))
+
+    def stop(*_: object, **__: object) -> None:
+        raise Interrupted("stopped; go on with: everlearn tune klda --out 't 3'")
+
+    monkeypatch.setattr("everlearn.tuning.tune", stop)
+    monkeypatch.chdir(tmp_path)
+    assert main(["tune", "klda", *ON_DIGITS, "--out", "t 3", "--write", "k 8.yaml"]) == 130
+    assert capsys.readouterr().err.endswith("everlearn tune klda --out 't 3' --write 'k 8.yaml'\n")
 
 
 def test_a_recipe_in_a_collection_is_headed_as_its_tests_want(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +325,11 @@ def test_a_recipe_in_a_collection_is_headed_as_its_tests_want(tmp_path: Path, mo
         (["ewcc"], "did you mean 'ewc'?"),
         (["simplecil"], "method 'simplecil' has nothing to tune: with these settings it trains nothing"),
         (["ranpac", "--method.first_session", "false"], "method 'ranpac' has nothing to tune"),
-        (["finetune", "--method.lr", "1", "--method.head_lr", "1"], "method 'finetune' has nothing to tune"),
+        (
+            ["finetune", "--method.lr", "1", "--method.head_lr", "1"],
+            "searched settings are given (lr, head_lr)",
+        ),
+        (["klda", "--method.gamma", "1"], "all of its searched settings are given (gamma): leave one out"),
         (["finetune", "--budget", "0"], "budget: 0 is out of range"),
         (["finetune", "--budget", "9", "--method.epochs", "2"], "leave one of them out"),
         (["finetune", "--budget", "9", "--stream.kind", "online"], "an online stream shows each example once"),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everlearn.errors import EverlearnError, one_line, printable
+from everlearn.errors import EverlearnError, one_line, printable, shown
 
 if TYPE_CHECKING:
     from everlearn.backbones.backbone import Backbone
@@ -61,6 +61,8 @@ def load(name: str) -> Backbone:
     >>> load("tiny").width
     32
     """
+    if not isinstance(name, str):
+        raise EverlearnError(f"backbone: {shown(name, 80)} is not a name: {HINT}")
     if not name.isprintable() or len(name) > 4096:  # the longest path
         raise EverlearnError(f"unknown backbone '{printable(name)}': {HINT}")
     if len(parts := parts_of(name)) > 1:
@@ -100,7 +102,7 @@ def load_when_needed(name: str) -> Backbone:
     """
     from everlearn.backbones.remembered import files_in, remembered
 
-    if not name.isprintable() or len(name) > 4096:
+    if not isinstance(name, str) or not name.isprintable() or len(name) > 4096:
         return load(name)  # which says what is wrong
     if len(parts := parts_of(name)) > 1:
         return _side_by_side(parts, load_when_needed)

@@ -98,7 +98,8 @@ class TinyBackbone(Backbone):
             x = self.embedding(prepared["ids"].clamp(min=0))
         else:
             x = self.patches(prepared["pixels"]) + self.positions[1:]
-        x = torch.cat([(self.cls + self.positions[0]).expand(len(x), 1, -1), x], dim=1)
+        # x.shape[0], because len(x) is a plain number, and an exported file would read that many inputs only.
+        x = torch.cat([(self.cls + self.positions[0]).expand(x.shape[0], 1, -1), x], dim=1)
         added = sum(delta.added_tokens for delta in self.active)
         mask = F.pad(self.mask(prepared), (0, added), value=1)
         x = self.embedded(x)

@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everlearn.errors import EverlearnError, unknown
+from everlearn.errors import EverlearnError, shown, unknown
 
 if TYPE_CHECKING:
     from everlearn.method import Method
@@ -131,6 +131,8 @@ def named_by(file: object, name: str, expected: str | type[Method] | None = None
         EverlearnError: the file names a class outside of the package that the caller does not, or another method
             than the caller expects.
     """
+    if not isinstance(expected, str | type | None):
+        raise EverlearnError(f"method: {shown(expected)} is neither the name of a method nor its class: give one")
     wanted = expected if expected is None or isinstance(expected, str) else name_of(expected)
     if wanted is None and ":" in name:
         raise EverlearnError(f"{file} names the method {name}, which is code outside of everlearn, and code is never "

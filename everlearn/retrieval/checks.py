@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from everlearn.errors import EverlearnError, printable, shown
 from everlearn.retrieval.stamp import Stamp
+from everlearn.streams import inputs
 from everlearn.strict import SURROGATES
 
 LONGEST_ID = 10_000
@@ -49,7 +50,22 @@ def listed(texts: Any, what: str) -> list[Any]:
     """Texts as a list; a single text is refused, whose letters would each be one."""
     if isinstance(texts, str | bytes):
         raise EverlearnError(f"the {what} are a single text: give a list of texts")
+    if not isinstance(texts, Iterable):
+        raise EverlearnError(f"the {what} are {shown(texts, 80)}: give a list of texts")
     return list(texts)
+
+
+def rows(given: Any, by: object, what: str) -> Any:
+    """What an encoder embeds, as a list of texts, or, where `by` is the stamp of one, the embeddings as they are.
+
+    Raises:
+        EverlearnError: it is no list, or something in it is no text.
+    """
+    if not isinstance(by, Stamp):
+        return inputs.listed(listed(given, what))
+    if not hasattr(given, "__len__"):
+        raise EverlearnError(f"the {what} are {shown(given, 80)}: give their embeddings, one row for each")
+    return given
 
 
 def embeddings(given: Any, n: int, stamp: Stamp, what: str) -> np.ndarray:

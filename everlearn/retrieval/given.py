@@ -101,8 +101,9 @@ def read_texts(documents: str, queries: str | None, *, titles: bool = False, ski
     """Documents, and queries with their relevant documents.
 
     Args:
-        documents: a file with the columns text and doc_id, _id or id; or what `streams.load` takes for retrieval in
-            two files or in the format of BEIR, or from ir_datasets, which has queries as well.
+        documents: a file with the columns text and doc_id, _id or id; or what `streams.load` takes for retrieval:
+            pairs, two files, a folder in the format of BEIR, or ir_datasets, which have queries as well. The ids of the
+            documents of pairs are made of their texts.
         queries: a file with the columns query_id, text and pos (ids of documents), and optionally grade, domain and
             split; where it is given, other queries are left out.
         titles: put the title of a document before its text.
@@ -119,11 +120,13 @@ def read_texts(documents: str, queries: str | None, *, titles: bool = False, ski
     from everlearn.streams.files import find_retrieval_files
     from everlearn.streams.ir_catalogue import read_catalogue
     from everlearn.streams.packaged import IR_DATASETS, PACKAGED
+    from everlearn.streams.pairs import read_pair_files
     from everlearn.streams.peek import beir_folders, retrieval_format
     from everlearn.streams.two_files import read_queries, read_two_files
 
     bad = BadRows(skip_bad_rows, option="--skip-bad-rows")
-    how = None if os.path.isfile(documents) else retrieval_format(documents)
+    how = retrieval_format(documents)
+    how = how if how == "pairs" or not os.path.isfile(documents) else None
     if how == "ir_datasets":
         collection = read_catalogue(documents.removeprefix(IR_DATASETS), titles, bad)
     elif how == "BEIR":
@@ -132,6 +135,8 @@ def read_texts(documents: str, queries: str | None, *, titles: bool = False, ski
         files = find_retrieval_files(str(DATA / documents) if documents in PACKAGED else documents)
         assert files is not None
         collection = read_two_files(files, titles, bad)
+    elif how == "pairs":
+        collection = read_pair_files(documents, bad)
     else:
         collection = Collection(documents, _documents(Path(documents), titles, bad), [])
     if queries is None:

@@ -18,11 +18,11 @@ from typing import Literal
 
 import numpy as np
 
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, shown
 from everlearn.files import flush_to_disk, write_whole
 from everlearn.locks import alone
 from everlearn.retrieval.bridge import Bridge, read_bridges, write_bridge
-from everlearn.retrieval.checks import check_known, check_new, check_removed, comparable, embeddings, listed
+from everlearn.retrieval.checks import check_known, check_new, check_removed, comparable, embeddings, listed, rows
 from everlearn.retrieval.current import (
     CURRENT,
     FIRST,
@@ -232,7 +232,7 @@ class Index:
                 finite; another encoder than that of the stamp; another process writes; the disk is full.
         """
         self._write_alone()
-        ids, documents = listed(ids, "ids"), documents if isinstance(by, Stamp) else listed(documents, "documents")
+        ids, documents = listed(ids, "ids"), rows(documents, by, "documents")
         if len(ids) != len(documents):
             raise EverlearnError(f"{len(ids):,} ids for {len(documents):,} documents: give one for each")
         check_new(ids, self._generation)
@@ -350,8 +350,9 @@ class Index:
             EverlearnError: the index is empty, an embedding does not fit, or another encoder than that of the
                 stamp, to which no bridge leads.
         """
-        if k < 1:
-            raise EverlearnError(f"k is {k}: ask for at least one document")
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise EverlearnError(f"k is {shown(k)}: ask for at least one document")
+        queries = rows(queries, by, "queries")
         if self._is_changing:
             self._answer_from(current(self.folder, opened))
         if not len(self):
@@ -365,7 +366,7 @@ class Index:
             self._check_reaches(by)
             vectors, stamp = embeddings(queries, len(queries), by, "query"), by
         else:
-            queries, method = listed(queries, "queries"), method_of(by)
+            method = method_of(by)
             if hasattr(method, "reaches") and method.reaches(self.stamp.space):
                 import torch
 
@@ -374,7 +375,7 @@ class Index:
                 return found
             stamp = stamp_of(by)
             self._check_reaches(stamp)
-            vectors = embedded(by, queries, "query")
+            vectors = embedded(by, list(queries), "query")
         if stamp.space == self.stamp.space:
             return vectors
         return self.bridges[stamp.space].apply(comparable(vectors, stamp, "query"))  # as those that it was fitted on

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everlearn.errors import EverlearnError, printable, unknown
+from everlearn.errors import EverlearnError, as_word, printable, unknown
 from everlearn.interrupts import Interrupted
 from everlearn.retrieval import migrate_commands
 
@@ -118,9 +118,9 @@ def _tell_version(by: Encoder, folder: Path) -> None:
     from everlearn import model, versions
 
     if isinstance(by, model.Model) and by.directory and by.version != (now := versions.current(by.directory)):
-        run = printable(by.directory)
+        run, to = printable(by.directory), f"{as_word(folder)} --to {as_word(by.directory)}"
         print(f"note: the index is of version {by.version} of {run}, which answers here; the current one is version "
-              f"{now}: go to it with `everlearn migrate {printable(folder)} --to {run}`", file=sys.stderr)  # fmt: skip
+              f"{now}: go to it with `everlearn migrate {to}`", file=sys.stderr)  # fmt: skip
 
 
 def _documents(args: argparse.Namespace) -> dict[str, str]:
@@ -145,7 +145,7 @@ def _added(index: Index, documents: Mapping[str, str], by: Encoder, args: argpar
                 bar.advance(len(part))
         index.save()
     except KeyboardInterrupt:
-        given = f"{printable(args.folder)} --documents {printable(args.documents)}"
+        given = f"{as_word(args.folder)} --documents {as_word(args.documents)}"
         raise Interrupted(f"interrupted after {done:,} of {len(ids):,} documents, which are in the index; go on with "
                           f"`everlearn index add {given} --missing`") from None  # fmt: skip
     return {"added": done, "documents": len(index)}

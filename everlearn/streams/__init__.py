@@ -10,6 +10,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from everlearn.errors import not_named
 from everlearn.settings import Count, HeldOut, Share, SplitSeed, check
 from everlearn.streams.packaged import PACKAGED
 
@@ -45,7 +46,7 @@ def names() -> dict[str, str]:
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     kind: str | None = None,
     tasks: Count | None = None,
@@ -137,7 +138,10 @@ def load(
     (10, 1500, 450, 150)
     """
     arguments = dict(locals())
-    return _build(arguments.pop("name"), arguments)
+    del arguments["name"]
+    if not isinstance(name, str | os.PathLike):
+        raise not_named("stream", name)
+    return _build(os.fsdecode(name), arguments)
 
 
 def from_rows(
@@ -170,10 +174,11 @@ def from_rows(
     >>> [task.class_names for task in stream]
     [('gold', 'sofa'), ('gold', 'sofa', 'tea', 'rose')]
     """
-    from everlearn.streams.in_memory import columns_of_lists
+    from everlearn.streams.in_memory import as_list, columns_of_lists
     from everlearn.streams.readers import to_table
 
-    kind = "image" if len(inputs) and isinstance(inputs[0], bytes | os.PathLike) else "text"
+    inputs = as_list("inputs", inputs)  # the rows of a series may be numbered otherwise than from 0
+    kind = "image" if inputs and isinstance(inputs[0], bytes | os.PathLike) else "text"
     columns = columns_of_lists(name, {kind: inputs, "label": labels, "domain": domains, "split": splits})
     if domains is not None:
         options = {"domain_column": "domain", **options}

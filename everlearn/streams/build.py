@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +13,15 @@ from everlearn.streams import class_incremental, domain_incremental, mistakes, o
 from everlearn.streams.beir import read_beir
 from everlearn.streams.columns import Columns
 from everlearn.streams.digits import read_digits
-from everlearn.streams.files import find_retrieval_files, read_columns
+from everlearn.streams.files import find_retrieval_files
 from everlearn.streams.hub import read_hub
 from everlearn.streams.images import only_decodable
 from everlearn.streams.ir_catalogue import read_catalogue
 from everlearn.streams.packaged import IR_DATASETS, PACKAGED
-from everlearn.streams.pairs import read_pairs
+from everlearn.streams.pairs import read_pair_files, read_pairs
 from everlearn.streams.peek import beir_folders, retrieval_format
 from everlearn.streams.pseudo import with_pseudo_queries
-from everlearn.streams.readers import COMMON_NAMES, ColumnNames, find_parts, read_table
+from everlearn.streams.readers import COMMON_NAMES, ColumnNames, read_table
 from everlearn.streams.records import BadRows, Table, of_split, with_ids
 from everlearn.streams.retrieval import Collection, make_retrieval_tasks
 from everlearn.streams.splits import Parts, Shares
@@ -114,10 +113,7 @@ def _collection(options: SimpleNamespace, how: str, pairs: Columns | None, bad: 
         files = find_retrieval_files(str(DATA / name) if name in PACKAGED else name)
         assert files is not None
         return read_two_files(files, titles, bad)
-    if pairs:
-        return read_pairs([(pairs, None)], name, bad)
-    parts = {name: None} if os.path.isfile(name) else {path: split for split, path in find_parts(Path(name)).items()}
-    return read_pairs([(read_columns(Path(path), bad), split) for path, split in parts.items()], name, bad)
+    return read_pairs([(pairs, None)], name, bad) if pairs else read_pair_files(name, bad)
 
 
 def _kind(options: SimpleNamespace) -> tuple[str, str]:

@@ -21,7 +21,7 @@ def columns_of_lists(name: str, lists: Mapping[str, Any]) -> Columns:
     Raises:
         EverlearnError: something is no list, or the lengths differ.
     """
-    columns = {column: _as_list(column, values) for column, values in lists.items() if values is not None}
+    columns = {column: as_list(column, values) for column, values in lists.items() if values is not None}
     lengths = {column: len(values) for column, values in columns.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{count:,} in {column}" for column, count in lengths.items())
@@ -33,7 +33,15 @@ def columns_of_lists(name: str, lists: Mapping[str, Any]) -> Columns:
     return Columns(name, range(count), list(columns), columns.__getitem__)
 
 
-def _as_list(column: str, values: Any) -> list[Any]:
+def as_list(column: str, values: Any) -> list[Any]:
+    """A list, an array or a series as a list, counted from 0.
+
+    Raises:
+        EverlearnError: it is none of them.
+
+    >>> as_list("text", ("tea", "sofa"))
+    ['tea', 'sofa']
+    """
     if hasattr(values, "tolist"):  # numpy, pandas, torch
         values = values.tolist()
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,12 +13,20 @@ from typing import Any
 from everlearn.errors import DataError, printable
 from everlearn.streams.cells import BadCell, as_name, as_split, as_text, is_missing
 from everlearn.streams.columns import Columns
+from everlearn.streams.files import read_columns
 from everlearn.streams.peek import POSITIVE, QUERY
+from everlearn.streams.readers import find_parts
 from everlearn.streams.records import BadRows, place
 from everlearn.streams.retrieval import Collection, Entry
 
 NEGATIVE = re.compile(r"negative(_\d+)?")
 """The column of a text or a list of texts; several columns are called negative_1, negative_2 and so on."""
+
+
+def read_pair_files(name: str, bad: BadRows) -> Collection:
+    """Read the pairs of a file, or of the files `<name>_train` and so on. Columns and errors are those below."""
+    parts = {name: None} if os.path.isfile(name) else {path: split for split, path in find_parts(Path(name)).items()}
+    return read_pairs([(read_columns(Path(path), bad), split) for path, split in parts.items()], name, bad)
 
 
 def read_pairs(parts: Sequence[tuple[Columns, str | None]], source: str, bad: BadRows) -> Collection:

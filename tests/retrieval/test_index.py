@@ -238,6 +238,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a foreign query": (lambda i: i.search(whole(1), Stamp("there", "generated", D, "dot")), "would mean nothing"),
     "a query of another dimension": (lambda i: i.search(np.ones((2, 5)), DOT), r"shape \(2, 5\)"),
     "a query that is not finite": (lambda i: i.search(bad(1, 2, np.nan), DOT), "embedding of query 3 is not finite"),
+    "no text": (lambda i: i.add(["a", "b"], ["x", None], backbones.load("tiny")), "input 1 is None, of type NoneType"),
+    "no documents": (lambda i: i.add(["a"], None, DOT), "the documents are None: give their embeddings"),
+    "k as a text": (lambda i: i.search(whole(1), DOT, "3"), "k is '3': ask for at least one"),
+    "a query that is a number": (lambda i: i.search([5], backbones.load("tiny")), "input 0 is 5, of type int"),
+    "no queries": (lambda i: i.search(None, backbones.load("tiny")), "the queries are None: give a list of texts"),
     "a query as one text": (lambda i: i.search("a text", backbones.load("tiny")), "single text"),
 }  # fmt: skip
 

@@ -45,6 +45,16 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     return line
 
 
+def test_documents_may_be_those_of_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs, folder = tmp_path / "pairs.csv", tmp_path / "index"
+    pairs.write_text("query,positive,negative\nat six,water the roses,a cup of tea\nis it dry,the lawn is dry,\n")
+    found = told(capsys, "create", folder, "--documents", pairs, "--from", "tiny")
+    assert found == {"added": 3, "documents": 3}
+    assert {*Index.load(folder).ids} == {*everlearn.streams.load(str(pairs), test=0.5)[0].corpus.ids}
+    again = told(capsys, "reindex", folder, "--documents", pairs, "--to", "tiny")
+    assert again["documents"] == 3, "the ids are the same again"
+
+
 def test_from_documents_to_answers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = told(capsys, "search", folder, "the lawn is dry", "a cup of tea", "--k", 2)
     assert [query["query"] for query in found["queries"]] == ["the lawn is dry", "a cup of tea"]

@@ -77,6 +77,19 @@ def test_images_in_memory(png):
     assert (stream.input, len(stream)) == ("image", 2)
 
 
+def test_a_series_may_be_counted_from_elsewhere():
+    pd = pytest.importorskip("pandas")
+    table = pd.DataFrame({"text": TEXTS, "label": LABELS}).iloc[1:]
+    found = streams.from_rows(table.text, table.label)
+    assert found.fingerprint() == streams.from_rows(TEXTS[1:], LABELS[1:]).fingerprint()
+
+
+def test_a_file_is_named_by_a_path_too(tmp_path):
+    file = tmp_path / "first.csv"
+    file.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in zip(TEXTS, LABELS, strict=True)))
+    assert streams.load(file).fingerprint() == streams.load(str(file)).fingerprint()
+
+
 def test_options_are_those_of_load():
     assert len(streams.from_rows(TEXTS, LABELS, tasks=4)) == 4
     assert "unknown setting of the stream 'task': did you mean 'tasks'" in refusal(
@@ -89,7 +102,15 @@ def test_options_are_those_of_load():
     "call, told",
     [
         (lambda: streams.from_rows(TEXTS, LABELS[:3]), "(40 in text, 3 in label): give one value per row"),
-        (lambda: streams.from_rows("text", LABELS), "the values of text are a str: give a list"),
+        (lambda: streams.from_rows("text", LABELS), "the values of inputs are a str: give a list"),
+        (
+            lambda: streams.from_rows((text for text in TEXTS), LABELS),
+            "the values of inputs are a generator: give a list",
+        ),
+        (lambda: streams.from_rows({}, LABELS), "the values of inputs are a dict: give a list"),
+        (lambda: streams.from_rows(None, LABELS), "the values of inputs are a NoneType: give a list"),
+        (lambda: streams.load(5), "stream: 5 is neither a name nor a mapping"),
+        (lambda: streams.load(None), "stream: None is neither a name nor a mapping"),
         (lambda: streams.from_rows([], []), "rows: there are no rows: give at least one"),
         (lambda: streams.from_rows([*TEXTS[:7], None, *TEXTS[8:]], LABELS), "rows, row 7: the text is empty"),
         (lambda: streams.from_table([{"text": "a"}, 5]), "table, row 1: the row is a int, not a dict"),
