@@ -11,6 +11,7 @@ from rich.table import Column
 from rich.text import Text
 
 from everlearn.console import _console, _safe, _table, duration, human_bytes, percent, ranged, short_count
+from everlearn.errors import near
 from everlearn.judgement import Judged, above_joint, differences, judge
 from everlearn.metrics.gate import NEW, OLD, Least
 from everlearn.metrics.intervals import conclusion, interval
@@ -49,7 +50,9 @@ def compare_table(results: Sequence[Results], least: Least = (OLD, NEW)) -> None
     if judged:
         first = judged[0].runs[0]
         seeds = f", mean of {max(len(one.runs) for one in judged)} seeds ± 95 % interval" if has_seeds else ""
-        out.print(_safe(f"{first['metric']} in % on {first['stream']}, best final score first{seeds}", style="bold"))
+        out.print(
+            _safe(f"{first['metric']} in % on {near(first['stream'])}, best final score first{seeds}", style="bold")
+        )
         out.print(table)
         gate = f"{100 * least[0]:g} and {100 * least[1]:g}"
         since = "over the classes known when" if first["goal"] == "classes" else "since"

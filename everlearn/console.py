@@ -18,7 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from everlearn.errors import printable
+from everlearn.errors import near, printable
 from everlearn.judgement import REFERENCE, beside_joint_command, scores_on_old_and_new
 from everlearn.metrics import FORMULAS
 from everlearn.metrics.gate import NEW, OLD
@@ -154,7 +154,9 @@ def final_table(results: Results, directory: Path | None = None) -> None:
     """
     out = _console()
     metric = results["metric"]
-    head = f"{results['method']} on {results['stream']} ({results['kind']}, {results['input']}, {results['goal']})"
+    head = (
+        f"{results['method']} on {near(results['stream'])} ({results['kind']}, {results['input']}, {results['goal']})"
+    )
     out.print(_safe(f"{head}, backbone {results['backbone']}, seed {results['seed']}", style="bold"))
     n = len(results["tasks"])
     some = f" ({SHOWN_TASKS} of {n} tasks shown; the report shows all)" if n > SHOWN_TASKS else ""

@@ -49,6 +49,15 @@ class ContractError(EverlearnError):
     """
 
 
+def near(name: str) -> str:
+    """The name of a stream, or a path, without the path of the present folder.
+
+    >>> near(os.path.join(os.getcwd(), "may.csv")), near("clinc150")
+    ('may.csv', 'clinc150')
+    """
+    return name.removeprefix(os.path.join(os.getcwd(), ""))
+
+
 def printable(text: object, longest: int = 200) -> str:
     """The text on one line that any terminal can show: without control characters, and shortened in its middle.
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from everlearn.errors import near
 from everlearn.metrics import own_seconds, pareto_front
 from everlearn.metrics.accuracy_matrix import mean
 from everlearn.metrics.gate import NEW, OLD, Least, Verdict, old_and_new, part_of, passes
@@ -163,12 +162,10 @@ def beside_joint_command(run: Results) -> str:
     >>> beside_joint_command({"method": "lda", "config": config})
     "everlearn compare --methods lda,joint --stream 'may data.csv' --stream.tasks 4"
     """
-    config, here = run["config"], f"{Path.cwd()}{os.sep}"
-    near = {
-        key: value.removeprefix(here) if isinstance(value, str) else value for key, value in config["stream"].items()
-    }
+    config = run["config"]
+    stream = {key: near(value) if isinstance(value, str) else value for key, value in config["stream"].items()}
     backbone = ["--backbone", config["backbone"]] if config["backbone"] else []
-    words = ["everlearn", "compare", "--methods", f"{run['method']},joint", *backbone, *as_options("stream", near)]
+    words = ["everlearn", "compare", "--methods", f"{run['method']},joint", *backbone, *as_options("stream", stream)]
     return shlex.join(words)
 
 

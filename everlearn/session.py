@@ -16,7 +16,7 @@ from everlearn import calibration, checkpoint
 from everlearn.backbones.backbone import Backbone
 from everlearn.console import Progress
 from everlearn.engine import Learning, Listener, Training, learn, replay
-from everlearn.errors import EverlearnError, EverlearnWarning, as_word, one_line
+from everlearn.errors import EverlearnError, EverlearnWarning, as_word, near, one_line
 from everlearn.evaluation import Evaluation
 from everlearn.features import default_store
 from everlearn.files import append_lines, rewrite_lines
@@ -75,7 +75,7 @@ class Session(Listener):
         counted = store.encoded, store.served, store.seconds
         evaluation = Evaluation(self.stream, self.method, self.folder, self.keep)
         with self._interruptible(), self._warnings(), Progress(
-            len(self.stream), f"{self.config['method']['name']} on {self.stream.name}", self.progress, self.task_index
+            len(self.stream), f"{self.config['method']['name']} on {near(self.stream.name)}", self.progress, self.task_index
         ) as bar:  # fmt: skip
             for task in self.stream.tasks[self.task_index :]:
                 self._learn_task(task, evaluation)
