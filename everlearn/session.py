@@ -74,9 +74,9 @@ class Session(Listener):
         store = default_store()
         counted = store.encoded, store.served, store.seconds
         evaluation = Evaluation(self.stream, self.method, self.folder, self.keep)
-        with self._interruptible(), self._warnings(), Progress(
-            len(self.stream), f"{self.config['method']['name']} on {near(self.stream.name)}", self.progress, self.task_index
-        ) as bar:  # fmt: skip
+        doing = f"{self.config['method']['name']} on {near(self.stream.name)}"
+        progress = Progress(len(self.stream), doing, self.progress, self.task_index)
+        with self._interruptible(), self._warnings(), progress as bar:
             for task in self.stream.tasks[self.task_index :]:
                 self._learn_task(task, evaluation)
                 bar.advance(1, f"score {self.measured.rows[-1]['all']:.3f}")
