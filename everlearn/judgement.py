@@ -164,7 +164,7 @@ def beside_joint_command(run: Results) -> str:
     """
     config = run["config"]
     stream = {key: near(value) if isinstance(value, str) else value for key, value in config["stream"].items()}
-    backbone = ["--backbone", config["backbone"]] if config["backbone"] else []
+    backbone = ["--backbone", config["backbone"]] if config.get("backbone") else []
     words = ["everlearn", "compare", "--methods", f"{run['method']},joint", *backbone, *as_options("stream", stream)]
     return shlex.join(words)
 

@@ -68,7 +68,7 @@ def test_scripts_that_choose_do_so_on_validation_examples() -> None:
     choosing = {
         script.stem for script in SCRIPTS if "everlearn.search import best" in script.read_text(encoding="utf-8")
     }
-    assert choosing == {"mir", "mixture", "retrieval", "tune"}
+    assert choosing == {"common", "mir", "mixture", "retrieval", "tune"}
 
 
 def test_results_on_test_examples_choose_nothing() -> None:
