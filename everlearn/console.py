@@ -18,7 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from everlearn.errors import near, printable
+from everlearn.errors import as_word, near, printable
 from everlearn.judgement import REFERENCE, beside_joint_command, scores_on_old_and_new
 from everlearn.metrics import FORMULAS
 from everlearn.metrics.gate import NEW, OLD
@@ -175,11 +175,12 @@ def final_table(results: Results, directory: Path | None = None) -> None:
         out.print(_safe(f"report   {directory / 'report.html'}"), soft_wrap=True)
         if results["goal"] == "ranking":
             first = directory / "indexes" / "domain-000"
-            out.print(_safe(f'search   everlearn index search {first} "a query" --from {directory}'), soft_wrap=True)
+            told = f'{as_word(first)} "a query" --from {as_word(directory)}'
+            out.print(_safe(f"search   everlearn index search {told}"), soft_wrap=True)
         if results["goal"] == "classes":
             name = results["config"]["method"]["name"]
             own = f" --method {name}" if ":" in name else ""
-            out.print(_safe(f"predict  everlearn predict {directory} --input FILE{own}"), soft_wrap=True)
+            out.print(_safe(f"predict  everlearn predict {as_word(directory)} --input FILE{own}"), soft_wrap=True)
 
 
 def trials_table(record: dict[str, Any]) -> None:

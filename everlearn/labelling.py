@@ -32,7 +32,7 @@ from everlearn.schemas.results import read_results
 from everlearn.streams.cells import BadCell, as_id, as_image, as_label, as_text, is_missing
 from everlearn.streams.files import read_columns
 from everlearn.streams.inputs import Input, content, kind
-from everlearn.streams.readers import find_column, read_inputs
+from everlearn.streams.readers import find_column, present, read_inputs
 from everlearn.streams.records import BadRows, Record, place, with_ids
 from everlearn.versions import chain
 
@@ -170,7 +170,7 @@ def read(
     file, bad = Path(file), bad or BadRows(skip_bad_rows, option="--skip-bad-rows")
     others = len(bad.rows)  # of files that were read before
     table = read_columns(file, bad)
-    wanted = {role: name for role, name in (columns or {}).items() if name in table.headers}
+    wanted = present(columns or {}, table)
     found = {role: find_column(role, table, wanted) for role in ("text", "image", "label", "id")}
     is_image = found["text"] is None
     source = found["image"] if is_image else found["text"]

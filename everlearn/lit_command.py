@@ -90,6 +90,8 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         EverlearnError: a number is out of its range, a template has no {}, or the file cannot be made.
     """
+    from everlearn.config import check_file
+
     for name, least in (("epochs", 0), ("batch_size", 2), ("seed", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -103,8 +105,7 @@ def check(args: argparse.Namespace) -> None:
         raise EverlearnError(f"--out {args.out}: give a file that ends in .safetensors")
     if args.out.exists():
         raise EverlearnError(f"--out {args.out}: the file exists already: give a new one")
-    if not args.out.parent.is_dir():
-        raise EverlearnError(f"--out {args.out}: its folder does not exist: make it first")
+    check_file("--out", args.out)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {"lit": _lit}

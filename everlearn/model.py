@@ -251,9 +251,9 @@ def update(
         model, saved = _restored(folder, method)
         return model.method, saved
 
-    usual = {role: config["stream"].get(f"{role}_column") for role in ("split", "id") if role not in given}
+    optional = {role: config["stream"].get(f"{role}_column") for role in ("split", "id") if role not in given}
     learned, version = learn_version(
-        folder, restore, data, test=test, columns={**named, **given}, usual=usual, skip_bad_rows=skip_bad_rows,
+        folder, restore, data, test=test, columns={**named, **given}, learned=optional, skip_bad_rows=skip_bad_rows,
         titles=bool(config["stream"].get("titles")),
         keep=saving["keep"] if keep is None else keep, progress=progress,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everlearn.config import collections, default_out, read_config
+from everlearn.config import check_file, collections, default_out, read_config
 from everlearn.errors import EverlearnError, as_word, printable
 from everlearn.files import write_whole
 from everlearn.interrupts import Interrupted
@@ -94,8 +94,7 @@ def check_recipe(file: Path, method: str) -> None:
     """
     if file.suffix not in (".yaml", ".yml"):
         raise EverlearnError(f"--write {file}: give a file that ends in .yaml")
-    if not file.parent.is_dir():
-        raise EverlearnError(f"--write {file}: its folder does not exist: make it first")
+    check_file("--write", file, overwrite=True)
     if file.exists():
         section = read_config(file).get("method")
         name = section.get("name") if isinstance(section, dict) else section

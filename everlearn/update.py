@@ -42,7 +42,7 @@ SHARE = 0.2
 def learn_version(
     folder: Path, restore: Callable[[], tuple[Method, checkpoint.Checkpoint]],
     data: str | Path | Stream | Sequence[Record], *, test: str | Path | None, columns: Mapping[str, str | None],
-    usual: Mapping[str, str | None], titles: bool, skip_bad_rows: bool, keep: int, progress: bool,
+    learned: Mapping[str, str | None], titles: bool, skip_bad_rows: bool, keep: int, progress: bool,
 ) -> tuple[Method, Version]:  # fmt: skip
     """Have what a run's folder holds learn one more task, and write it as the new version of the folder.
 
@@ -51,7 +51,7 @@ def learn_version(
         restore: gives its current version.
         data, test, skip_bad_rows, keep, progress: as for `everlearn.model.update`.
         columns: the columns of the data, by role.
-        usual: columns of the run that the data may lack.
+        learned: columns of the run, by role, which are used where the data have them.
         titles: where documents are ranked, put the title of a document before its text.
 
     Returns:
@@ -72,7 +72,7 @@ def learn_version(
                 )  # fmt: skip
             else:
                 task, record, source, notes, kept = _labelled(
-                    method, saved, data, test=test, columns=columns, usual=usual, skip_bad_rows=skip_bad_rows,
+                    method, saved, data, test=test, columns=columns, learned=learned, skip_bad_rows=skip_bad_rows,
                     keep=keep, progress=progress,
                 )  # fmt: skip
             record |= {
@@ -97,11 +97,12 @@ _Learned = tuple[Task, dict[str, Any], str, list[str], dict[str, Tensor]]
 
 def _labelled(
     method: Method, saved: checkpoint.Checkpoint, data: Any, *, test: str | Path | None,
-    columns: Mapping[str, str | None], usual: Mapping[str, str | None], skip_bad_rows: bool, keep: int, progress: bool,
+    columns: Mapping[str, str | None], learned: Mapping[str, str | None], skip_bad_rows: bool, keep: int,
+    progress: bool,
 ) -> _Learned:  # fmt: skip
     """Learn labelled examples."""
     bad = BadRows(skip_bad_rows)
-    new = read_data(data, test, columns, bad, usual)
+    new = read_data(data, test, columns, bad, learned)
     held_out = HeldOut.load(saved.held_out, len(method.task.class_names), keep)
     task, notes = _task(method, new, held_out)
     record = _learn(method, task, held_out, saved.state.get("temperature"), progress)
@@ -135,16 +136,16 @@ class _New:
 
 def read_data(
     data: Any, test: str | Path | None, columns: Mapping[str, str | None], bad: BadRows,
-    usual: Mapping[str, str | None] = MappingProxyType({}),
+    learned: Mapping[str, str | None] = MappingProxyType({}),
 ) -> _New:  # fmt: skip
     """The labelled examples of a file, a folder, a Stream or records, and of the file with test examples.
 
     Args:
-        columns: the columns of a file, by role; `usual`: those that it may lack.
+        columns: the columns of a file, by role; `learned`: those of the run that it may lack.
     """
-    tests = _table(test, columns, usual, bad).with_all(split="test") if test is not None else None
+    tests = _table(test, columns, learned, bad).with_all(split="test") if test is not None else None
     if isinstance(data, str | Path):
-        table = _table(data, columns, usual, bad)
+        table = _table(data, columns, learned, bad)
         table = Table.join([table, tests]) if tests else table
         records = with_ids(table.records, bad)
         if table.input == "image":
@@ -169,14 +170,10 @@ def read_data(
     return _New("records", "", [*checked_records(records, bad), *(tests.records if tests else ())])
 
 
-def _table(file: str | Path, columns: Mapping[str, str | None], usual: Mapping[str, str | None], bad: BadRows) -> Table:
-    try:
-        table = read_table(str(file), {**usual, **columns}, bad)
-    except DataError as error:
-        lacks = [role for role, name in usual.items() if name and f"no column '{name}'" in str(error)]
-        if not lacks:
-            raise
-        return _table(file, columns, {role: name for role, name in usual.items() if role not in lacks}, bad)
+def _table(
+    file: str | Path, columns: Mapping[str, str | None], learned: Mapping[str, str | None], bad: BadRows
+) -> Table:
+    table = read_table(str(file), columns, bad, learned=learned)
     if table is None:
         raise DataError(f"{file}: no such file or folder; check the path")
     return table

@@ -108,9 +108,10 @@ class L2P(Prompted):
         if learning and self.diversify == "frequency" and self.task.index > 0:
             frequencies = self.chosen.frequencies().to(far)
             far = far * nn.functional.pad(frequencies, (0, len(self.keys) - len(frequencies)))
-        start = self.task.index * self.selected if learning and self.diversify == "mask" else len(self.keys)
-        if start + self.selected <= len(self.keys):
-            return torch.arange(start, start + self.selected, device=far.device).expand(len(far), -1)
+        if learning and self.diversify == "mask":
+            own = torch.arange(self.task.index * self.selected, (self.task.index + 1) * self.selected)
+            if own[-1] < len(self.keys):
+                return own.to(far.device).expand(len(far), -1)
         chosen = far.topk(self.selected, dim=1, largest=False).indices
         return voted(chosen, len(self.keys), self.batch_size) if self.paper_compat else chosen
 

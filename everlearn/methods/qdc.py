@@ -89,16 +89,17 @@ class QDC(Finetune):
 
     def end_task(self, task: Task) -> None:
         queries = list(dict.fromkeys(task.train.inputs))
+        then, now = self.embedded_before(queries, "query"), self.embed(queries, "query")
         if task.index == 0:  # the index of the untouched encoder may be searched too, which an insertion changes
-            then = self.embedded_before(queries, "query")
             with self.before["backbone"].pretrained():
-                self._moved(queries, then)
-        self._moved(queries, self.embed(queries, "query"))
+                self._moved(self.embedded_before(queries, "query"), then)
+        self._moved(then, now)
 
-    def _moved(self, queries: Sequence[Input], now: Tensor) -> None:
-        """Record that these queries have moved, since the model before, to the embeddings `now` (n, width)."""
+    def _moved(self, then: Tensor, now: Tensor) -> None:
+        """Record that the model before, as it is switched now, had the embeddings `then` (n, width) of queries, and
+        that they have moved to `now`."""
         before, similarity = self.before["backbone"], self.backbone.similarity
-        moved = comparable(now, similarity) - comparable(self.embedded_before(queries, "query"), similarity)
+        moved = comparable(now, similarity) - comparable(then, similarity)
         with before.reading("document"):
             self.drift.record(before.identity(), moved.mean(0))
 

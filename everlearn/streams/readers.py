@@ -31,6 +31,7 @@ ROLES = ("label", "domain", "split", "id")
 
 ColumnNames = Mapping[str, str | None]
 """The names of columns that the user gave, by role. Other columns are looked up by their usual names."""
+NONE: ColumnNames = MappingProxyType({})
 
 
 def find_column(role: str, columns: Columns, wanted: ColumnNames, *, labelled: bool = True) -> str | None:
@@ -53,12 +54,23 @@ def _found(columns: Columns) -> str:
     return f"the columns are {printable(', '.join(columns.headers), 400)}"
 
 
-def to_table(columns: Columns, wanted: ColumnNames, bad: BadRows, *, labelled: bool = True) -> Table:
+def present(learned: ColumnNames, columns: Columns) -> dict[str, str | None]:
+    """Those of the columns that a model was trained on, by role, which the file has."""
+    return {role: name for role, name in learned.items() if name in columns.headers}
+
+
+def to_table(
+    columns: Columns, wanted: ColumnNames, bad: BadRows, *, learned: ColumnNames = NONE, labelled: bool = True
+) -> Table:
     """Convert columns to records. Without `labelled`, every label is the empty string.
+
+    Args:
+        learned: the columns that a model was trained on, by role; used where the file has them.
 
     Raises:
         DataError: a column is missing, or a row is bad and bad rows are not skipped.
     """
+    wanted = {**present(learned, columns), **{role: name for role, name in wanted.items() if name}}
     input_column, input_kind = _input_column(columns, wanted, labelled)
     found = {role: find_column(role, columns, wanted, labelled=labelled) for role in (ROLES if labelled else ("id",))}
     if labelled and found["label"] is None:
@@ -124,21 +136,23 @@ def find_parts(stem: Path) -> dict[str, Path]:
     return parts
 
 
-def read_table(name: str, wanted: ColumnNames, bad: BadRows, *, by_domain: bool = False) -> Table | None:
+def read_table(
+    name: str, wanted: ColumnNames, bad: BadRows, *, learned: ColumnNames = NONE, by_domain: bool = False
+) -> Table | None:
     """The records of a file, of `<name>_train` and the files that belong to it, or of a folder; None if none exists."""
     path = Path(name)
     if isfile(path) or (path.suffix.lower() in READERS and not isdir(path)):
-        return to_table(read_columns(path, bad), wanted, bad)
+        return to_table(read_columns(path, bad), wanted, bad, learned=learned)
     parts = find_parts(path) if path.name else {}
     if parts:
-        tables = [to_table(read_columns(p, bad), wanted, bad).with_all(split=split) for split, p in parts.items()]
-        return Table.join(tables)
+        return Table.join([to_table(read_columns(p, bad), wanted, bad, learned=learned).with_all(split=split)
+                           for split, p in parts.items()])  # fmt: skip
     return read_image_folder(path, by_domain=by_domain) if isdir(path) else None
 
 
 def read_inputs(
     path: str | Path, *, text_column: str | None = None, image_column: str | None = None,
-    learned: ColumnNames = MappingProxyType({}), bad: BadRows | None = None,
+    learned: ColumnNames = NONE, bad: BadRows | None = None,
 ) -> tuple[list[str | bytes | Path], list[str]]:  # fmt: skip
     """Read inputs and their ids from a file (CSV, TSV, JSON Lines, Parquet, Excel, one text per line) or from images.
 
@@ -173,10 +187,8 @@ def read_inputs(
     elif path.suffix.lower() in IMAGE_ENDINGS:
         table = _of_images([path], path.parent)
     else:
-        columns = read_columns(path, bad)
-        known = {role: name for role, name in learned.items() if name in columns.headers}
-        named = {role: name for role, name in (("text", text_column), ("image", image_column)) if name}
-        table = to_table(columns, {**known, **named}, bad, labelled=False)
+        named = {"text": text_column, "image": image_column}
+        table = to_table(read_columns(path, bad), named, bad, learned=learned, labelled=False)
     records = with_ids(table.records, bad)
     if table.input == "image":
         records = only_decodable(records, bad)
