@@ -13,6 +13,7 @@ from report_samples import results, retrieval, rich, several, with_classes
 
 from everlearn import report
 from everlearn.comparison_table import compare_table
+from everlearn.console import WIDTH, final_table
 from everlearn.errors import EverlearnError
 from everlearn.judgement import beside_joint, judge
 from everlearn.metrics import FORMULAS
@@ -62,6 +63,14 @@ def test_the_gate_is_unknown_alone_and_known_beside_joint():
     forgot = results(loss=0.1)
     assert "✗ fail" in text_of(report.render([forgot, joint]))
     assert "✗ fail" not in text_of(report.render([forgot, joint], least=(0.1, 0.9)))
+
+
+def test_the_printed_command_is_one_line_however_long(capsys):
+    run = results()
+    run["config"]["stream"] = {"name": "clinc150", "max_train_per_class": 10, "class_seed": 1993, "tasks": 20, "seed": 7}
+    final_table(run)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("everlearn compare"))
+    assert line.split()[-2:] == ["--stream.seed", "7"] and len(line) > WIDTH
 
 
 def test_a_run_of_an_earlier_version_lacks_forgetting_proper_and_says_so():
