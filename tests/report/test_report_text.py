@@ -67,7 +67,7 @@ def test_the_gate_is_unknown_alone_and_known_beside_joint():
 
 def test_the_printed_command_is_one_line_however_long(capsys):
     run = results()
-    run["config"]["stream"] = {"name": "clinc150", "max_train_per_class": 10, "class_seed": 1993, "tasks": 20, "seed": 7}
+    run["config"]["stream"] = {"name": "clinc150", "max_train_per_class": 10, "class_seed": 1993, "seed": 7}
     final_table(run)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("everlearn compare"))
     assert line.split()[-2:] == ["--stream.seed", "7"] and len(line) > WIDTH
