@@ -164,7 +164,7 @@ class Method(nn.Module):
         # Said outright: Python 3.11.2 reads it off __new__ where a subclass has no __init__ (3.11.7 does not).
         # Where the constructor passes **settings on, they are those of the class above.
         full = inspect.signature(cls.__init__)
-        own = [p for p in list(full.parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
+        own = [p for p in list(full.parameters.values())[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         if len(own) + 1 < len(full.parameters):
             base = cls.__mro__[1]
             above = inspect.signature(base.__init__ if base is Method else base).parameters.values()

@@ -235,6 +235,15 @@ def test_a_signature_shows_the_names_of_the_types():
     assert arguments(Own)["seed"].type == Seed
 
 
+def test_a_constructor_may_pass_everything_on():
+    class PassesOn(Own):
+        def __init__(self, *backbone: Any, **settings: Any) -> None:
+            super().__init__(*backbone, **settings)
+
+    assert list(inspect.signature(PassesOn).parameters) == list(inspect.signature(Own).parameters)
+    assert PassesOn(backbones.load("tiny"), size=4).size == 4
+
+
 def test_an_input_that_is_longer_than_the_positions_of_dap_is_refused():
     message = refused(lambda: run({"name": "dap", "positions": 3}, "digits", backbone="tiny"))
     assert "method.positions: an input has " in message and "reads 3: give at least " in message
