@@ -35,11 +35,20 @@ class ClassAttention(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """States (n, tokens, width) with their mask (n, tokens), 0 for padding -> features (n, width)."""
-        token = self.token.expand(len(states), 1, -1)
-        read = self.before(torch.cat([token, states], dim=1))
+        read = self.before(torch.cat([self.token.expand(len(states), 1, -1), states], dim=1))
         padding = nn.functional.pad(mask == 0, (1, 0), value=False)
-        found, _ = self.attention(read[:, :1], read, read, key_padding_mask=padding, need_weights=False)
-        feature = (token + found)[:, 0]
+        # The token asks the same question of every input. So the projection of the keys is applied to the question, and
+        # that of the values to the mean of what was read, instead of both to every state. An offset of the keys would
+        # add the same to all scores, and changes nothing.
+        attention, heads = self.attention, self.attention.num_heads
+        query, key, value = (part.unflatten(0, (heads, -1)) for part in attention.in_proj_weight.chunk(3))
+        query_offset, _, value_offset = (part.unflatten(0, (heads, -1)) for part in attention.in_proj_bias.chunk(3))
+        question = (query @ self.before(self.token) + query_offset) / key.shape[1] ** 0.5
+        scores = read @ torch.einsum("hs,hsw->wh", question, key)
+        weights = scores.masked_fill(padding[:, :, None], -torch.inf).softmax(1)
+        means = torch.einsum("nth,ntw->nhw", weights, read)
+        found = torch.einsum("nhw,hsw->nhs", means, value) + value_offset
+        feature = self.token + attention.out_proj(found.flatten(1))
         return feature + self.mlp(self.between(feature))
 
 
