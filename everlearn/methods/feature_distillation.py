@@ -17,12 +17,14 @@ from everlearn.teacher import Teacher
 class FeatureDistillation(Finetune):
     """Less-forgetting Learning in Deep Neural Networks. Jung, Ju, Jung & Kim, 2016, https://arxiv.org/abs/1607.00122
 
-    Cross-entropy over the task's classes plus strength/2 · ||f(x) - f_old(x)||² for every new input x, where f are the
-    features that the head reads and f_old those of the model as it was before the task. No old data is kept, only the
-    old model; its features are computed once per example and come from the feature store afterwards.
+    Cross-entropy over the task's classes plus strength/2 · ||f(x) - f_old(x)||² / ||f_old(x)||² for every new input x,
+    where f are the features that the head reads and f_old those of the model as it was before the task. No old data is
+    kept, only the old model; its features are computed once per example and come from the feature store afterwards.
 
-    Departures: the paper freezes the classifier, because its tasks have the same classes. Here the head learns new
-    classes; since the cross-entropy compares the task's classes only, it gives the rows of other classes no gradient.
+    Departures: the paper does not divide by ||f_old(x)||²; so a strength that was chosen for one encoder serves others,
+    whose features may be fifty times as long. The paper freezes the classifier, because its tasks have the same
+    classes. Here the head learns new classes; since the cross-entropy compares the task's classes only, it gives the
+    rows of other classes no gradient.
 
     Args:
         backbone: a pre-trained encoder.
@@ -55,4 +57,5 @@ class FeatureDistillation(Finetune):
         if self.teacher is None:
             return losses
         before = self.teacher.features(batch.inputs, augmented=self.task.augment)
-        return losses + 0.5 * self.strength * (features - before).square().sum(1)
+        moved = (features - before).square().sum(1) / before.square().sum(1).clamp(min=1e-12)
+        return losses + 0.5 * self.strength * moved

@@ -272,10 +272,22 @@ def test_the_distilled_features_are_those_before_the_task() -> None:
     with torch.no_grad():
         next(method.backbone.parameters()).mul_(1.5)
     features = method.features(batch.inputs)
-    apart = (features - before).square().sum(1)
+    apart = (features - before).square().sum(1) / before.square().sum(1)
     plain = cross_entropy(method.head(features), batch.labels, STREAM[1].classes)
     assert apart.min() > 1e-4
     torch.testing.assert_close(method.losses(batch), plain + 0.5 * method.strength * apart)
+
+
+def test_a_strength_serves_features_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = learned("feature_distillation", tasks=1)
+    batch = STREAM[1].train[range(8)]
+    method.begin_task(STREAM[1].sealed())
+    before = method.embed(batch.inputs)
+    for length in (1.0, 55.0):
+        monkeypatch.setattr(method.teacher, "features", lambda *_, length=length, **more: length * before)
+        monkeypatch.setattr(method, "features", lambda *_, length=length: 1.1 * length * before)
+        plain = cross_entropy(method.head(1.1 * length * before), batch.labels, STREAM[1].classes)
+        torch.testing.assert_close(method.losses(batch) - plain, torch.full((8,), 0.5 * 0.1**2), atol=1e-4, rtol=1e-3)
 
 
 def test_distillation_holds_the_features() -> None:
