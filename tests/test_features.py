@@ -58,6 +58,17 @@ def test_only_what_is_missing_is_encoded_and_repetitions_once(store, tiny):
     assert store.encode(tiny, []).shape == (0, 32)
 
 
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="the system does not list open files")
+def test_segments_keep_no_file_open_however_many_there_are(tiny, tmp_path):
+    before = len(os.listdir("/dev/fd"))
+    store = FeatureStore(tmp_path)
+    for text in TEXTS:  # as a model does that is asked one text at a time
+        store.encode(tiny, [text])
+    again = FeatureStore(tmp_path)
+    assert near(again.encode(tiny, TEXTS), tiny, TEXTS) and again.encoded == 0
+    assert len(os.listdir("/dev/fd")) <= before + 1  # the key index may be open
+
+
 def test_chunks_are_gathered_in_the_order_asked(store, tiny, monkeypatch):
     monkeypatch.setattr(features, "CHUNK", 7)
     seen = []
