@@ -79,6 +79,8 @@ class Result:
     directory: Path | None
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copy and pickle ask for these before there are results
+            raise AttributeError(name)
         try:
             return self.results[name]
         except KeyError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -26,10 +28,12 @@ from everlearn.interrupts import Interrupted
 from everlearn.methods.coda_prompt import quarter_cosine
 from everlearn.methods.slca import last_tenth
 from everlearn.protocol import resume
-from everlearn.results import TIMINGS
+from everlearn.results import TIMINGS, Result
+from everlearn.retrieval.verdict import Verdict
 from everlearn.schedules import constant, cosine
 from everlearn.streams.stream import Examples
 from everlearn.testing import session, toy_stream
+from everlearn.versions import Version
 
 DIGITS = {"name": "digits", "tasks": 3, "max_train_per_class": 20, "max_test_per_class": 10}
 ER = {"name": "er", "epochs": 2, "memory_size": 20, "lr": 1e-3}
@@ -107,6 +111,12 @@ def test_a_run_leaves_its_folder_and_gives_the_fields_of_results_json(tmp_path):
     assert (result.input, result.goal) == ("image", "classes")
     with pytest.raises(AttributeError, match="a result has no field 'acuracy'"):
         _ = result.acuracy
+
+
+@pytest.mark.parametrize("found", [Result({"seed": 4}, None), Version({"version": 2}, Path("run")),
+                                   Verdict({"answer": "serve"}, None)])  # fmt: skip
+def test_what_has_its_entries_as_attributes_can_be_copied_and_sent_to_another_process(found):
+    assert copy.deepcopy(found) == pickle.loads(pickle.dumps(found)) == found
 
 
 def test_results_tell_what_is_stored_and_what_an_answer_costs_after_every_task():
