@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,11 @@ def run(
     section, encoder = _method_config(method, name), backbones.absolute(learner.backbone.name)
     config = {"stream": _about(built), "method": section, "backbone": encoder, "seed": learner.seed}
     saving = {"save_minutes": save_minutes, "save_steps": save_steps, "keep": keep, "validate": validate}
-    folder = _new_folder(out, {**config, "saving": saving}) if out is not None else None
-    session = Session(learner, built, config, folder, save_minutes, save_steps, progress, keep, validate)
+    folder = _folder(out) if out is not None else None
     with alone(folder) if folder else nullcontext():
+        if folder:  # not before the lock: of two runs that begin at once, one would write over what the other has written
+            _claim(folder, {**config, "saving": saving})
+        session = Session(learner, built, config, folder, save_minutes, save_steps, progress, keep, validate)
         return session.learn()
 
 
@@ -213,14 +216,30 @@ def _method_config(method: Any, name: str) -> dict[str, Any]:
     return _named("method", method)
 
 
-def _new_folder(out: str | Path, config: dict[str, Any]) -> Path:
+def _folder(out: str | Path) -> Path:
+    """The folder of a new run, which is made where there is none."""
     folder = Path(out)
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _claim(folder: Path, config: dict[str, Any]) -> None:
+    """Write what the folder is a run of. The caller holds the folder's lock.
+
+    Raises:
+        EverlearnError: it holds a run already, or cannot be written.
+    """
     if (folder / "config.yaml").exists():
         raise EverlearnError(f"{folder} holds a run already: `everlearn resume {folder}`, or give another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _writable(folder):
         rewrite_lines(folder / "metrics.jsonl", [])
         write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise EverlearnError(f"{folder} cannot be written ({error.strerror or error}): give another --out") from error
-    return folder

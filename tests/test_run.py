@@ -540,6 +540,14 @@ def test_a_folder_that_holds_a_run_is_refused_and_untouched(tmp_path):
     assert content(tmp_path / "run") == before
 
 
+def test_of_two_runs_that_begin_at_once_only_one_writes_into_the_folder(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with FileLock(folder / ".lock"), pytest.raises(EverlearnError, match="another process is learning in"):
+        run("simplecil", DIGITS, backbone="tiny", out=folder)  # the other one has the lock, and will write now
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
 @pytest.mark.parametrize("below", ["", "deeper"])
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, below):
     (tmp_path / "file").write_text("mine")
