@@ -239,9 +239,9 @@ class Session(Listener):
         if self.step:
             self._training = saved.training, state["training"]
         position = (self.task_index, self.step)
-        rewrite_lines(log, [line for line in read_log(log) if _position(line) <= position])
+        rewrite_lines(log, (line for line in read_log(log) if _position(line) <= position))
         if presentations.exists():
-            kept = [line for line in read_presentations(presentations) if _position(line) <= position]
+            kept = (line for line in read_presentations(presentations) if _position(line) <= position)
             rewrite_lines(presentations, kept)
 
     # -- stopping ------------------------------------------------------------------------------

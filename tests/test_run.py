@@ -31,6 +31,7 @@ from everlearn.protocol import resume
 from everlearn.results import TIMINGS, Result
 from everlearn.retrieval.verdict import Verdict
 from everlearn.schedules import constant, cosine
+from everlearn.schemas.logs import read_scores
 from everlearn.streams.stream import Examples
 from everlearn.testing import session, toy_stream
 from everlearn.versions import Version
@@ -427,6 +428,16 @@ def test_a_line_of_metrics_that_was_cut_off_does_not_stop_a_resume(monkeypatch, 
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"task": 1, "st')
     assert facts(resume(folder).results) == reference[0] and lines(folder) == reference[1]
+
+
+def test_logs_of_any_length_are_read_when_a_run_is_resumed(monkeypatch, tmp_path, reference):
+    folder = tmp_path / "run"
+    run_killed(monkeypatch, "step", 10, method=ER, stream=DIGITS, backbone="tiny", out=folder, seed=1, save_steps=2)
+    most = 2 * max(map(len, (folder / "presentations.jsonl").read_bytes().splitlines()))
+    assert (folder / "presentations.jsonl").stat().st_size > most
+    monkeypatch.setattr("everlearn.schemas.logs.MOST_JSON", most)  # more than a line, and less than all
+    assert facts(resume(folder).results) == reference[0] and lines(folder) == reference[1]
+    assert read_scores(folder / "metrics.jsonl") == reference[0]["curve"]
 
 
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_serves(monkeypatch, tmp_path, reference):
