@@ -299,6 +299,18 @@ def test_a_killed_run_resumes_to_the_same_bits(monkeypatch, tmp_path, reference,
     assert (folder / "report.html").exists()
 
 
+def test_a_resumed_run_counts_the_time_and_the_work_before_it(monkeypatch, tmp_path):
+    folder = tmp_path / "run"
+    clock = iter(range(10**6))
+    monkeypatch.setattr("everlearn.listeners.time.perf_counter", lambda: 10.0 * next(clock))
+    run_killed(monkeypatch, "step", 6, method=ER, stream=DIGITS, backbone="tiny", out=folder, seed=1, save_steps=5)
+    saved = json.loads((next((folder / "checkpoints").iterdir()) / "state.json").read_text())["measured"]
+    assert saved["seconds"][0]["train"] > 0 and saved["encoded"] > 0
+    result = resume(folder)
+    assert result.seconds_per_task[0]["train"] > saved["seconds"][0]["train"]
+    assert result.examples_encoded == saved["encoded"] and result.seconds["encode"] == saved["encode_seconds"]
+
+
 def test_a_run_killed_twice_resumes_to_the_same_bits(monkeypatch, tmp_path, reference):
     folder = tmp_path / "run"
     run_killed(monkeypatch, "step", 6, method=ER, stream=DIGITS, backbone="tiny", out=folder, seed=1, save_steps=2)
