@@ -48,8 +48,8 @@ class Evaluation:
 
     def __init__(self, stream: Stream, method: Method, folder: Path | None = None, keep: int = 0) -> None:
         if untested := [task.name for task in stream if not len(task.test)]:
-            raise EverlearnError(f"stream '{stream.name}': {untested[0]} has no test examples, by which a run is scored "
-                                 "after every task: give it some")  # fmt: skip
+            raise EverlearnError(f"stream '{stream.name}': {untested[0]} has no test examples, by which a run is "
+                                 "scored after every task: give it some")  # fmt: skip
         self.stream, self.method = stream, method
         self.domains, self.unseen = Domains(method, folder, keep), Unseen(stream, method)
         self.general = GeneralAbility(stream, method)

@@ -85,7 +85,7 @@ def run(
     saving = {"save_minutes": save_minutes, "save_steps": save_steps, "keep": keep, "validate": validate}
     folder = _folder(out) if out is not None else None
     with alone(folder) if folder else nullcontext():
-        if folder:  # not before the lock: of two runs that begin at once, one would write over what the other has written
+        if folder:  # not before the lock: of two runs that begin at once, one would write over the other
             _claim(folder, {**config, "saving": saving})
         session = Session(learner, built, config, folder, save_minutes, save_steps, progress, keep, validate)
         return session.learn()

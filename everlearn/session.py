@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ class Session(Listener):
         searched = evaluation.searched(self.measured.recall_before)
         self._count_work()
         kept = held_out.stored_bytes() if self.keep else 0
-        results = assemble(self.method, self.stream, self.config, self.measured, evaluation.domains.documents_per_second,
-                           calibrated, kept, evaluation.answers(), searched, known, validation)  # fmt: skip
+        rate = evaluation.domains.documents_per_second
+        results = assemble(self.method, self.stream, self.config, self.measured, rate, calibrated, kept,
+                           evaluation.answers(), searched, known, validation)  # fmt: skip
         if self.folder:
             write_results(self.folder, results)
         return Result(results, self.folder)
@@ -191,6 +193,11 @@ class Session(Listener):
             setattr(self.measured, name, getattr(self.measured, name) + now - before[name])
 
     # -- saving and resuming -------------------------------------------------------------------
+    @cached_property
+    def _fingerprint(self) -> str:
+        """That of the stream, for which every example is read, images from their files: once, and not at every save."""
+        return self.stream.fingerprint()
+
     def _save(
         self, training: Training | None = None, keep: int = checkpoint.KEEP, held_out: HeldOut | None = None
     ) -> None:
@@ -202,7 +209,7 @@ class Session(Listener):
         seen = self.stream.tasks[: self.task_index + bool(self.step)]
         state = {
             "task": self.task_index, "step": self.step, "measured": asdict(self.measured), "training": plain,
-            "fingerprint": self.stream.fingerprint(), "backbone": self.method.backbone.settings, "rounding": rounding(),
+            "fingerprint": self._fingerprint, "backbone": self.method.backbone.settings, "rounding": rounding(),
             "origin": checkpoint.origin_hash(self.method), "tasks": [task.metadata() for task in seen],
             "temperature": self.temperature,
         }  # fmt: skip
@@ -223,7 +230,7 @@ class Session(Listener):
             return
         saved = load_saved(self.folder / "checkpoints", name)
         state = saved.state
-        if state["fingerprint"] != self.stream.fingerprint():
+        if state["fingerprint"] != self._fingerprint:
             raise EverlearnError(
                 f"the data of stream '{self.stream.name}' has changed since {self.folder} was saved: "
                 "restore the data, or start a new run"

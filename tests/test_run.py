@@ -381,6 +381,13 @@ def test_a_running_run_holds_two_checkpoints_and_a_finished_one_its_last(monkeyp
     assert [path.name for path in (tmp_path / "quick" / "checkpoints").iterdir()] == held[-1]
 
 
+def test_the_data_are_not_read_again_for_every_checkpoint(monkeypatch, tmp_path):
+    read, digest = [], Examples.digest
+    monkeypatch.setattr(Examples, "digest", lambda self: read.append(len(self)) or digest(self))
+    run(ER, DIGITS, backbone="tiny", out=tmp_path / "run", save_steps=1)
+    assert sum(read) == 2 * (20 + 10) * 10  # every example once for the checkpoints, and once for the results
+
+
 def test_a_run_killed_between_its_last_checkpoint_and_its_results_resumes(monkeypatch, tmp_path, reference):
     folder = tmp_path / "run"
 
