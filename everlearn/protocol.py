@@ -50,7 +50,8 @@ def run(
             `everlearn.streams.from_rows` and `from_table` give it.
         backbone: a name for `everlearn.backbones.load`; by default minilm for texts, vit-tiny for images.
         out: the run's folder: configuration, checkpoints, results, report. None keeps nothing on disk.
-        seed: of everything random in the method. The class order has its own (`class_seed`).
+        seed: of everything random in the method. The class order has its own (`class_seed`). A Method of your own is
+            built with its seed, and with its backbone.
         save_minutes: a checkpoint at least this often while a task is trained.
         save_steps: a checkpoint every so many steps as well.
         keep: how many test examples, and how many of those for calibration, stay in the folder, so that an update can
@@ -164,6 +165,11 @@ def build_method(
             raise EverlearnError(f"the method has learned {method.task.index + 1} tasks already, and a run starts from "
                                  "an untouched one: build a new one, or teach this one with "
                                  "everlearn.engine.learn")  # fmt: skip
+        own = method.backbone.name
+        for key, given, has in (("backbone", backbone or own, own), ("seed", seed or method.seed, method.seed)):
+            if given != has:
+                raise EverlearnError(f"{key}={given}: the method was built with {key} {has}, which a run keeps: leave "
+                                     f"{key} out here, and build the method with it")  # fmt: skip
         cls, name, settings = type(method), methods.name_of(type(method)), method.settings
     else:
         settings = _named("method", method)

@@ -771,6 +771,15 @@ def test_a_method_that_has_learned_starts_no_run(tmp_path):
     assert learned.final_accuracy > 0
 
 
+def test_a_method_that_is_built_has_its_seed_and_its_backbone():
+    built = methods.get("finetune")(backbones.load("tiny"), seed=3)
+    with pytest.raises(EverlearnError, match="seed=1: the method was built with seed 3"):
+        run(built, DIGITS, seed=1)
+    with pytest.raises(EverlearnError, match="backbone=minilm: the method was built with backbone tiny"):
+        run(built, DIGITS, backbone="minilm")
+    assert run(built, DIGITS, backbone="tiny", seed=3).seed == 3
+
+
 def test_a_single_input_is_no_list(tmp_path):
     run("simplecil", DIGITS, backbone="tiny", out=tmp_path / "run")
     model, image = load(tmp_path / "run"), streams.load(**DIGITS)[0].test.inputs[0]
