@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 CHUNK = 2048
 DEFAULT_LIMIT = 10 * 2**30
+
+ONE_AT_A_TIME = threading.RLock()
+"""Held by the thread that computes or looks up features. Meanwhile weights have another precision, a prompt is set and
+shelves grow, so that a second thread, as of a web server, would get wrong features."""
 
 _IDENTITY = re.compile(r"[0-9a-f]{32}")
 _SECONDS_TO_WRITE_KEYS = 60.0
@@ -135,13 +140,14 @@ class FeatureStore:
 
         plain = [original(item) for item in inputs]
         keys = [_key(item) for item in plain]
-        for _ in range(2):
-            shelf = self._shelf(backbone)
-            encoded = self._complete(shelf, backbone, plain, keys)
-            if encoded is not None:
-                self.encoded += encoded
-                self.served += len(keys) - encoded
-                return torch.from_numpy(shelf.read(keys))
+        with ONE_AT_A_TIME:
+            for _ in range(2):
+                shelf = self._shelf(backbone)
+                encoded = self._complete(shelf, backbone, plain, keys)
+                if encoded is not None:
+                    self.encoded += encoded
+                    self.served += len(keys) - encoded
+                    return torch.from_numpy(shelf.read(keys))
         raise EverlearnError(f"the weights of backbone '{backbone.name}' change while it encodes: do not write to them "
                              "in its forward pass or its hooks")  # fmt: skip
 

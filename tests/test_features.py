@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -56,6 +58,40 @@ def test_only_what_is_missing_is_encoded_and_repetitions_once(store, tiny):
     assert near(store.encode(tiny, asked), tiny, asked)
     assert store.encoded == 11
     assert store.encode(tiny, []).shape == (0, 32)
+
+
+def in_threads(work, count=4):
+    """What `work` returns for each number, all at once."""
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, range(count)))
+
+
+def test_threads_that_ask_at_once_get_their_own_features(store, tiny, monkeypatch):
+    inside, infer = [], tiny.infer
+
+    def slow(inputs):
+        inside.append(1)
+        time.sleep(0.01)
+        assert len(inside) == 1, "two threads compute features at once"
+        inside.pop()
+        return infer(inputs)
+
+    monkeypatch.setattr(tiny, "infer", slow)
+    found = in_threads(lambda n: [store.encode(tiny, [f"{n}: {text}"]) for text in TEXTS[:5]])
+    for n, own in enumerate(found):
+        assert torch.allclose(torch.cat(own), infer([f"{n}: {text}" for text in TEXTS[:5]]), rtol=1e-5, atol=1e-6)
+
+
+def test_threads_leave_the_weights_in_their_precision(tiny):
+    tiny.precision = "bfloat16"
+
+    def use(n):
+        time.sleep(0.01 * n)  # each begins, and ends, while another is at it
+        with tiny.inference():
+            time.sleep(0.03)
+
+    in_threads(use)
+    assert {parameter.dtype for parameter in tiny.parameters()} == {torch.float32}
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="the system does not list open files")
