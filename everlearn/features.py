@@ -293,8 +293,13 @@ def clear_cache(identity: str | None = None) -> int:
 def _key(item: Input) -> bytes:
     """16 bytes that identify the content of an example. A text and an image of the same bytes get different keys."""
     if type(item) is str:  # as below, in half the time: a run asks for each text several times
-        return hashlib.blake2b(item.encode(), digest_size=KEY_BYTES, person=b"text").digest()
-    return hashlib.blake2b(content(item), digest_size=KEY_BYTES, person=kind(item).encode()).digest()
+        try:
+            return hashlib.blake2b(item.encode(), digest_size=KEY_BYTES, person=b"text").digest()
+        except UnicodeEncodeError:
+            raise DataError(f"the text '{printable(item, 60)}' holds half a surrogate pair, which is no character: "
+                            "decode it with errors='replace'") from None  # fmt: skip
+    own = kind(item).encode()[: hashlib.blake2b.PERSON_SIZE]
+    return hashlib.blake2b(content(item), digest_size=KEY_BYTES, person=own).digest()
 
 
 def _shelves(root: Path) -> list[Path]:

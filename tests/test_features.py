@@ -18,7 +18,7 @@ import torch
 from everlearn import backbones, features, streams
 from everlearn.backbones.backbone import has_bfloat16
 from everlearn.backbones.tiny import TinyBackbone
-from everlearn.errors import EverlearnError
+from everlearn.errors import DataError, EverlearnError
 from everlearn.features import FeatureStore, cache_info, clear_cache
 from everlearn.peft.adapter import Adapter
 from everlearn.peft.lora import LoRA
@@ -120,6 +120,19 @@ def test_a_text_and_an_image_of_the_same_bytes_do_not_collide(tmp_path):
     image = tmp_path / "a.png"
     image.write_bytes(b"same bytes")
     assert features._key("same bytes") != features._key(b"same bytes") == features._key(image)
+
+
+def test_inputs_of_a_kind_with_a_long_name_and_texts_that_are_none(store, tiny):
+    class Clip:
+        kind, original = "image with sound and subtitles", None
+
+        def content(self):
+            return b"clip"
+
+    assert len(features._key(Clip())) == 16
+    with pytest.raises(DataError, match=r"'a \\ud800' holds half a surrogate pair") as error:
+        store.encode(tiny, ["a \ud800"])
+    assert "\n" not in str(error.value)
 
 
 def test_the_identity_follows_the_weights(tiny):
