@@ -223,6 +223,7 @@ class Session(Listener):
         """Load the newest checkpoint of the folder; without one the run starts from its beginning."""
         assert self.folder is not None
         log, presentations = self.folder / "metrics.jsonl", self.folder / FILE
+        checkpoint.put_back(self.folder / "checkpoints")
         name = checkpoint.newest(self.folder / "checkpoints")
         if name is None:
             rewrite_lines(log, [])

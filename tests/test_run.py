@@ -381,6 +381,27 @@ def test_a_running_run_holds_two_checkpoints_and_a_finished_one_its_last(monkeyp
     assert [path.name for path in (tmp_path / "quick" / "checkpoints").iterdir()] == held[-1]
 
 
+def test_a_run_killed_while_it_replaces_its_only_checkpoint_loses_nothing(monkeypatch, tmp_path):
+    one, folder = {**DIGITS, "tasks": 1}, tmp_path / "run"
+    whole = run(ER, one, backbone="tiny", seed=1)
+    replace, moved = os.replace, []
+
+    def killed(source, target):
+        if str(target).endswith(".old"):  # what the end of the run writes anew: the held-out examples join it
+            moved.append(target)
+        elif moved and "task-" in str(target):
+            raise Killed
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("everlearn.files.os.replace", killed)
+        with pytest.raises(Killed):
+            run(ER, one, backbone="tiny", seed=1, out=folder, save_steps=1000)
+    assert moved and checkpoint.newest(folder / "checkpoints") is None
+    monkeypatch.setattr(methods.get("er"), "step", lambda *_: pytest.fail("the task was learned again"))
+    assert facts(resume(folder).results) == facts(whole.results)
+
+
 def test_the_data_are_not_read_again_for_every_checkpoint(monkeypatch, tmp_path):
     read, digest = [], Examples.digest
     monkeypatch.setattr(Examples, "digest", lambda self: read.append(len(self)) or digest(self))
