@@ -62,6 +62,9 @@ NAME = re.compile(r"task-([0-9]{3}|[1-9][0-9]{3,})-step-([0-9]{6}|[1-9][0-9]{6,}
 LEFT = re.compile(rf"\.{NAME.pattern}\.[0-9]+(\.old)?")
 """What a save that was killed has left."""
 
+OLD = re.compile(rf"\.({NAME.pattern})\.[0-9]+\.old")
+"""A checkpoint that was to be replaced by a newer one of its name."""
+
 
 @dataclass
 class Checkpoint:
@@ -109,6 +112,15 @@ def newest(folder: Path) -> str | None:
     """The name of the newest checkpoint, or None."""
     names = _names(folder, NAME)
     return names[-1] if names else None
+
+
+def put_back(folder: Path) -> None:
+    """Put back the checkpoints that were to be replaced when the process was killed between the two renames. The caller
+    holds the run's lock."""
+    for place in folder.glob(".task-*.old"):
+        name = OLD.fullmatch(place.name)
+        if name and place.is_dir() and not place.is_symlink() and not (folder / name[1]).exists():
+            os.replace(place, folder / name[1])
 
 
 def load(folder: Path, name: str) -> Checkpoint:

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from everlearn.settings import Count, Share, checked
 from everlearn.streams.peek import input_of
 
 if TYPE_CHECKING:
+    from everlearn.backbones.backbone import Backbone
     from everlearn.method import Method
     from everlearn.streams.stream import Stream
 
@@ -205,12 +207,12 @@ def learn_each(
             print(f"{entry.label}: {text}", file=sys.stderr)
 
     say = say or printed
-    backbone = config["backbone"]
+    encoder = cache(lambda: _encoder(stream, config))  # not needed where all have finished
     todo = []
     for entry in entries:
         if folder is not None:
             _wait_for_orphan(entry, folder / entry.label, say)
-        if (known := _known(entry, stream, backbone, folder, say)) is not None:
+        if (known := _known(entry, stream, encoder, folder, say)) is not None:
             keep(entry.label, known)
         else:
             todo.append(entry)
@@ -276,9 +278,9 @@ def _within(
     """The entries, with the epochs and the memory that the budgets allow."""
     from everlearn.budgets import budgeted
 
-    within = []
+    within, encoder = [], _encoder(stream, config)
     for entry in entries:
-        if _reason_against(entry, stream, config["backbone"]) is None:  # the others are skipped later
+        if _reason_against(entry, stream, encoder) is None:  # the others are skipped later
             settings = budgeted(entry.settings, stream, config["backbone"], config["seed"], bytes=bytes, steps=steps)
             entry = replace(entry, settings=settings)
         within.append(entry)
@@ -302,24 +304,29 @@ def _wait_for_orphan(entry: Entry, directory: Path, say: Say) -> None:
         pass
 
 
-def _known(entry: Entry, stream: Stream, backbone: str | None, folder: Path | None, say: Say) -> Results | None:
+def _encoder(stream: Stream, config: Config) -> Backbone:
+    """The encoder that all methods learn with; it is asked what it is, and not yet loaded where that is known."""
+    return backbones.load_when_needed(config["backbone"] or backbones.default_for(stream.input))
+
+
+def _known(
+    entry: Entry, stream: Stream, encoder: Callable[[], Backbone], folder: Path | None, say: Say
+) -> Results | None:  # fmt: skip
     """The result of a method that has already finished or cannot learn this stream; None if it must run."""
     if folder is not None and (folder / entry.label / "results.json").is_file():
         say(entry, "already finished, not repeated")
         return read_results(folder / entry.label / "results.json")
-    if reason := _reason_against(entry, stream, backbone):
+    if reason := _reason_against(entry, stream, encoder()):
         say(entry, f"skipped: {reason}")
         return {"skipped": reason}
     return None
 
 
-def _reason_against(entry: Entry, stream: Stream, backbone: str | None) -> str | None:
+def _reason_against(entry: Entry, stream: Stream, encoder: Backbone) -> str | None:
     """Why a method cannot learn this stream with this backbone; None if it can."""
     from everlearn.evaluation import supports
 
-    # Only a method that needs something of its backbone has to see it here.
-    encoder = backbones.load(backbone or backbones.default_for(stream.input)) if entry.cls.tags.needs else None
-    return supports(entry.cls.tags, stream, encoder)
+    return supports(entry.cls.tags, stream, encoder, entry.settings)
 
 
 def _learn(entry: Entry, stream: Stream, config: Config, folder: Path | None, progress: bool, say: Say) -> Results:

@@ -18,7 +18,7 @@ import torch
 from everlearn.answer_costs import AnswerCosts
 from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.side_by_side import SideBySide
-from everlearn.errors import ContractError, printable
+from everlearn.errors import ContractError, EverlearnError, printable
 from everlearn.general_ability import GeneralAbility
 from everlearn.method import Method, Tags
 from everlearn.metrics.retrieval import ndcg_at_k, score_rankings
@@ -41,9 +41,15 @@ class Evaluation:
     Args:
         folder: where the index of each domain is kept, where the goal is ranking; None keeps them in memory.
         keep: most test queries of a domain whose texts are kept there.
+
+    Raises:
+        EverlearnError: a task has no test examples.
     """
 
     def __init__(self, stream: Stream, method: Method, folder: Path | None = None, keep: int = 0) -> None:
+        if untested := [task.name for task in stream if not len(task.test)]:
+            raise EverlearnError(f"stream '{stream.name}': {untested[0]} has no test examples, by which a run is "
+                                 "scored after every task: give it some")  # fmt: skip
         self.stream, self.method = stream, method
         self.domains, self.unseen = Domains(method, folder, keep), Unseen(stream, method)
         self.general = GeneralAbility(stream, method)

@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 CHUNK = 2048
 DEFAULT_LIMIT = 10 * 2**30
+
+ONE_AT_A_TIME = threading.RLock()
+"""Held by the thread that computes or looks up features. Meanwhile weights have another precision, a prompt is set and
+shelves grow, so that a second thread, as of a web server, would get wrong features."""
 
 _IDENTITY = re.compile(r"[0-9a-f]{32}")
 _SECONDS_TO_WRITE_KEYS = 60.0
@@ -135,13 +140,14 @@ class FeatureStore:
 
         plain = [original(item) for item in inputs]
         keys = [_key(item) for item in plain]
-        for _ in range(2):
-            shelf = self._shelf(backbone)
-            encoded = self._complete(shelf, backbone, plain, keys)
-            if encoded is not None:
-                self.encoded += encoded
-                self.served += len(keys) - encoded
-                return torch.from_numpy(shelf.read(keys))
+        with ONE_AT_A_TIME:
+            for _ in range(2):
+                shelf = self._shelf(backbone)
+                encoded = self._complete(shelf, backbone, plain, keys)
+                if encoded is not None:
+                    self.encoded += encoded
+                    self.served += len(keys) - encoded
+                    return torch.from_numpy(shelf.read(keys))
         raise EverlearnError(f"the weights of backbone '{backbone.name}' change while it encodes: do not write to them "
                              "in its forward pass or its hooks")  # fmt: skip
 
@@ -287,8 +293,13 @@ def clear_cache(identity: str | None = None) -> int:
 def _key(item: Input) -> bytes:
     """16 bytes that identify the content of an example. A text and an image of the same bytes get different keys."""
     if type(item) is str:  # as below, in half the time: a run asks for each text several times
-        return hashlib.blake2b(item.encode(), digest_size=KEY_BYTES, person=b"text").digest()
-    return hashlib.blake2b(content(item), digest_size=KEY_BYTES, person=kind(item).encode()).digest()
+        try:
+            return hashlib.blake2b(item.encode(), digest_size=KEY_BYTES, person=b"text").digest()
+        except UnicodeEncodeError:
+            raise DataError(f"the text '{printable(item, 60)}' holds half a surrogate pair, which is no character: "
+                            "decode it with errors='replace'") from None  # fmt: skip
+    own = kind(item).encode()[: hashlib.blake2b.PERSON_SIZE]
+    return hashlib.blake2b(content(item), digest_size=KEY_BYTES, person=own).digest()
 
 
 def _shelves(root: Path) -> list[Path]:

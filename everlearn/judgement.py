@@ -21,6 +21,9 @@ Split = Literal["test", "validation"]
 
 REFERENCE = "joint"
 
+DRAWN = ("name", "in_memory", "class_seed", "split_seed")
+"""The settings of a stream that differ from seed to seed, or say only where its data are."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -72,7 +75,7 @@ class Judged:
 def judge(results: Sequence[Results], least: Least = (OLD, NEW), on: Split = "test") -> list[Judged]:
     """Every method that finished, in the given order.
 
-    Runs with the same method, settings, stream and backbone, and with different seeds, are one entry.
+    Runs with the same method, stream and backbone, the same settings of both, and different seeds are one entry.
 
     Args:
         results: the contents of each results.json; what failed or was skipped is left out.
@@ -220,7 +223,9 @@ def _final(run: Results, on: Split) -> float | None:
 
 
 def _identity(run: Results) -> tuple[str, ...]:
-    settings = json.dumps((run.get("config") or {}).get("method"), sort_keys=True, default=str)
+    config = run.get("config") or {}
+    stream = {key: value for key, value in (config.get("stream") or {}).items() if key not in DRAWN}
+    settings = json.dumps([config.get("method"), stream], sort_keys=True, default=str)
     return str(run["method"]), str(run.get("stream")), str(run.get("backbone")), str(len(run["tasks"])), settings
 
 

@@ -154,7 +154,7 @@ class Run:
         return True
 
     def _show_progress(self) -> None:
-        from everlearn.schemas.logs import read_log
+        from everlearn.schemas.logs import read_scores
 
         log = self.folder / "metrics.jsonl"
         size = log.stat().st_size if log.is_file() else 0
@@ -162,7 +162,7 @@ class Run:
             return
         self.shown = size
         with contextlib.suppress(EverlearnError):  # of a damaged log the run itself tells, when it goes on from there
-            scores = [line["score"] for line in read_log(log) if line["step"] is None]
+            scores = read_scores(log)
             if scores and len(scores) != self.bar.done:
                 self.bar.text = f"score {scores[-1]:.3f}"
                 self.bar.show(len(scores))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def run(
             `everlearn.streams.from_rows` and `from_table` give it.
         backbone: a name for `everlearn.backbones.load`; by default minilm for texts, vit-tiny for images.
         out: the run's folder: configuration, checkpoints, results, report. None keeps nothing on disk.
-        seed: of everything random in the method. The class order has its own (`class_seed`).
+        seed: of everything random in the method. The class order has its own (`class_seed`). A Method of your own is
+            built with its seed, and with its backbone.
         save_minutes: a checkpoint at least this often while a task is trained.
         save_steps: a checkpoint every so many steps as well.
         keep: how many test examples, and how many of those for calibration, stay in the folder, so that an update can
@@ -82,9 +84,11 @@ def run(
     section, encoder = _method_config(method, name), backbones.absolute(learner.backbone.name)
     config = {"stream": _about(built), "method": section, "backbone": encoder, "seed": learner.seed}
     saving = {"save_minutes": save_minutes, "save_steps": save_steps, "keep": keep, "validate": validate}
-    folder = _new_folder(out, {**config, "saving": saving}) if out is not None else None
-    session = Session(learner, built, config, folder, save_minutes, save_steps, progress, keep, validate)
+    folder = _folder(out) if out is not None else None
     with alone(folder) if folder else nullcontext():
+        if folder:  # not before the lock: of two runs that begin at once, one would write over the other
+            _claim(folder, {**config, "saving": saving})
+        session = Session(learner, built, config, folder, save_minutes, save_steps, progress, keep, validate)
         return session.learn()
 
 
@@ -161,6 +165,11 @@ def build_method(
             raise EverlearnError(f"the method has learned {method.task.index + 1} tasks already, and a run starts from "
                                  "an untouched one: build a new one, or teach this one with "
                                  "everlearn.engine.learn")  # fmt: skip
+        own = method.backbone.name
+        for key, given, has in (("backbone", backbone or own, own), ("seed", seed or method.seed, method.seed)):
+            if given != has:
+                raise EverlearnError(f"{key}={given}: the method was built with {key} {has}, which a run keeps: leave "
+                                     f"{key} out here, and build the method with it")  # fmt: skip
         cls, name, settings = type(method), methods.name_of(type(method)), method.settings
     else:
         settings = _named("method", method)
@@ -213,14 +222,30 @@ def _method_config(method: Any, name: str) -> dict[str, Any]:
     return _named("method", method)
 
 
-def _new_folder(out: str | Path, config: dict[str, Any]) -> Path:
+def _folder(out: str | Path) -> Path:
+    """The folder of a new run, which is made where there is none."""
     folder = Path(out)
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _claim(folder: Path, config: dict[str, Any]) -> None:
+    """Write what the folder is a run of. The caller holds the folder's lock.
+
+    Raises:
+        EverlearnError: it holds a run already, or cannot be written.
+    """
     if (folder / "config.yaml").exists():
         raise EverlearnError(f"{folder} holds a run already: `everlearn resume {folder}`, or give another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _writable(folder):
         rewrite_lines(folder / "metrics.jsonl", [])
         write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise EverlearnError(f"{folder} cannot be written ({error.strerror or error}): give another --out") from error
-    return folder

@@ -45,6 +45,7 @@ class Measured:
         general: the score of the untouched encoder's embeddings on the last task (`everlearn.general_ability`).
         trainable: the most parameters that received gradient in a task.
         passes: examples that went through an encoder; an example counts once for each pass.
+        encoded, served, encode_seconds: examples that the feature store had encoded, and had; the seconds of the first.
         warned: the warnings that a reader of the results must see.
     """
 
@@ -57,6 +58,9 @@ class Measured:
     general: float | None = None
     trainable: int = 0
     passes: int = 0
+    encoded: int = 0
+    served: int = 0
+    encode_seconds: float = 0.0
     warned: list[str] = field(default_factory=list)
 
 
@@ -79,6 +83,8 @@ class Result:
     directory: Path | None
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copy and pickle ask for these before there are results
+            raise AttributeError(name)
         try:
             return self.results[name]
         except KeyError:
@@ -86,7 +92,7 @@ class Result:
 
 
 def assemble(
-    method: Method, stream: Stream, config: dict[str, Any], measured: Measured, costs: dict[str, Any],
+    method: Method, stream: Stream, config: dict[str, Any], measured: Measured, documents_per_second: float | None,
     calibration: dict[str, Any] | None = None, kept: int = 0, answers: tuple[list[int], list[int]] = ([], []),
     searched: dict[str, Any] | None = None, known: Sequence[float | None] | None = None,
     validation: dict[str, Any] | None = None,
@@ -94,6 +100,7 @@ def assemble(
     """The fields of results.json, after the last task.
 
     Args:
+        documents_per_second: that were embedded for an index, where the goal is ranking.
         calibration: as `everlearn.calibration.measured` gives it.
         kept: bytes of the held-out examples in the run's folder.
         answers: the labels of all test examples, and those that were predicted for them at the end.
@@ -138,11 +145,11 @@ def assemble(
         "trainable_parameters": measured.trainable, "stored_bytes": sum(stored.values()), "stored": dict(stored),
         "stored_bytes_per_task": [row.get("stored_bytes") for row in rows],
         "answer_per_task": [row.get("answer") for row in rows],
-        "seconds": {"total": sum(seconds.values()), **seconds, "encode": costs["encode_seconds"]},
+        "seconds": {"total": sum(seconds.values()), **seconds, "encode": measured.encode_seconds},
         "seconds_per_task": measured.seconds,
         "peak_rss_bytes": peak_memory(),
-        "examples_encoded": costs["examples_encoded"], "examples_served": costs["examples_served"],
-        "documents_per_second": costs["documents_per_second"], "encoder_passes": measured.passes,
+        "examples_encoded": measured.encoded, "examples_served": measured.served,
+        "documents_per_second": documents_per_second, "encoder_passes": measured.passes,
         "environment": environment(method.backbone),
         "warnings": measured.warned, "notes": list(stream.notes), "paper_compat": method.paper_compat,
         "diagnostics": method.diagnostics(), "fingerprint": stream.fingerprint(), "config": config,

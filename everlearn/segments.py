@@ -68,15 +68,21 @@ class Segment:
             FileNotFoundError: another process has deleted the segment.
             OSError: the file may not be read.
         """
+        import torch
+
         size = 4 * len(self) * self.width
         try:
             check_file(self.features, size, size)
-            rows = np.memmap(self.features, "<f4", "r")
+            with open(self.features, "rb"):  # whose errors say why a file may not be read
+                # Unlike np.memmap, this keeps no file open: a process may have a thousand, and segments can be more.
+                rows = torch.from_file(str(self.features), size=size // 4, dtype=torch.float32).numpy()
         except FileNotFoundError:
             if self.file.exists():
                 raise Damaged(f"{self.features.name} is missing") from None
             raise
-        except ValueError:  # it has become shorter since it was looked at
+        except RuntimeError:  # it has become shorter, or was deleted, since it was looked at
+            if not self.features.exists():
+                raise FileNotFoundError from None
             raise Damaged(f"{self.features.name} is truncated") from None
         if hashlib.sha256(rows).digest() != self._sha256:
             raise Damaged(f"the digest of {self.features.name} differs")

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,13 @@ class Session(Listener):
     temperature: float | None = None
     _training: Training | None = None
     _last_save: float = field(default_factory=time.monotonic)
-    _passed: int = 0
+    _counted: dict[str, float] = field(default_factory=dict)
+    _clock: Clock | None = None
 
     def learn(self) -> Result:
         """Every task that is left, then the results."""
         reset_peak_memory()
-        self._passed = Backbone.passed
-        store = default_store()
-        counted = store.encoded, store.served, store.seconds
+        self._counted = _work_of_encoders()
         evaluation = Evaluation(self.stream, self.method, self.folder, self.keep)
         doing = f"{self.config['method']['name']} on {near(self.stream.name)}"
         progress = Progress(len(self.stream), doing, self.progress, self.task_index)
@@ -88,14 +88,10 @@ class Session(Listener):
             if self.folder:
                 self._save(keep=1, held_out=held_out)
         searched = evaluation.searched(self.measured.recall_before)
-        self._count_passes()
-        costs = {
-            "examples_encoded": store.encoded - counted[0], "examples_served": store.served - counted[1],
-            "encode_seconds": store.seconds - counted[2],
-            "documents_per_second": evaluation.domains.documents_per_second,
-        }  # fmt: skip
+        self._count_work()
         kept = held_out.stored_bytes() if self.keep else 0
-        results = assemble(self.method, self.stream, self.config, self.measured, costs, calibrated, kept,
+        rate = evaluation.domains.documents_per_second
+        results = assemble(self.method, self.stream, self.config, self.measured, rate, calibrated, kept,
                            evaluation.answers(), searched, known, validation)  # fmt: skip
         if self.folder:
             write_results(self.folder, results)
@@ -105,7 +101,7 @@ class Session(Listener):
         measured = self.measured
         if self.step == 0:
             measured.seconds = [*measured.seconds[: task.index], {}]
-        clock = Clock(measured.seconds[-1])
+        self._clock = clock = Clock(measured.seconds[-1])
         if self.step == 0:
             if task.index == 0:
                 measured.initial, measured.untouched = evaluation.initial(), evaluation.unseen.untouched()
@@ -147,6 +143,8 @@ class Session(Listener):
         by_steps = self.save_steps is not None and self.step % self.save_steps == 0
         is_due = by_steps or time.monotonic() - self._last_save > 60 * self.save_minutes
         if self.folder and (is_due or self.stop.asked):
+            assert self._clock is not None
+            self._clock.stop("train")  # so that a resumed run counts these seconds too
             self._save(learning.training())
         self._stop_if_asked()
 
@@ -188,24 +186,30 @@ class Session(Listener):
         clock.stop("calibrate")
         return calibration.measured(scores, labels, self.temperature, len(examples))
 
-    def _count_passes(self) -> None:
-        """Add the passes of encoders since this was called last."""
-        self.measured.passes += Backbone.passed - self._passed
-        self._passed = Backbone.passed
+    def _count_work(self) -> None:
+        """Add what encoders have done since this was called last, so that a resumed run counts what came before."""
+        before, self._counted = self._counted, _work_of_encoders()
+        for name, now in self._counted.items():
+            setattr(self.measured, name, getattr(self.measured, name) + now - before[name])
 
     # -- saving and resuming -------------------------------------------------------------------
+    @cached_property
+    def _fingerprint(self) -> str:
+        """That of the stream, for which every example is read, images from their files: once, and not at every save."""
+        return self.stream.fingerprint()
+
     def _save(
         self, training: Training | None = None, keep: int = checkpoint.KEEP, held_out: HeldOut | None = None
     ) -> None:
         assert self.folder is not None
-        self._count_passes()
+        self._count_work()
         for log in self.logs:
             log.flush()  # first: resume drops lines beyond the checkpoint, but cannot write one again
         tensors, plain = training or ({}, {})
         seen = self.stream.tasks[: self.task_index + bool(self.step)]
         state = {
             "task": self.task_index, "step": self.step, "measured": asdict(self.measured), "training": plain,
-            "fingerprint": self.stream.fingerprint(), "backbone": self.method.backbone.settings, "rounding": rounding(),
+            "fingerprint": self._fingerprint, "backbone": self.method.backbone.settings, "rounding": rounding(),
             "origin": checkpoint.origin_hash(self.method), "tasks": [task.metadata() for task in seen],
             "temperature": self.temperature,
         }  # fmt: skip
@@ -219,6 +223,7 @@ class Session(Listener):
         """Load the newest checkpoint of the folder; without one the run starts from its beginning."""
         assert self.folder is not None
         log, presentations = self.folder / "metrics.jsonl", self.folder / FILE
+        checkpoint.put_back(self.folder / "checkpoints")
         name = checkpoint.newest(self.folder / "checkpoints")
         if name is None:
             rewrite_lines(log, [])
@@ -226,7 +231,7 @@ class Session(Listener):
             return
         saved = load_saved(self.folder / "checkpoints", name)
         state = saved.state
-        if state["fingerprint"] != self.stream.fingerprint():
+        if state["fingerprint"] != self._fingerprint:
             raise EverlearnError(
                 f"the data of stream '{self.stream.name}' has changed since {self.folder} was saved: "
                 "restore the data, or start a new run"
@@ -239,9 +244,9 @@ class Session(Listener):
         if self.step:
             self._training = saved.training, state["training"]
         position = (self.task_index, self.step)
-        rewrite_lines(log, [line for line in read_log(log) if _position(line) <= position])
+        rewrite_lines(log, (line for line in read_log(log) if _position(line) <= position))
         if presentations.exists():
-            kept = [line for line in read_presentations(presentations) if _position(line) <= position]
+            kept = (line for line in read_presentations(presentations) if _position(line) <= position)
             rewrite_lines(presentations, kept)
 
     # -- stopping ------------------------------------------------------------------------------
@@ -288,6 +293,13 @@ class Session(Listener):
             warnings.simplefilter("always", EverlearnWarning)
             warnings.showwarning = collect
             yield
+
+
+def _work_of_encoders() -> dict[str, float]:
+    """What encoders have done in this process, by the names that `Measured` has for it."""
+    store = default_store()
+    return {"passes": Backbone.passed, "encoded": store.encoded, "served": store.served,
+            "encode_seconds": store.seconds}  # fmt: skip
 
 
 def load_saved(folder: Path, name: str) -> checkpoint.Checkpoint:

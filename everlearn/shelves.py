@@ -27,6 +27,10 @@ INDEX = "all.index"
 MANY = 64
 """So many segments are opened one by one; if more have come, the key index is made anew."""
 
+SMALL, MOST_SMALL = 1024, 256
+"""If a process has written so many segments (256) of fewer features (1,024), they are joined: one that is asked for a
+text at a time would else fill the folder with files, and be slower with each."""
+
 _NO_KEYS = np.zeros(0, KEYS)
 
 _log = logging.getLogger("everlearn")
@@ -86,6 +90,7 @@ class Shelf:
         self._sorted = _NO_KEYS, np.zeros(0, np.int64)  # the keys of these, and their rows
         self._key_index: KeyIndex | None = None
         self._indexed = True  # until an index turns out not to fit the segments
+        self._small: list[Segment] = []  # that this process has written
         self._is_described = False
 
     def missing(self, keys: Sequence[bytes]) -> int:
@@ -99,7 +104,8 @@ class Shelf:
                 self._find()
                 self._search(keys)
             while not self._load(keys):
-                self._search(keys)  # another segment may hold what one that is gone held
+                self._find()  # another segment may hold what one that is gone held
+                self._search(keys)
         return 0 if all(map(self.index.__contains__, keys)) else len(set(keys) - self.index.keys())
 
     def _find(self) -> None:
@@ -268,6 +274,21 @@ class Shelf:
         start = self._rows
         self._append(segment)
         self.index.update((key, start + row) for row, key in enumerate(keys))
+        self._small += [segment] if len(segment) < SMALL else []
+        if len(self._small) == MOST_SMALL:
+            self._join()
+
+    def _join(self) -> None:
+        """Store the features of the small segments as one, and then delete them. A process that has looked for one of
+        them meanwhile takes it for evicted."""
+        there, self._small = [segment for segment in self._small if segment.file.exists()], []
+        if len(there) > 1:
+            rows = np.concatenate([segment.rows for segment in there if segment.rows is not None])
+            self.add([key for segment in there for key in segment.keys], rows)
+            for segment in there:
+                self._numbers[segment.file.stem], segment.rows = None, None
+                with contextlib.suppress(OSError):
+                    delete_segment(segment.file)
 
     def read(self, keys: Sequence[bytes]) -> np.ndarray:
         """The feature rows of `keys`, gathered segment by segment. None may be missing."""

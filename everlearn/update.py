@@ -19,7 +19,7 @@ from everlearn.engine import learn
 from everlearn.errors import DataError, EverlearnError, printable
 from everlearn.evaluation import supports
 from everlearn.files import regular
-from everlearn.held_out import HeldOut
+from everlearn.held_out import KEEP, HeldOut
 from everlearn.interrupts import Interrupted
 from everlearn.listeners import Bar
 from everlearn.locks import alone
@@ -103,7 +103,8 @@ def _labelled(
     """Learn labelled examples."""
     bad = BadRows(skip_bad_rows)
     new = read_data(data, test, columns, bad, learned)
-    held_out = HeldOut.load(saved.held_out, len(method.task.class_names), keep)
+    # Where nothing shall be kept, this update still compares and calibrates by what the version before has kept.
+    held_out = HeldOut.load(saved.held_out, len(method.task.class_names), keep or KEEP)
     task, notes = _task(method, new, held_out)
     record = _learn(method, task, held_out, saved.state.get("temperature"), progress)
     kept = held_out.state_dict() if keep else {}

@@ -53,6 +53,8 @@ class Version:
     directory: Path
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copy and pickle ask for these before there is a record
+            raise AttributeError(name)
         try:
             return self.record[name]
         except KeyError:

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from everlearn import comparison_table, console
+from everlearn import comparison_table, console, methods
+from everlearn.backbones.image_text import ImageText
 from everlearn.backbones.tiny import TinyBackbone
-from everlearn.comparison import compare, select
+from everlearn.comparison import Entry, compare, learn_each, select
 from everlearn.errors import EverlearnError
 from everlearn.interrupts import Interrupted
 from everlearn.locks import alone
 from everlearn.recommendation import recommendation
+from everlearn.testing import toy_stream
 
 
 def result(method: str, final: float = 0.9, **changes) -> dict:
@@ -302,6 +304,17 @@ def test_a_method_whose_needs_the_backbone_lacks_is_left_out(tmp_path, capsys, m
     assert len(results[1]["curve"]) == 2 and not (tmp_path / "out" / "frozen").exists()
     assert "frozen: skipped: reads the names of the classes" in capsys.readouterr().err
     assert "reads no text" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_a_method_needs_of_the_backbone_is_asked_of_one_encoder(monkeypatch):
+    pair = ImageText(TinyBackbone(), TinyBackbone(), name="pair", scale=20.0)
+    loaded: list[str] = []
+    monkeypatch.setattr("everlearn.backbones.load_when_needed", lambda name: loaded.append(name) or pair)
+    found = learn_each([Entry(name, methods.get(name), {"name": name}, None) for name in ("er", "lora", "ewc")],
+                       toy_stream(), {"backbone": "pair", "seed": 0}, None, 1, False, lambda _: None)  # fmt: skip
+    assert loaded == ["pair"]
+    for entry in found:  # and not failed, after hours of the others
+        assert entry["skipped"].startswith("trains the image encoder of backbone 'pair', which reads no text")
 
 
 def test_nothing_is_made_for_an_unknown_name(tmp_path):

@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ import torch
 from everlearn import backbones, features, streams
 from everlearn.backbones.backbone import has_bfloat16
 from everlearn.backbones.tiny import TinyBackbone
-from everlearn.errors import EverlearnError
+from everlearn.errors import DataError, EverlearnError
 from everlearn.features import FeatureStore, cache_info, clear_cache
 from everlearn.peft.adapter import Adapter
 from everlearn.peft.lora import LoRA
@@ -58,6 +60,51 @@ def test_only_what_is_missing_is_encoded_and_repetitions_once(store, tiny):
     assert store.encode(tiny, []).shape == (0, 32)
 
 
+def in_threads(work, count=4):
+    """What `work` returns for each number, all at once."""
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, range(count)))
+
+
+def test_threads_that_ask_at_once_get_their_own_features(store, tiny, monkeypatch):
+    inside, infer = [], tiny.infer
+
+    def slow(inputs):
+        inside.append(1)
+        time.sleep(0.01)
+        assert len(inside) == 1, "two threads compute features at once"
+        inside.pop()
+        return infer(inputs)
+
+    monkeypatch.setattr(tiny, "infer", slow)
+    found = in_threads(lambda n: [store.encode(tiny, [f"{n}: {text}"]) for text in TEXTS[:5]])
+    for n, own in enumerate(found):
+        assert torch.allclose(torch.cat(own), infer([f"{n}: {text}" for text in TEXTS[:5]]), rtol=1e-5, atol=1e-6)
+
+
+def test_threads_leave_the_weights_in_their_precision(tiny):
+    tiny.precision = "bfloat16"
+
+    def use(n):
+        time.sleep(0.01 * n)  # each begins, and ends, while another is at it
+        with tiny.inference():
+            time.sleep(0.03)
+
+    in_threads(use)
+    assert {parameter.dtype for parameter in tiny.parameters()} == {torch.float32}
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="the system does not list open files")
+def test_segments_keep_no_file_open_however_many_there_are(tiny, tmp_path):
+    before = len(os.listdir("/dev/fd"))
+    store = FeatureStore(tmp_path)
+    for text in TEXTS:  # as a model does that is asked one text at a time
+        store.encode(tiny, [text])
+    again = FeatureStore(tmp_path)
+    assert near(again.encode(tiny, TEXTS), tiny, TEXTS) and again.encoded == 0
+    assert len(os.listdir("/dev/fd")) <= before + 1  # the key index may be open
+
+
 def test_chunks_are_gathered_in_the_order_asked(store, tiny, monkeypatch):
     monkeypatch.setattr(features, "CHUNK", 7)
     seen = []
@@ -73,6 +120,19 @@ def test_a_text_and_an_image_of_the_same_bytes_do_not_collide(tmp_path):
     image = tmp_path / "a.png"
     image.write_bytes(b"same bytes")
     assert features._key("same bytes") != features._key(b"same bytes") == features._key(image)
+
+
+def test_inputs_of_a_kind_with_a_long_name_and_texts_that_are_none(store, tiny):
+    class Clip:
+        kind, original = "image with sound and subtitles", None
+
+        def content(self):
+            return b"clip"
+
+    assert len(features._key(Clip())) == 16
+    with pytest.raises(DataError, match=r"'a \\ud800' holds half a surrogate pair") as error:
+        store.encode(tiny, ["a \ud800"])
+    assert "\n" not in str(error.value)
 
 
 def test_the_identity_follows_the_weights(tiny):

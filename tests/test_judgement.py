@@ -95,6 +95,18 @@ def test_a_seed_without_joint_leaves_the_gate_open() -> None:
     assert low[0].verdict == "fail", "the seed that can be judged fails"
 
 
+def test_seeds_of_streams_with_other_settings_are_not_taken_together() -> None:
+    def run(seed: int, **settings: int) -> dict:
+        return {"method": "lda", "seed": seed, "stream": "clinc150", "fingerprint": str(seed), "final_accuracy": 0.9,
+                "accuracy_matrix": [[0.9]], "tasks": [{"test": 5}], "seconds": {"total": 1.0, "encode": 0.0},
+                "config": {"method": {"name": "lda"}, "stream": {"name": "clinc150", **settings}}}  # fmt: skip
+
+    seeds = [run(0), run(1, class_seed=1994, split_seed=1)]
+    assert [len(one.runs) for one in judge(seeds)] == [2]
+    fewer = run(2, class_seed=1995, split_seed=2, max_train_per_class=5)
+    assert [len(one.runs) for one in judge([*seeds, fewer])] == [2, 1]
+
+
 def test_a_stream_of_rankings_has_no_order_of_classes_to_vary() -> None:
     assert varied({"name": "domains4"}, 1) == {"name": "domains4", "split_seed": 1}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -26,10 +28,13 @@ from everlearn.interrupts import Interrupted
 from everlearn.methods.coda_prompt import quarter_cosine
 from everlearn.methods.slca import last_tenth
 from everlearn.protocol import resume
-from everlearn.results import TIMINGS
+from everlearn.results import TIMINGS, Result
+from everlearn.retrieval.verdict import Verdict
 from everlearn.schedules import constant, cosine
+from everlearn.schemas.logs import read_scores
 from everlearn.streams.stream import Examples
 from everlearn.testing import session, toy_stream
+from everlearn.versions import Version
 
 DIGITS = {"name": "digits", "tasks": 3, "max_train_per_class": 20, "max_test_per_class": 10}
 ER = {"name": "er", "epochs": 2, "memory_size": 20, "lr": 1e-3}
@@ -107,6 +112,12 @@ def test_a_run_leaves_its_folder_and_gives_the_fields_of_results_json(tmp_path):
     assert (result.input, result.goal) == ("image", "classes")
     with pytest.raises(AttributeError, match="a result has no field 'acuracy'"):
         _ = result.acuracy
+
+
+@pytest.mark.parametrize("found", [Result({"seed": 4}, None), Version({"version": 2}, Path("run")),
+                                   Verdict({"answer": "serve"}, None)])  # fmt: skip
+def test_what_has_its_entries_as_attributes_can_be_copied_and_sent_to_another_process(found):
+    assert copy.deepcopy(found) == pickle.loads(pickle.dumps(found)) == found
 
 
 def test_results_tell_what_is_stored_and_what_an_answer_costs_after_every_task():
@@ -288,6 +299,18 @@ def test_a_killed_run_resumes_to_the_same_bits(monkeypatch, tmp_path, reference,
     assert (folder / "report.html").exists()
 
 
+def test_a_resumed_run_counts_the_time_and_the_work_before_it(monkeypatch, tmp_path):
+    folder = tmp_path / "run"
+    clock = iter(range(10**6))
+    monkeypatch.setattr("everlearn.listeners.time.perf_counter", lambda: 10.0 * next(clock))
+    run_killed(monkeypatch, "step", 6, method=ER, stream=DIGITS, backbone="tiny", out=folder, seed=1, save_steps=5)
+    saved = json.loads((next((folder / "checkpoints").iterdir()) / "state.json").read_text())["measured"]
+    assert saved["seconds"][0]["train"] > 0 and saved["encoded"] > 0
+    result = resume(folder)
+    assert result.seconds_per_task[0]["train"] > saved["seconds"][0]["train"]
+    assert result.examples_encoded == saved["encoded"] and result.seconds["encode"] == saved["encode_seconds"]
+
+
 def test_a_run_killed_twice_resumes_to_the_same_bits(monkeypatch, tmp_path, reference):
     folder = tmp_path / "run"
     run_killed(monkeypatch, "step", 6, method=ER, stream=DIGITS, backbone="tiny", out=folder, seed=1, save_steps=2)
@@ -358,6 +381,34 @@ def test_a_running_run_holds_two_checkpoints_and_a_finished_one_its_last(monkeyp
     assert [path.name for path in (tmp_path / "quick" / "checkpoints").iterdir()] == held[-1]
 
 
+def test_a_run_killed_while_it_replaces_its_only_checkpoint_loses_nothing(monkeypatch, tmp_path):
+    one, folder = {**DIGITS, "tasks": 1}, tmp_path / "run"
+    whole = run(ER, one, backbone="tiny", seed=1)
+    replace, moved = os.replace, []
+
+    def killed(source, target):
+        if str(target).endswith(".old"):  # what the end of the run writes anew: the held-out examples join it
+            moved.append(target)
+        elif moved and "task-" in str(target):
+            raise Killed
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("everlearn.files.os.replace", killed)
+        with pytest.raises(Killed):
+            run(ER, one, backbone="tiny", seed=1, out=folder, save_steps=1000)
+    assert moved and checkpoint.newest(folder / "checkpoints") is None
+    monkeypatch.setattr(methods.get("er"), "step", lambda *_: pytest.fail("the task was learned again"))
+    assert facts(resume(folder).results) == facts(whole.results)
+
+
+def test_the_data_are_not_read_again_for_every_checkpoint(monkeypatch, tmp_path):
+    read, digest = [], Examples.digest
+    monkeypatch.setattr(Examples, "digest", lambda self: read.append(len(self)) or digest(self))
+    run(ER, DIGITS, backbone="tiny", out=tmp_path / "run", save_steps=1)
+    assert sum(read) == 2 * (20 + 10) * 10  # every example once for the checkpoints, and once for the results
+
+
 def test_a_run_killed_between_its_last_checkpoint_and_its_results_resumes(monkeypatch, tmp_path, reference):
     folder = tmp_path / "run"
 
@@ -417,6 +468,16 @@ def test_a_line_of_metrics_that_was_cut_off_does_not_stop_a_resume(monkeypatch, 
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"task": 1, "st')
     assert facts(resume(folder).results) == reference[0] and lines(folder) == reference[1]
+
+
+def test_logs_of_any_length_are_read_when_a_run_is_resumed(monkeypatch, tmp_path, reference):
+    folder = tmp_path / "run"
+    run_killed(monkeypatch, "step", 10, method=ER, stream=DIGITS, backbone="tiny", out=folder, seed=1, save_steps=2)
+    most = 2 * max(map(len, (folder / "presentations.jsonl").read_bytes().splitlines()))
+    assert (folder / "presentations.jsonl").stat().st_size > most
+    monkeypatch.setattr("everlearn.schemas.logs.MOST_JSON", most)  # more than a line, and less than all
+    assert facts(resume(folder).results) == reference[0] and lines(folder) == reference[1]
+    assert read_scores(folder / "metrics.jsonl") == reference[0]["curve"]
 
 
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_serves(monkeypatch, tmp_path, reference):
@@ -528,6 +589,14 @@ def test_a_folder_that_holds_a_run_is_refused_and_untouched(tmp_path):
     with pytest.raises(EverlearnError, match="holds a run already: `everlearn resume"):
         run("simplecil", DIGITS, backbone="tiny", out=tmp_path / "run", seed=1)
     assert content(tmp_path / "run") == before
+
+
+def test_of_two_runs_that_begin_at_once_only_one_writes_into_the_folder(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with FileLock(folder / ".lock"), pytest.raises(EverlearnError, match="another process is learning in"):
+        run("simplecil", DIGITS, backbone="tiny", out=folder)  # the other one has the lock, and will write now
+    assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
@@ -721,6 +790,15 @@ def test_a_method_that_has_learned_starts_no_run(tmp_path):
         run(model.method, DIGITS)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.method.state_dict().items())
     assert learned.final_accuracy > 0
+
+
+def test_a_method_that_is_built_has_its_seed_and_its_backbone():
+    built = methods.get("finetune")(backbones.load("tiny"), seed=3)
+    with pytest.raises(EverlearnError, match="seed=1: the method was built with seed 3"):
+        run(built, DIGITS, seed=1)
+    with pytest.raises(EverlearnError, match="backbone=minilm: the method was built with backbone tiny"):
+        run(built, DIGITS, backbone="minilm")
+    assert run(built, DIGITS, backbone="tiny", seed=3).seed == 3
 
 
 def test_a_single_input_is_no_list(tmp_path):

@@ -269,7 +269,7 @@ def test_a_file_that_may_not_be_read_is_one_clear_line_and_is_kept(root, tiny, m
     def refused(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("numpy.memmap", refused)
+    monkeypatch.setattr("everlearn.segments.open", refused, raising=False)
     with pytest.raises(EverlearnError, match=r"cannot be read .Permission denied") as error:
         FeatureStore(root).encode(tiny, TEXTS)
     assert one_line(error) and set(root.glob("*/*")) == kept

@@ -259,3 +259,18 @@ def test_room_is_counted_once_and_again_only_beyond_the_limit(tmp_path, tiny, mo
     assert len(listed) == 1  # the first time
     store.encode(tiny, TEXTS[20:24])
     assert len(listed) == 2 and len(list(tmp_path.glob("*/*.f32"))) == 5
+
+
+def test_small_segments_are_joined_and_lose_nothing(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(shelves, "MOST_SMALL", 8)
+    monkeypatch.setattr(shelves, "SMALL", 20)
+    store, other = FeatureStore(tmp_path), FeatureStore(tmp_path)
+    for number, text in enumerate(TEXTS):  # as a model does that is asked one text at a time
+        store.encode(tiny, [text])
+        if number == 30:
+            other.encode(tiny, TEXTS[:31])  # segments that are deleted later
+    assert len(list(tmp_path.glob("*/*.keys"))) == len(list(tmp_path.glob("*/*.f32"))) < 12
+    for asked in (store, other, FeatureStore(tmp_path)):
+        encoded = asked.encoded
+        assert torch.allclose(asked.encode(tiny, TEXTS), tiny.infer(TEXTS), rtol=1e-5, atol=1e-6)
+        assert asked.encoded == encoded

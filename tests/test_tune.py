@@ -12,11 +12,11 @@ import pytest
 import torch
 import yaml
 
-from everlearn import methods, streams, tune
+from everlearn import methods, run, streams, tune
 from everlearn.cli import main
 from everlearn.config import build_config
 from everlearn.engine import Learning
-from everlearn.errors import EverlearnError
+from everlearn.errors import DataError, EverlearnError
 from everlearn.grids import GRIDS, TRIALS, Line, grid_of
 from everlearn.interrupts import Interrupted
 from everlearn.methods.finetune import Finetune
@@ -79,6 +79,17 @@ def test_a_fifth_is_held_out_where_there_are_no_validation_examples() -> None:
     assert judged.corpus is not None and judged.test.relevant is not None
     texts = dict(zip(judged.corpus.ids, judged.corpus.texts, strict=True))
     assert [texts[next(iter(ids))] for ids in judged.test.relevant] == judged.validation.positives
+
+
+def test_where_nothing_can_be_held_out_or_tested_a_line_says_so() -> None:
+    words = ["tea", "sofa", "rose", "gold"]
+    few = streams.from_rows([f"{word} {row}" for row in range(3) for word in words], words * 3, tasks=2)
+    assert [len(task.train) for task in few] == [4, 4]  # two of a class, and the third is for tests
+    with pytest.raises(DataError, match="task 1 has no validation examples, and too few training examples"):
+        tune("klda", few, backbone="tiny")
+    untested = replace(few[1], examples={"train": few[1].train})
+    with pytest.raises(EverlearnError, match="rows': task 2 has no test examples"):
+        run("simplecil", replace(few, tasks=(few[0], untested)), backbone="tiny")
 
 
 # -- the search ------------------------------------------------------------------------------------

@@ -200,6 +200,14 @@ def test_nothing_is_kept_where_nothing_should_be(tmp_path: Path) -> None:
     assert len(kept(out).test) == 0
 
 
+def test_an_update_that_keeps_nothing_is_calibrated_by_what_was_kept_before(folder: Path, tmp_path: Path) -> None:
+    new = write(tmp_path / "b.csv", rows(4, 20))
+    _, without = update(folder, new, keep=0, text_column="text", label_column="label")
+    versions.rollback(folder)
+    _, kept_too = update(folder, new, text_column="text", label_column="label")
+    assert without.temperature == kept_too.temperature is not None
+
+
 def test_kept_examples_are_bounded_and_counted(tmp_path: Path) -> None:
     result = run(METHOD, toy_stream(), backbone="tiny", out=tmp_path / "run", keep=10)
     held = kept(tmp_path / "run")

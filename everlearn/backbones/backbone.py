@@ -18,7 +18,7 @@ from everlearn.backbones.attention import PlainAttention
 from everlearn.backbones.digests import Digests, digest
 from everlearn.batches import of_similar_length
 from everlearn.errors import EverlearnError
-from everlearn.features import default_store
+from everlearn.features import ONE_AT_A_TIME, default_store
 from everlearn.peft.delta import Delta, Site, only
 from everlearn.streams.inputs import Input
 
@@ -274,6 +274,11 @@ class Backbone(nn.Module):
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Inside the `with` statement: evaluation mode, no gradients, `precision`. Afterwards all is restored."""
+        with ONE_AT_A_TIME, self._inference():
+            yield
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
         was_training = self.training
         self.eval()
         weights = [m.weight for m in self.modules() if isinstance(m, nn.Linear)] if self.precision != "float32" else []

@@ -20,6 +20,7 @@ from everlearn.backbones.backbone import Hidden, Role, config_hash
 from everlearn.backbones.discover import Discovered
 from everlearn.backbones.folder import MODULES, ModelFolder, no_panic
 from everlearn.errors import EverlearnError
+from everlearn.features import ONE_AT_A_TIME
 from everlearn.peft.delta import Site
 from everlearn.streams.inputs import Input
 
@@ -72,12 +73,13 @@ class TextBackbone(Discovered):
 
     @contextmanager
     def reading(self, role: Role | None) -> Iterator[None]:
-        before = self.settings["prompt"]
-        self.settings["prompt"] = self.prompts[role]
-        try:
-            yield
-        finally:
-            self.settings["prompt"] = before
+        with ONE_AT_A_TIME:
+            before = self.settings["prompt"]
+            self.settings["prompt"] = self.prompts[role]
+            try:
+                yield
+            finally:
+                self.settings["prompt"] = before
 
     def prepare(self, inputs: Sequence[Input]) -> dict[str, torch.Tensor]:
         texts = self._read(inputs)

@@ -24,6 +24,8 @@ from everlearn.streams.inputs import Input
 VIT_TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 LARGEST = 2048  # pixels of the side of an image
 PREPROCESSOR = "preprocessor_config.json"
+RESIZING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""The ways to resize an image, each at the place of the number that Pillow and transformers have for it."""
 
 
 class VisionBackbone(Discovered):
@@ -36,6 +38,8 @@ class VisionBackbone(Discovered):
         mean, std: mean and standard deviation of each channel, for pixels in [0, 1]. Wrong values lower the accuracy.
         crop: the share of the resized image that the centre crop keeps; None resizes height and width to `size`
             without a crop.
+        squash: whether height and width are resized to the same length before the crop, and not the shorter side.
+        resize: one of RESIZING.
 
     Passes without gradients stay in float32. In bfloat16, the features of ViT-Ti turn further away from their float32
     values than those of text encoders do.
@@ -52,12 +56,16 @@ class VisionBackbone(Discovered):
         mean: Sequence[float],
         std: Sequence[float],
         crop: float | None = 1.0,
+        squash: bool = False,
+        resize: str = "bicubic",
     ) -> None:
         super().__init__(model, name)
         self.is_timm = hasattr(model, "forward_features")
         self.width = model.num_features if self.is_timm else model.config.hidden_size
         self.settings = {"size": size, "mean": list(mean), "std": list(std), "crop": crop,
-                         "resize": "bicubic", "pooling": "cls"}  # fmt: skip
+                         "resize": resize, "pooling": "cls"}  # fmt: skip
+        if squash:
+            self.settings["squash"] = True
         if not self.is_timm:
             self.settings["config"] = config_hash(model.config)
 
@@ -65,19 +73,19 @@ class VisionBackbone(Discovered):
         return torch.stack([self._pixels(item) for item in inputs]).to(self.device)
 
     def _pixels(self, item: Input) -> torch.Tensor:
-        image = decode(item)
-        size = self.settings["size"]
-        whole = self.settings["crop"] is None  # all of the image, whatever its shape
-        image = image.resize((size, size), 3) if whole else self._centre(image, size)
-        pixels = np.asarray(image, dtype=np.float32) / 255
+        pixels = np.asarray(self._centre(decode(item)), dtype=np.float32) / 255
         pixels = (pixels - np.float32(self.settings["mean"])) / np.float32(self.settings["std"])
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
-    def _centre(self, image: Any, size: int) -> Any:
+    def _centre(self, image: Any) -> Any:
         """The centre of the resized image, of `size` pixels in height and width."""
-        shorter = math.floor(size / self.settings["crop"])
-        wide, high = (int(shorter * side / min(image.size)) for side in image.size)  # rounded as torchvision does
-        image = image.resize((wide, high), 3)  # 3 is bicubic
+        size, crop = self.settings["size"], self.settings["crop"]
+        shorter = math.floor(size / (crop or 1.0))
+        if crop is None or self.settings.get("squash"):  # all of the image, whatever its shape
+            wide = high = shorter
+        else:
+            wide, high = (int(shorter * side / min(image.size)) for side in image.size)  # rounded as torchvision does
+        image = image.resize((wide, high), RESIZING.index(self.settings["resize"]))
         left, top = (round((side - size) / 2) for side in (wide, high))
         return image.crop((left, top, left + size, top + size))
 
@@ -169,7 +177,8 @@ def load_transformers(folder: ModelFolder) -> VisionBackbone:
 
 
 def preprocessing(folder: ModelFolder, image_size: int) -> dict[str, Any]:
-    """Size, mean, std and crop of a `VisionBackbone`, as the folder's preprocessor_config.json says.
+    """The preprocessing of a `VisionBackbone`, as the folder's preprocessor_config.json says, whose processor in
+    transformers gives the same pixels.
 
     Args:
         image_size: in pixels, where the file does not say it.
@@ -181,11 +190,15 @@ def preprocessing(folder: ModelFolder, image_size: int) -> dict[str, Any]:
     for name, fits in PREPROCESSING.items():
         if told.get(name) is not None and not fits(told[name]):
             raise DataError(f"{folder.path / PREPROCESSOR}: {name} is {printable(told[name], 60)}: copy the file again")
-    pixels = _side(told.get("crop_size") if told.get("do_center_crop") else told.get("size"))
-    pixels = pixels or image_size
+    is_cropped, wanted = told.get("do_center_crop"), told.get("size")
+    pixels = _side(told.get("crop_size") if is_cropped else wanted) or image_size
+    share = min(1.0, pixels / (_side(wanted) or pixels))
+    # A height and a width are those of the whole image; a plain number is in old files, and means both without a crop.
+    is_whole = "height" in wanted if isinstance(wanted, dict) else wanted is not None and not is_cropped
     return {
         "size": pixels, "mean": told.get("image_mean") or half, "std": told.get("image_std") or half,
-        "crop": min(1.0, pixels / (_side(told.get("size")) or pixels)),
+        "crop": None if is_whole and share == 1 else share, "squash": is_whole and share < 1,
+        "resize": "bicubic" if told.get("resample") is None else RESIZING[told["resample"]],
     }  # fmt: skip
 
 
@@ -252,5 +265,6 @@ PREPROCESSING: dict[str, Callable[[Any], Any]] = {
     "image_mean": lambda mean: _colours(mean) and max(map(abs, mean)) < 1e3,
     "image_std": lambda std: _colours(std) and min(std) > 1e-3 and max(std) < 1e3,
     "size": _side, "crop_size": _side, "do_center_crop": lambda crop: type(crop) is bool,
+    "resample": lambda number: type(number) is int and 0 <= number < len(RESIZING),
 }  # fmt: skip
 """What is read of preprocessor_config.json, and whether a value can be what it should be."""

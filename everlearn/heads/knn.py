@@ -136,9 +136,10 @@ class KNN(KeptRows):
             scores[:, present] = asked.to(weight) @ weight + offset
             scale = temperature(scores.float(), labels[:held])
             by_head = (scores.float() / scale).softmax(1).gather(1, truth)
-        near, places = (asked @ rows.T).topk(min(2 * max(NEIGHBOURS), len(rows)), dim=1)
         options = [all_ if value == "auto" else (value,)
                    for all_, value in zip((WEIGHTS, NEIGHBOURS, TEMPERATURES), self.wanted, strict=True)]  # fmt: skip
+        most = 2 * max(*NEIGHBOURS, *map(int, options[1]))  # as many as vote, and others that are as near as the last
+        near, places = (asked @ rows.T).topk(min(most, len(rows)), dim=1)
         losses = {}
         for k, t in itertools.product(*options[1:]):
             by_vote = vote(near, known[places], self.classes, int(k), float(t)).gather(1, truth)

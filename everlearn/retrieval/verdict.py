@@ -138,6 +138,8 @@ class Verdict:
     best_bridge: Bridge | None
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copy and pickle ask for these before there is a record
+            raise AttributeError(name)
         try:
             return self.record[name]
         except KeyError:

@@ -47,6 +47,9 @@ class MeasuredSoFar(TypedDict):
     general: NotRequired[Score | None]
     trainable: Count
     passes: NotRequired[Count]
+    encoded: NotRequired[Count]
+    served: NotRequired[Count]
+    encode_seconds: NotRequired[Seconds]
     warned: list[str]
 
 

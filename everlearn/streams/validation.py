@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from everlearn.errors import DataError
 from everlearn.streams.stream import Corpus, Examples, Stream, Task
 
 SHARE = 0.2
@@ -22,6 +23,9 @@ def on_validation(stream: Stream, tasks: int = 3) -> Stream:
     goal is ranking, of all queries. Test examples are not read. A ranking task keeps its validation queries as such
     too, for methods that choose a setting of their own on them, and its corpus gains the documents that answer them.
 
+    Raises:
+        DataError: a task has no validation examples, and too few others.
+
     >>> from everlearn import streams
     >>> stream = streams.load("digits", tasks=5)
     >>> [(len(task.train), len(task.test)) for task in on_validation(stream, tasks=2)]
@@ -36,6 +40,9 @@ def _judged(task: Task) -> Task:
     if not len(validation):
         out = _held_out(train)
         train, validation = train[[row for row in range(len(train)) if row not in out]], train[sorted(out)]
+    if not len(train) or not len(validation):
+        raise DataError(f"{task.name} has no validation examples, and too few training examples to hold some out: give "
+                        "more, at least three of a class, or rows with the split validation")  # fmt: skip
     if task.goal == "classes":
         return replace(task, examples={"train": train, "test": validation})
     assert task.corpus is not None

@@ -142,6 +142,29 @@ def test_vit_preprocessing_is_read_from_its_folder(tmp_path, model_folder):
     assert settings["size"] == 32 and settings["crop"] == 0.8
 
 
+@pytest.mark.parametrize(("kind", "told"), [
+    ("ViT", {"size": {"height": 32, "width": 32}, "resample": 2}),
+    ("DeiT", {"size": {"height": 40, "width": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True,
+              "resample": 3}),
+    ("Bit", {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True,
+             "resample": 3}),
+])  # fmt: skip
+def test_pixels_are_those_of_the_image_processor_of_transformers(tmp_path, model_folder, kind, told):
+    import transformers
+    from PIL import Image
+
+    folder = shutil.copytree(model_folder("vit"), tmp_path / "vit")
+    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    plain = getattr(transformers, f"{kind}ImageProcessor")
+    processor = getattr(transformers, f"{kind}ImageProcessorPil", plain)(**told)  # torchvision rounds otherwise
+    mean, std = processor.image_mean, processor.image_std
+    (folder / "preprocessor_config.json").write_text(json.dumps({**told, "image_mean": mean, "image_std": std}))
+    for width, height in ((32, 32), (80, 48), (30, 70)):
+        data = png(0, width, height)
+        theirs = processor(images=[Image.open(io.BytesIO(data))], return_tensors="pt")["pixel_values"]
+        assert torch.allclose(backbones.load(str(folder)).prepare([data]), theirs, atol=1e-5)
+
+
 def test_timm_pixels_are_those_of_timm(timm_file):
     import timm.data
     from PIL import Image

@@ -298,6 +298,7 @@ def test_a_length_that_cannot_be_is_refused(length, copy_of):
         ({"size": {"height": 10**9}}, "size is"),
         ({"size": -4}, "size is"),
         ({"do_center_crop": "yes"}, "do_center_crop is yes"),
+        ({"resample": 9}, "resample is 9"),
         ({"size": 16}, "a model that cannot run"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize, one_hot
 
 from everlearn.errors import EverlearnError
-from everlearn.heads.knn import KNN, PARAMETRIC, vote
+from everlearn.heads.knn import KNN, PARAMETRIC, TEMPERATURES, vote
 from everlearn.heads.logistic import Logistic
 
 NAMES = ["ant", "bee", "cat", "dog", "emu"]
@@ -104,6 +104,19 @@ def test_what_is_auto_has_the_least_held_out_loss_of_all_that_could_be_chosen():
     assert chosen < loss(interpolation=1.0, neighbours=int(k), temperature=temperature)
     fixed = learned(x, y, interpolation=0.2, neighbours=3)
     assert fixed.chosen[:2].tolist() == pytest.approx([0.2, 3])
+
+
+@pytest.mark.parametrize("k", [300, 3])
+def test_the_temperature_is_chosen_for_as_many_neighbours_as_are_asked_for(k):
+    x, y = blobs(2000, noise=4.0)
+    head = learned(x, y, interpolation=1.0, neighbours=k)
+    held, rows, labels = 400, head.sample.features.float(), head.sample.labels
+
+    def loss(temperature):
+        votes = vote(rows[:held] @ rows[held:].T, labels[held:], 5, k, temperature)
+        return float(-votes.mul(one_hot(labels[:held], 5)).sum(1).clamp_min(1e-6).log().mean())
+
+    assert float(head.chosen[2]) == min(TEMPERATURES, key=loss)
 
 
 def test_neighbours_win_where_no_line_separates_and_the_head_where_the_data_are_noisy():
