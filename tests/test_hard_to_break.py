@@ -61,7 +61,7 @@ def test_an_update_of_records_takes_their_tests_and_splits(learned: Path, tmp_pa
 
 def test_an_update_says_what_a_run_would_say_of_the_data(learned: Path, tmp_path: Path) -> None:
     model = everlearn.load(learned)
-    again = model.update(table(tmp_path / "again.csv", [*rows("garden"), *rows("garden")]))
+    again = model.update(table(tmp_path / "new.csv", rows("garden")), test=table(tmp_path / "test.csv", rows("garden")))
     assert any("test inputs also occur in train" in note for note in again.notes)
     both = [f"{word},{name}" for word in WORDS for name in ("garden", "lamp")]
     with pytest.raises(DataError, match="have an input with several labels"):

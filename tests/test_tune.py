@@ -81,6 +81,16 @@ def test_a_fifth_is_held_out_where_there_are_no_validation_examples() -> None:
     assert [texts[next(iter(ids))] for ids in judged.test.relevant] == judged.validation.positives
 
 
+def test_equal_examples_are_held_out_together() -> None:
+    stream = toy_stream(per_class=10)
+    doubled = replace(stream, tasks=tuple(
+        replace(task, examples={**task.examples, "train": Examples.concatenate([task.train, task.train])})
+        for task in stream
+    ))  # fmt: skip
+    for task in on_validation(doubled, tasks=9):
+        assert len(task.test) == 8 and not set(task.test.inputs) & set(task.train.inputs)
+
+
 def test_where_nothing_can_be_held_out_or_tested_a_line_says_so() -> None:
     words = ["tea", "sofa", "rose", "gold"]
     few = streams.from_rows([f"{word} {row}" for row in range(3) for word in words], words * 3, tasks=2)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,12 +46,26 @@ def make_splits(records: list[Record], source: str, shares: Shares, *, seed: int
 def _take(
     records: list[Record], share: float, random: np.random.RandomState, by_domain: bool
 ) -> tuple[list[Record], list[Record]]:
-    taken: set[int] = set()
-    for rows in _groups(records, by_domain):
-        count = max(min(max(round(share * len(rows)), 1), len(rows) - 2), 0)
-        taken.update(random.permutation(rows)[:count].tolist())
+    taken = drawn(_groups(records, by_domain), [record.input for record in records], share, random)
     kept = [record for row, record in enumerate(records) if row not in taken]
     return kept, [records[row] for row in sorted(taken)]
+
+
+def drawn(groups: Iterable[list[int]], inputs: Sequence[Any], share: float, random: np.random.RandomState) -> set[int]:
+    """Rows of a share of each group, at least one as long as two stay. Equal inputs of a group are drawn together, so
+    that none of them is on both sides, and left where they are if they are more than the share."""
+    taken: set[int] = set()
+    for rows in groups:
+        equal: dict[Any, list[int]] = defaultdict(list)
+        for row in rows:
+            equal[inputs[row]].append(row)
+        together, mine = list(equal.values()), set[int]()
+        count = max(min(max(round(share * len(rows)), 1), len(rows) - 2), 0)
+        for place in random.permutation(len(together)).tolist():
+            if len(mine) + len(together[place]) <= count:
+                mine.update(together[place])
+        taken |= mine
+    return taken
 
 
 def _groups(records: list[Record], by_domain: bool) -> list[list[int]]:
@@ -114,7 +129,11 @@ def shuffled(parts: Parts, seed: int) -> Parts:
 
 
 def repeated_inputs(parts: Parts) -> tuple[str, ...]:
-    """A note on test inputs that also occur in training, if there are any. Image files are not compared."""
-    known = {record.input for record in parts["train"]}
-    count = sum(record.input in known for record in parts["test"] if not isinstance(record.input, Path))
-    return (f"{count} of {len(parts['test'])} test inputs also occur in train",) if count else ()
+    """Notes on test and validation inputs that also occur in training. Image files are not compared."""
+    known, notes = {record.input for record in parts["train"]}, []
+    for split in ("test", "validation"):
+        inputs = [record.input for record in parts[split]]
+        count = sum(input in known for input in inputs if not isinstance(input, Path))
+        if count:
+            notes.append(f"{count} of {len(inputs)} {split} inputs also occur in train")
+    return tuple(notes)

@@ -62,7 +62,7 @@ def make_tasks(
             notes.append(f"left out {hidden} examples of {step.name}, because no task up to then has their class")
         for split in ("train", "test"):
             if not parts[split]:
-                raise DataError(f"{source}: no {split} examples in {step.name}; give its classes more rows, "
+                raise DataError(f"{source}: no {split} examples in {step.name}; give its classes more different rows, "
                                 "or leave this task out")  # fmt: skip
         classes = tuple(sorted(numbers[name] for name in step.classes))
         examples = {split: _examples(records, numbers) for split, records in parts.items()}

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from everlearn.errors import DataError
+from everlearn.streams.splits import drawn
 from everlearn.streams.stream import Corpus, Examples, Stream, Task
 
 SHARE = 0.2
@@ -66,8 +67,4 @@ def _held_out(examples: Examples) -> set[int]:
     of_label: dict[int, list[int]] = defaultdict(list)
     for row, label in enumerate(examples.labels.tolist()):
         of_label[label].append(row)
-    return {
-        row
-        for _, rows in sorted(of_label.items())
-        for row in random.permutation(rows)[: max(min(max(round(SHARE * len(rows)), 1), len(rows) - 2), 0)].tolist()
-    }
+    return drawn([rows for _, rows in sorted(of_label.items())], examples.inputs, SHARE, random)

@@ -58,11 +58,11 @@ def test_a_workbook_gives_the_same_stream_as_its_csv(workbook, write_csv, rows):
 
 
 def test_values_are_what_csv_would_hold_and_columns_without_a_name_are_not_read(workbook):
-    day = datetime.date(2026, 1, 8)
-    rows = [["label", None, "text"], *([[7.0, 5, 1.5], [True, "x", day]] * 3)]
-    stream = streams.load(workbook(rows), tasks=1)
+    given = [row for k in (1, 2, 3) for row in ([7.0, 5, k + 0.5], [True, "x", datetime.date(2026, 1, k)])]
+    stream = streams.load(workbook([["label", None, "text"], *given]), tasks=1)
     assert set(stream.class_names) == {"7", "TRUE"}
-    assert {*stream[0].train.inputs} == {"1.5", "2026-01-08 00:00:00"}
+    days = {f"2026-01-0{k} 00:00:00" for k in (1, 2, 3)}
+    assert {*stream[0].train.inputs, *stream[0].test.inputs} == {"1.5", "2.5", "3.5"} | days
     assert stream[0].train.ids[0].startswith("shop.xlsx:")
 
 

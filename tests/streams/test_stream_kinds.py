@@ -207,6 +207,18 @@ def test_fingerprint_differs_on_a_change_of_one_cell(write_csv, rows, key, value
 def test_test_inputs_that_stand_in_train_are_noted(write_csv, rows):
     given = [{**row, "split": "train"} for row in rows()] + [{**row, "split": "test"} for row in rows(4, 1)]
     assert streams.load(write_csv(given)).notes == ("4 of 4 test inputs also occur in train",)
+    tested = [{**row, "text": f"another {row['text']}"} for row in given[-4:]]
+    validated = [*given[:-4], *tested, *({**row, "split": "validation"} for row in rows(4, 1))]
+    assert streams.load(write_csv(validated)).notes == ("4 of 4 validation inputs also occur in train",)
+
+
+def test_equal_inputs_are_drawn_into_one_part(write_csv, rows):
+    stream = streams.load(write_csv(2 * rows(3, 20)), tasks=3, validation=0.2, test=0.2)
+    parts = [
+        [text for task in stream for text in getattr(task, part).inputs] for part in ("train", "test", "validation")
+    ]
+    assert [len(part) for part in parts] == [78, 24, 18] and stream.notes == ()
+    assert sum(len(set(part)) for part in parts) == 60
 
 
 @pytest.mark.parametrize(
