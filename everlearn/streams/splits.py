@@ -53,7 +53,7 @@ def _take(
 
 def drawn(groups: Iterable[list[int]], inputs: Sequence[Any], share: float, random: np.random.RandomState) -> set[int]:
     """Rows of a share of each group, at least one as long as two stay. Equal inputs of a group are drawn together, so
-    that none of them is on both sides, and left where they are if they are more than the share."""
+    that none of them is on both sides. If they are more than the share, they stay; and if all are, the fewest go."""
     taken: set[int] = set()
     for rows in groups:
         equal: dict[Any, list[int]] = defaultdict(list)
@@ -64,6 +64,9 @@ def drawn(groups: Iterable[list[int]], inputs: Sequence[Any], share: float, rand
         for place in random.permutation(len(together)).tolist():
             if len(mine) + len(together[place]) <= count:
                 mine.update(together[place])
+        fewest = min(together, key=len)
+        if count and not mine and len(rows) - len(fewest) >= 2:
+            mine.update(fewest)
         taken |= mine
     return taken
 
