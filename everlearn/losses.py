@@ -52,8 +52,9 @@ def distillation(scores: Tensor, teacher: Tensor, temperature: float = 2.0) -> T
 
 
 def multiple_negatives_ranking(
-    queries: Tensor, documents: Tensor, texts: Sequence[str] | None = None, similarity: str = "cosine"
-) -> Tensor:
+    queries: Tensor, documents: Tensor, texts: Sequence[str] | None = None, similarity: str = "cosine",
+    asked: Sequence[Any] | None = None,
+) -> Tensor:  # fmt: skip
     """(n,) cross-entropies of finding each query's document among all documents of the batch.
 
     Args:
@@ -62,6 +63,7 @@ def multiple_negatives_ranking(
         texts: the m documents' texts. Where given, a copy of the positive elsewhere in the batch is
             not counted as a negative.
         similarity: `cosine`, at an inverse temperature of 20, or `dot`, at 1.
+        asked: the n queries themselves. Where given, the document of an equal query is not counted as a negative.
 
     Raises:
         EverlearnError: another similarity.
@@ -70,28 +72,36 @@ def multiple_negatives_ranking(
     >>> multiple_negatives_ranking(documents[:2], documents, ["a", "b", "a"]).abs().round(decimals=4)
     tensor([0., 0.])
     """
-    scores = ranking_scores(queries, documents, texts, similarity)
+    scores = ranking_scores(queries, documents, texts, similarity, asked)
     return functional.cross_entropy(scores, torch.arange(len(queries), device=scores.device), reduction="none")
 
 
 def ranking_scores(
-    queries: Tensor, documents: Tensor, texts: Sequence[str] | None = None, similarity: str = "cosine"
-) -> Tensor:
+    queries: Tensor, documents: Tensor, texts: Sequence[str] | None = None, similarity: str = "cosine",
+    asked: Sequence[Any] | None = None,
+) -> Tensor:  # fmt: skip
     """(n, m) scores whose cross-entropies `multiple_negatives_ranking` gives; the arguments are its own. The score of a
-    copy of the positive is −∞.
+    copy of the positive is −∞, and so is that of another positive of an equal query.
 
     >>> documents = torch.eye(2)[[0, 1, 0]]
     >>> ranking_scores(documents[:2], documents, ["a", "b", "a"]).tolist()
     [[20.0, 0.0, -inf], [0.0, 20.0, 0.0]]
     """
     scores = _similarities(queries, documents, similarity)
-    if texts is None:
-        return scores
-    number = {text: i for i, text in enumerate(texts)}
-    same = torch.tensor([number[text] for text in texts], device=scores.device)
-    copies = same[: len(queries), None] == same
-    copies.fill_diagonal_(False)
-    return scores.masked_fill(copies, float("-inf"))
+    n = len(queries)
+    no_negatives = torch.zeros_like(scores, dtype=torch.bool)
+    if texts is not None:
+        no_negatives |= _equal(texts, scores.device)[:n]
+    if asked is not None:
+        no_negatives[:, :n] |= _equal(asked, scores.device)
+    return scores.masked_fill(no_negatives.fill_diagonal_(False), float("-inf"))
+
+
+def _equal(items: Sequence[Any], device: torch.device) -> Tensor:
+    """(n, n): which items are equal."""
+    number = {item: i for i, item in enumerate(items)}
+    same = torch.tensor([number[item] for item in items], device=device)
+    return same[:, None] == same
 
 
 def ranking_alignment(queries: Tensor, mixed: Tensor, documents: Tensor, similarity: str = "cosine") -> Tensor:

@@ -257,7 +257,7 @@ class Method(nn.Module):
 
     def ranking_losses(self, queries: Tensor, documents: Tensor, texts: Sequence[str], batch: Examples) -> Tensor:
         """(n,): the cross-entropy of finding each query's document among all (m, width) documents of the batch."""
-        scores = ranking_scores(queries, documents, texts, self.backbone.similarity)
+        scores = ranking_scores(queries, documents, texts, self.backbone.similarity, batch.inputs)
         own = torch.arange(len(queries), device=scores.device)
         self._answered(batch, scores, own)
         return cross_entropy(scores, own)

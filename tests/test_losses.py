@@ -76,6 +76,15 @@ def test_a_copy_of_the_positive_is_no_negative():
     assert torch.isfinite(q.grad).all()
 
 
+def test_documents_of_an_equal_query_are_no_negatives():
+    q, d = torch.randn(3, 8, dtype=torch.float64), torch.randn(4, 8, dtype=torch.float64)
+    masked = multiple_negatives_ranking(q, d, ["a", "b", "c", "d"], asked=["tea", "sofa", "tea"])
+    cosines = 20 * functional.cosine_similarity(q[:, None], d[None], dim=2)
+    left = [[0, 1, 3], [0, 1, 2, 3], [1, 2, 3]]
+    expected = torch.stack([cosines[i, rows].logsumexp(0) - cosines[i, i] for i, rows in enumerate(left)])
+    torch.testing.assert_close(masked, expected)
+
+
 def test_losses_agree_with_finite_differences():
     scores = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     teacher, labels = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0, 2, 2])
