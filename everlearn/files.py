@@ -57,7 +57,7 @@ def regular(file: str | Path) -> Iterator[BinaryIO]:
         DataError: there is no such file, it is not a regular file, or it may not be read.
     """
     try:
-        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
         with open(descriptor, "rb") as opened:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise DataError(f"{file} is not a regular file: give a file, not a pipe or a device")
@@ -162,7 +162,7 @@ def append_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
     with open(os.open(file, flags, 0o666), "a", encoding="utf-8") as opened:
         opened.write("".join(json.dumps(line) + "\n" for line in lines))
 
