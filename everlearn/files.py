@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import mmap
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +71,14 @@ def regular(file: str | Path) -> Iterator[BinaryIO]:
     except (OSError, ValueError) as error:  # ValueError: a null character in the path, or an empty file to be mapped
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{file} cannot be read ({reason}): check the path and its permissions") from None
+
+
+def sha256_of(opened: BinaryIO) -> str:
+    """The SHA-256 of what is left to read of an open file, read in parts."""
+    hasher = hashlib.sha256()
+    while block := opened.read(2**20):
+        hasher.update(block)
+    return hasher.hexdigest()
 
 
 def read_text(file: str | Path, most: int = MOST_BYTES) -> str:
@@ -154,6 +164,30 @@ def replace_folder(new: Path, place: Path) -> None:
             os.replace(old, place)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(place: Path) -> Iterator[Path]:
+    """Gives an empty folder to be filled, which is `place` after the block: there is all of it or, after an error,
+    nothing. `place` is not there yet, or is an empty folder.
+
+    Raises:
+        OSError: the folder cannot be made or moved.
+
+    >>> home = Path(tempfile.mkdtemp())
+    >>> with new_folder(home / "made") as folder:
+    ...     _ = (folder / "file").write_text("all of it")
+    >>> (home / "made" / "file").read_text(), len(list(home.iterdir()))
+    ('all of it', 1)
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir()
+        yield made
+        if place.exists():
+            place.rmdir()
+        replace_folder(made, place)
 
 
 def append_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from torch import Tensor
 from everlearn import calibration, checkpoint, merge, versions
 from everlearn.engine import replay
 from everlearn.errors import DataError, EverlearnError, printable, unknown
-from everlearn.files import replace_folder
+from everlearn.files import new_folder
 from everlearn.fisher import diagonal_fisher
 from everlearn.heads.linear import Linear
 from everlearn.held_out import HeldOut
@@ -297,14 +296,9 @@ def _body(tensors: merge.Weights) -> dict[str, Tensor]:
 def _write(first: Path, out: Path, saved: checkpoint.Checkpoint) -> None:
     """Write a copy of the first run's folder with one more version, completely or not at all."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-            made = Path(temporary) / "made"
-            shutil.copytree(first, made, symlinks=True, ignore=shutil.ignore_patterns(".lock"))
+        with new_folder(out) as made:
+            shutil.copytree(first, made, symlinks=True, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
             versions.add(made, saved)
-            if out.exists():
-                out.rmdir()
-            replace_folder(made, out)
     except (OSError, shutil.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise EverlearnError(f"{out} cannot be written ({printable(reason)}): give another folder") from error

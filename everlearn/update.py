@@ -18,7 +18,7 @@ from everlearn import calibration, checkpoint, versions
 from everlearn.engine import learn
 from everlearn.errors import DataError, EverlearnError, printable
 from everlearn.evaluation import supports
-from everlearn.files import regular
+from everlearn.files import regular, sha256_of
 from everlearn.held_out import HeldOut
 from everlearn.interrupts import Interrupted
 from everlearn.listeners import Bar
@@ -261,8 +261,5 @@ def _sha256(data: Any, task: Task) -> str:
     """Of the file; of the examples where there is no single file."""
     if not isinstance(data, str | Path) or not Path(data).is_file():
         return hashlib.sha256(b"".join(part.digest() for part in task.examples.values())).hexdigest()
-    hasher = hashlib.sha256()
     with regular(data) as opened:
-        for block in iter(lambda: opened.read(1 << 20), b""):
-            hasher.update(block)
-    return hasher.hexdigest()
+        return sha256_of(opened)
