@@ -6,13 +6,11 @@ The merged model is a version of a copy of the first run's folder: `predict`, `u
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,6 @@ from everlearn.heads.linear import Linear
 from everlearn.held_out import HeldOut
 from everlearn.locks import alone
 from everlearn.method import Method
-from everlearn.results import rounding
 from everlearn.schemas.results import read_results
 from everlearn.seeds import seeded
 from everlearn.streams.records import BadRows
@@ -121,22 +118,16 @@ def merge_parts(
         if versions.current(first.folder) != first.version:
             raise EverlearnError(f"{first.folder} got another version meanwhile: merge again")
         record = {
-            "version": versions.new_number(first.folder), "previous": first.version,
-            "everlearn": version_of("everlearn"),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "data": printable(", ".join(str(part.folder) for part in others), 4096),
+            **versions.header(versions.new_number(first.folder), first.version,
+                              ", ".join(str(part.folder) for part in others)),
             "sha256": hashlib.sha256(digests.encode()).hexdigest(), "learned": 0, "held_out": len(new),
             "calibration": len(kept.calibration), "new_classes": list(names[known:]), "old": changes[0],
             "new": changes[1], "temperature": temperature, "notes": _notes(parts),
             "merged": {"how": how, "weights": None if weights is None else [float(weight) for weight in weights]},
             "seconds": time.monotonic() - started,
         }  # fmt: skip
-        state = {
-            "backbone": method.backbone.settings, "rounding": rounding(), "record": record, "tasks": tasks,
-            "origin": checkpoint.origin_hash(method), "temperature": temperature,
-        }  # fmt: skip
         held = kept.state_dict() if any(part.saved.held_out for part in parts) else {}
-        _write(first.folder, out, checkpoint.Checkpoint(state, checkpoint.method_state(method), {}, held))
+        _write(first.folder, out, versions.kept_of(method, record, tasks, held))
     return method, record
 
 
