@@ -49,7 +49,7 @@ class PerParameter(Stateful):
         self.register_buffer(_key(name), value.detach().clone())
 
     def update(self, values: Mapping[str, Tensor]) -> None:
-        """Take these values, by the names of the parameters, as a dictionary does."""
+        """Take these values, each of the shape of its parameter, by its name, as a dictionary does."""
         for name, value in values.items():
             self[name] = value
 
