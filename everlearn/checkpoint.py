@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from everlearn.errors import EverlearnError, one_line, remedy_for
-from everlearn.files import flush_to_disk, read_bytes, regular, replace_folder
+from everlearn.files import flush_to_disk, read_bytes, regular, replace_folder, sha256_of
 from everlearn.schemas.states import Container
 from everlearn.schemas.values import MOST_JSON, valid
 from everlearn.state import Stateful, check_saved
@@ -353,11 +353,8 @@ def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _sha256(file: Path) -> str:
-    hasher = hashlib.sha256()
     with open(file, "rb") as opened:
-        for block in iter(lambda: opened.read(1 << 20), b""):
-            hasher.update(block)
-    return hasher.hexdigest()
+        return sha256_of(opened)
 
 
 def _json_sha256(state: dict[str, Any]) -> str:

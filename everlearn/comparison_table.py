@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Column
 from rich.text import Text
 
-from everlearn.console import _console, _safe, _table, duration, human_bytes, percent, ranged, short_count
+from everlearn.console import duration, human_bytes, percent, plain_table, ranged, safe, short_count, terminal
 from everlearn.errors import near
 from everlearn.judgement import Judged, above_joint, differences, judge
 from everlearn.metrics.gate import NEW, OLD, Least
@@ -26,7 +26,7 @@ def compare_table(results: Sequence[Results], least: Least = (OLD, NEW)) -> None
         results: the contents of each results.json, of one seed or of several.
         least: what the gate asks for of joint's score on old tasks, and on the newest one.
     """
-    out = _console()
+    out = terminal()
     judged = sorted(judge(results, least), key=lambda one: -(one.final.mean if one.final else 0.0))
     has_seeds = any(len(one.runs) > 1 for one in judged)
     names = ("final", "old", "new", "gate", "forgot", "general", "trained", "stored", "time", "memory")
@@ -36,13 +36,13 @@ def compare_table(results: Sequence[Results], least: Least = (OLD, NEW)) -> None
         kept, seconds = one.over("forgetting_proper"), sum(r["seconds"]["total"] for r in one.runs) / len(one.runs)
         word = one.at_the_gate.replace("unknown", "?")
         rows.append((
-            _safe(one.method), ranged(one.final), ranged(one.old), ranged(one.new), word,
+            safe(one.method), ranged(one.final), ranged(one.old), ranged(one.new), word,
             percent(kept.mean if kept else None), percent(one.general.mean if one.general else None),
             short_count(first["trainable_parameters"]),
             human_bytes(first["stored_bytes"]), duration(seconds), human_bytes(first["peak_rss_bytes"]),
         ))  # fmt: skip
     for shown in range(len(names), names.index("forgot"), -1):  # the last columns only where there is room
-        table = _table(Column("method", overflow="fold", min_width=8), *names[:shown])
+        table = plain_table(Column("method", overflow="fold", min_width=8), *names[:shown])
         for row in rows:
             table.add_row(*row[: 1 + shown])
         if out.measure(table, options=out.options.update(max_width=10 * out.width)).maximum <= out.width:
@@ -51,29 +51,29 @@ def compare_table(results: Sequence[Results], least: Least = (OLD, NEW)) -> None
         first = judged[0].runs[0]
         seeds = f", mean of {max(len(one.runs) for one in judged)} seeds ± 95 % interval" if has_seeds else ""
         out.print(
-            _safe(f"{first['metric']} in % on {near(first['stream'])}, best final score first{seeds}", style="bold")
+            safe(f"{first['metric']} in % on {near(first['stream'])}, best final score first{seeds}", style="bold")
         )
         out.print(table)
         gate = f"{100 * least[0]:g} and {100 * least[1]:g}"
         since = "over the classes known when" if first["goal"] == "classes" else "since"
-        out.print(_safe(f"old, new: in % of joint's score on the same tests (gate: {gate}); forgot: points, {since} "
+        out.print(safe(f"old, new: in % of joint's score on the same tests (gate: {gate}); forgot: points, {since} "
                         "each task was learned; general: in %, what embeddings keep of their quality on a task that is "
                         "not learned yet"))  # fmt: skip
         older = [one.method for one in judged if any("forgetting_proper" not in run for run in one.runs)]
         if older:
-            out.print(_safe(f"{', '.join(older)}: learned by an earlier version of everlearn, which did not measure "
+            out.print(safe(f"{', '.join(older)}: learned by an earlier version of everlearn, which did not measure "
                             "what was forgotten among known classes"))  # fmt: skip
         for part in (_pairs(judged), _differences(judged)):
             if part is not None:
                 out.print(part)
         out.print(_encodings([r for r in results if "final_accuracy" in r]))
     for warning in above_joint(results):
-        out.print(_safe(f"warning: {warning}", style="yellow"))
+        out.print(safe(f"warning: {warning}", style="yellow"))
     for r in results:
         if "error" in r:
-            out.print(_safe(f"{r['method']} failed: {r['error']}", style="red"))
+            out.print(safe(f"{r['method']} failed: {r['error']}", style="red"))
         elif "skipped" in r:
-            out.print(_safe(f"{r['method']} skipped: {r['skipped']}"))
+            out.print(safe(f"{r['method']} skipped: {r['skipped']}"))
 
 
 def _pairs(judged: Sequence[Judged]) -> Group | None:
@@ -81,15 +81,15 @@ def _pairs(judged: Sequence[Judged]) -> Group | None:
     if any(len(run["tasks"]) != 2 for one in judged for run in one.runs):
         return None
     full = [interval(run["accuracy_matrix"][1][1] for run in one.runs) for one in judged if one.is_reference]
-    table = _table(Column("", overflow="fold", min_width=8), "old: old model", "now", "kept",
+    table = plain_table(Column("", overflow="fold", min_width=8), "old: old model", "now", "kept",
                    "new: full training", "now", "reached")  # fmt: skip
     for one in judged:
         then, now, new = (
             interval(run["accuracy_matrix"][i][j] for run in one.runs) for i, j in ((0, 0), (1, 0), (1, 1))
         )
-        table.add_row(_safe(one.method), ranged(then), ranged(now), ranged(one.over("retention")),
+        table.add_row(safe(one.method), ranged(then), ranged(now), ranged(one.over("retention")),
                       ranged(full[0] if full else None), ranged(new), ranged(one.new))  # fmt: skip
-    return Group(table, _safe("old data: the score of the model before the new data and now, and how much of it is "
+    return Group(table, safe("old data: the score of the model before the new data and now, and how much of it is "
                               "kept; new data: the score of joint and of this method, and how much of it is "
                               "reached"))  # fmt: skip
 
@@ -104,7 +104,7 @@ def _differences(judged: Sequence[Judged]) -> Text | None:
         if gap.half is not None
     ]
     head = f"points beside {best.method}, seed by seed (95 % intervals): "
-    return _safe(head + ", ".join(told)) if told else None
+    return safe(head + ", ".join(told)) if told else None
 
 
 def _encodings(results: Sequence[Results]) -> Text:
@@ -117,4 +117,4 @@ def _encodings(results: Sequence[Results]) -> Text:
     found = [method for method, count in served.items() if count and not encoded[method]]
     none = f"0 by {', '.join(found)} (all read from the feature store)" if found else ""
     told = "; ".join(part for part in (", ".join(some), none) if part)
-    return _safe(f"examples encoded with a frozen backbone, pre-trained or adapted: {told or 'none'}")
+    return safe(f"examples encoded with a frozen backbone, pre-trained or adapted: {told or 'none'}")

@@ -34,7 +34,7 @@ SHOWN_TASKS = 12  # a larger matrix shows this many rows and columns, evenly spa
 SHOWN_CLASSES = 5
 
 
-def _safe(text: object, style: str = "") -> Text:
+def safe(text: object, style: str = "") -> Text:
     """A text for the terminal. A class name or a file name may hold anything, but must not move the cursor."""
     return Text(printable(text, 2000), style=style)
 
@@ -142,7 +142,7 @@ def _say() -> None:
 
 def _to_stderr(line: str) -> None:
     console = Progress.display.console if Progress.display else Console(stderr=True, width=WIDTH)
-    console.print(_safe(line), soft_wrap=True, highlight=False)
+    console.print(safe(line), soft_wrap=True, highlight=False)
 
 
 def final_table(results: Results, directory: Path | None = None) -> None:
@@ -152,35 +152,35 @@ def final_table(results: Results, directory: Path | None = None) -> None:
         results: the content of results.json.
         directory: the run folder; if given, the paths that the last lines print.
     """
-    out = _console()
+    out = terminal()
     metric = results["metric"]
     head = (
         f"{results['method']} on {near(results['stream'])} ({results['kind']}, {results['input']}, {results['goal']})"
     )
-    out.print(_safe(f"{head}, backbone {results['backbone']}, seed {results['seed']}", style="bold"))
+    out.print(safe(f"{head}, backbone {results['backbone']}, seed {results['seed']}", style="bold"))
     n = len(results["tasks"])
     some = f" ({SHOWN_TASKS} of {n} tasks shown; the report shows all)" if n > SHOWN_TASKS else ""
-    out.print(_safe(f"{metric} in %; row: after learning the task; column: tests of the task{some}"))
+    out.print(safe(f"{metric} in %; row: after learning the task; column: tests of the task{some}"))
     for part in (_matrix, _figures, _gate_line, _index_line, _zero_shot_line, _general_line, _worst_classes, _costs):
         if (shown := part(results)) is not None:
             out.print(shown, soft_wrap=part is _gate_line)  # a command that is broken into two lines cannot be copied
     for warning in results["warnings"]:
-        out.print(_safe(f"warning: {warning}", style="yellow"))
+        out.print(safe(f"warning: {warning}", style="yellow"))
     for note in results["notes"]:
-        out.print(_safe(f"note: {note}"))
+        out.print(safe(f"note: {note}"))
     if results["paper_compat"]:
         shortcut = f"paper_compat: this {metric} relies on a published shortcut that leaks test data"
-        out.print(_safe(shortcut, style="red"))
+        out.print(safe(shortcut, style="red"))
     if directory is not None:
-        out.print(_safe(f"report   {directory / 'report.html'}"), soft_wrap=True)
+        out.print(safe(f"report   {directory / 'report.html'}"), soft_wrap=True)
         if results["goal"] == "ranking":
             first = directory / "indexes" / "domain-000"
             told = f'{as_word(first)} "a query" --from {as_word(directory)}'
-            out.print(_safe(f"search   everlearn index search {told}"), soft_wrap=True)
+            out.print(safe(f"search   everlearn index search {told}"), soft_wrap=True)
         if results["goal"] == "classes":
             name = results["config"]["method"]["name"]
             own = f" --method {name}" if ":" in name else ""
-            out.print(_safe(f"predict  everlearn predict {as_word(directory)} --input FILE{own}"), soft_wrap=True)
+            out.print(safe(f"predict  everlearn predict {as_word(directory)} --input FILE{own}"), soft_wrap=True)
 
 
 def trials_table(record: dict[str, Any]) -> None:
@@ -189,36 +189,36 @@ def trials_table(record: dict[str, Any]) -> None:
     Args:
         record: the content of tune.json.
     """
-    out, chosen, default = _console(), record["chosen"], record["default"]
+    out, chosen, default = terminal(), record["chosen"], record["default"]
     steps = f", about {record['steps']:,} steps a task" if record["steps"] else ""
     count = f"{record['tasks']} task{'s' * (record['tasks'] > 1)}"
     head = f"{record['method']['name']} on {record['stream']}, the first {count}{steps}"
-    out.print(_safe(head, style="bold"))
-    out.print(_safe(f"{record['metric']} on validation examples in %, best first"))
-    table = _table(*record["grid"], "score", "seconds", Column("", overflow="fold"), padding=(0, 2, 0, 0))
+    out.print(safe(head, style="bold"))
+    out.print(safe(f"{record['metric']} on validation examples in %, best first"))
+    table = plain_table(*record["grid"], "score", "seconds", Column("", overflow="fold"), padding=(0, 2, 0, 0))
     for trial in sorted(record["trials"], key=lambda trial: -(trial["score"] or 0.0)):
         settings = trial["settings"]
         words = ["chosen"] * (settings.items() <= chosen.items()) + ["the method's own"] * (settings == default)
         said = f"failed: {printable(trial['error'], 60)}" if trial["score"] is None else ", ".join(words)
         seconds = "-" if trial["seconds"] is None else f"{trial['seconds']:.0f}"
-        table.add_row(*(told(value) for value in settings.values()), percent(trial["score"]), seconds, _safe(said))
+        table.add_row(*(told(value) for value in settings.values()), percent(trial["score"]), seconds, safe(said))
     out.print(table)
     settings = ", ".join(f"{name} {told(chosen[name])}" for name in record["grid"])
     own, moved = record["default_score"], "the method's own values failed"
     if own is not None:
         by = 100 * (record["score"] - own)
         moved = f"the method's own values have {percent(own)} %, so tuning gave {by:+.1f} points"
-    out.print(_safe(f"chosen   {settings}: {percent(record['score'])} %; {moved}", style="bold"))
+    out.print(safe(f"chosen   {settings}: {percent(record['score'])} %; {moved}", style="bold"))
 
 
 def cache_table(entries: Sequence[dict[str, Any]]) -> None:
     """Print the content of the feature store, one line per backbone."""
-    out = _console()
+    out = terminal()
     texts = (Column("identity", overflow="ellipsis", max_width=24), Column("description", overflow="fold"))
-    table = _table(*texts, "examples", "size", "last used", padding=(0, 1))
+    table = plain_table(*texts, "examples", "size", "last used", padding=(0, 1))
     for e in entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(e["last_used"]))
-        about = _safe(e["identity"]), _safe(e["description"])
+        about = safe(e["identity"]), safe(e["description"])
         table.add_row(*about, f"{e['examples']:,}", human_bytes(e["bytes"]), used)
     out.print(table if entries else "the feature store is empty")
 
@@ -281,12 +281,12 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _console() -> Console:
+def terminal() -> Console:
     """Standard output, as wide as the terminal but never wider than 100 columns."""
     return Console(width=min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns), highlight=False, markup=False)
 
 
-def _table(*columns: Column | str, padding: PaddingDimensions = (0, 1, 0, 0)) -> Table:
+def plain_table(*columns: Column | str, padding: PaddingDimensions = (0, 1, 0, 0)) -> Table:
     """A table without lines. A column that is given by its name alone holds numbers."""
     made = (Column(c, justify="right", no_wrap=True) if isinstance(c, str) else c for c in columns)
     return Table(*made, box=None, padding=padding, pad_edge=False)
@@ -301,13 +301,13 @@ def _matrix(results: Results) -> Table:
     tasks, shown = results["tasks"], _spread(len(results["tasks"]))
     numbers = [Column(str(column + 1), justify="right", no_wrap=True, min_width=4) for column in shown]
     total = Column("all", justify="right", no_wrap=True, style="bold")
-    table = _table(Column("", no_wrap=True, overflow="ellipsis", max_width=20), *numbers, total)
+    table = plain_table(Column("", no_wrap=True, overflow="ellipsis", max_width=20), *numbers, total)
     for row in shown:
         scores = results["accuracy_matrix"][row]
         cells = [percent(scores[c]) if c <= row else "" for c in shown]
         name = tasks[row]["name"]
         label = name if name == f"task {row + 1}" else f"{row + 1} {name}"
-        table.add_row(_safe(label), *cells, percent(results["curve"][row]))
+        table.add_row(safe(label), *cells, percent(results["curve"][row]))
     return table
 
 
@@ -321,14 +321,14 @@ def _figures(results: Results) -> Table:
         style = "bold" if name in ("forgetting_proper", "old", "new") else ""
         shown = re.sub(r"_\{(\w)\}", r"_\1", FORMULAS[name])  # without the braces of one-character subscripts
         label = name.replace("_accuracy", f" {results['metric']}").replace("_", " ")
-        table.add_row(_safe(label, style=style), percent(known[name]), _safe(shown))
+        table.add_row(safe(label, style=style), percent(known[name]), safe(shown))
     return table
 
 
 def _gate_line(results: Results) -> Text:
     """The two halves of the gate and forgetting proper, and what is missing to judge them."""
     old, new = scores_on_old_and_new(results)
-    line = _safe(f"old {percent(old)} %, new {percent(new)} %: ", style="bold")
+    line = safe(f"old {percent(old)} %, new {percent(new)} %: ", style="bold")
     if old is None:
         return line.append("the gate needs at least two tasks", style="not bold")
     if results["method"] == REFERENCE:
@@ -353,7 +353,7 @@ def _index_line(results: Results) -> Text | None:
     stale = found["stale_documents"]
     cost = (f"{stale:,} of {found['documents']:,} documents would be embedded in another way now" if stale
             else "no document has to be encoded again")  # fmt: skip
-    return _safe(f"index: {found['verdict']['answer']}", style="bold").append(f" ({cost})", style="not bold")
+    return safe(f"index: {found['verdict']['answer']}", style="bold").append(f" ({cost})", style="not bold")
 
 
 def _zero_shot_line(results: Results) -> Text | None:
@@ -362,7 +362,7 @@ def _zero_shot_line(results: Results) -> Text | None:
     if not found:
         return None
     before, now = ([value for value in found[name] if value is not None] for name in ("untouched", "now"))
-    return _safe(f"zero-shot on classes not learned yet: {percent(sum(now) / len(now))} % now, "
+    return safe(f"zero-shot on classes not learned yet: {percent(sum(now) / len(now))} % now, "
                  f"{percent(sum(before) / len(before))} % before any learning (means over the tasks)")  # fmt: skip
 
 
@@ -372,7 +372,7 @@ def _general_line(results: Results) -> Text | None:
     if not found or found["kept"] in (None, 1.0):
         return None
     last = next(score for score in reversed(found["now"]) if score is not None)
-    return _safe(f"general ability: on the last task, before it was learned, the embeddings tell {percent(last)} % of "
+    return safe(f"general ability: on the last task, before it was learned, the embeddings tell {percent(last)} % of "
                  f"the examples apart, the pre-trained ones {percent(found['untouched'])} %")  # fmt: skip
 
 
@@ -382,7 +382,7 @@ def _worst_classes(results: Results) -> Text | None:
     if not lowest:
         return None
     told = ", ".join(f"{printable(score['name'], 40)} {percent(score['recall'])}" for score in lowest)
-    return _safe(f"lowest recall in %: {told}; the report shows every class")
+    return safe(f"lowest recall in %: {told}; the report shows every class")
 
 
 def _costs(results: Results) -> Table:
@@ -402,5 +402,5 @@ def _costs(results: Results) -> Table:
     }  # fmt: skip
     table = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2, 0, 0))
     for name, text in rows.items():
-        table.add_row(name, _safe(text))
+        table.add_row(name, safe(text))
     return table

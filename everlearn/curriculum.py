@@ -17,6 +17,7 @@ from torch import Tensor
 
 from everlearn.batches import Batches
 from everlearn.errors import EverlearnError
+from everlearn.losses import within
 from everlearn.seeds import derived_seed
 from everlearn.state import Stateful, check_saved
 from everlearn.streams.inputs import Input
@@ -164,11 +165,7 @@ class OrderedExamples(Batches):
         with torch.no_grad():
             scores = method.current_scores(self.examples.inputs)
         method.train()
-        if method.masked:
-            outside = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
-            outside[list(method.task.classes)] = False
-            scores = scores.masked_fill(outside, -torch.inf)
-        return bands(scores, self.examples.labels)
+        return bands(within(scores, method.task.classes) if method.masked else scores, self.examples.labels)
 
     def _draw(self, start: int, stage: int) -> Tensor:
         """The rows of all batches from `start` until the bands are told anew."""

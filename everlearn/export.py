@@ -12,7 +12,7 @@ import importlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from everlearn.backbones.backbone import Backbone
+from everlearn.backbones.folder import quiet
 from everlearn.backbones.sentences import Dense, Normalize
 from everlearn.backbones.side_by_side import SideBySide
 from everlearn.backbones.tensors import read_tensors
 from everlearn.backbones.text import TextBackbone
 from everlearn.calibration import probabilities
 from everlearn.errors import EverlearnError, remedy_for, unknown
-from everlearn.files import replace_folder
+from everlearn.files import new_folder
 from everlearn.heads.knn import KNN
 from everlearn.method import Method, Role
 from everlearn.methods.finetune import Finetune
@@ -88,14 +89,8 @@ def export(method: Method, to: str, out: str | Path, *, temperature: float | Non
     for encoder in method.backbone.encoders():
         encoder.precision = "float32"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-            made = Path(folder) / "made"
-            made.mkdir()
+        with new_folder(out) as made:
             FORMATS[to](method, temperature, made)
-            if out.exists():
-                out.rmdir()
-            replace_folder(made, out)
     except OSError as error:
         raise EverlearnError(
             f"{out} cannot be written ({error.strerror or error}): {remedy_for(error)}, or give another folder"
@@ -160,7 +155,7 @@ def _modules_of(library: Any, encoder: TextBackbone) -> list[nn.Module]:
         kinds = importlib.import_module("sentence_transformers.models")
     told = encoder.settings
     # Our encoders have no pooler, and the library adds one, which takes no part: the same one each time.
-    with tempfile.TemporaryDirectory() as folder, seeded(0), _quiet_transformers():
+    with tempfile.TemporaryDirectory() as folder, seeded(0), quiet():
         encoder.model.save_pretrained(folder)
         encoder.tokenizer.save_pretrained(folder)
         modules = [kinds.Transformer(folder, max_seq_length=told["max_length"], do_lower_case=told["lower_case"])]
@@ -306,18 +301,6 @@ def _check_probabilities(mine: np.ndarray, theirs: np.ndarray) -> None:
     if not difference <= MOST_DIFFERENCE:
         raise EverlearnError(f"the probabilities of the export differ by {difference:.2g}, and nothing was written: "
                              "please report this")  # fmt: skip
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def _library(name: str, extra: str) -> Any:

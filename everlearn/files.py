@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import mmap
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +59,7 @@ def regular(file: str | Path) -> Iterator[BinaryIO]:
         DataError: there is no such file, it is not a regular file, or it may not be read.
     """
     try:
-        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
         with open(descriptor, "rb") as opened:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise DataError(f"{file} is not a regular file: give a file, not a pipe or a device")
@@ -69,6 +71,14 @@ def regular(file: str | Path) -> Iterator[BinaryIO]:
     except (OSError, ValueError) as error:  # ValueError: a null character in the path, or an empty file to be mapped
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{file} cannot be read ({reason}): check the path and its permissions") from None
+
+
+def sha256_of(opened: BinaryIO) -> str:
+    """The SHA-256 of what is left to read of an open file, read in parts."""
+    hasher = hashlib.sha256()
+    while block := opened.read(2**20):
+        hasher.update(block)
+    return hasher.hexdigest()
 
 
 def read_text(file: str | Path, most: int = MOST_BYTES) -> str:
@@ -156,13 +166,37 @@ def replace_folder(new: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def new_folder(place: Path) -> Iterator[Path]:
+    """Gives an empty folder to be filled, which is `place` after the block: there is all of it or, after an error,
+    nothing. `place` is not there yet, or is an empty folder.
+
+    Raises:
+        OSError: the folder cannot be made or moved.
+
+    >>> home = Path(tempfile.mkdtemp())
+    >>> with new_folder(home / "made") as folder:
+    ...     _ = (folder / "file").write_text("all of it")
+    >>> (home / "made" / "file").read_text(), len(list(home.iterdir()))
+    ('all of it', 1)
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir()
+        yield made
+        if place.exists():
+            place.rmdir()
+        replace_folder(made, place)
+
+
 def append_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Write more lines at the end of a JSON Lines file, which may not be a link.
 
     Raises:
         OSError: the file cannot be written.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
     with open(os.open(file, flags, 0o666), "a", encoding="utf-8") as opened:
         opened.write("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from everlearn.files import write_whole
-from everlearn.segments import KEY_BYTES, Damaged, check_file
+from everlearn.segments import KEY_BYTES, SEAL_BYTES, Damaged, check_file, seal_of
 
 BLOCK = 256  # keys that are checked together
 KEYS = np.dtype(f"S{KEY_BYTES}")
@@ -30,7 +30,6 @@ NAME_BYTES = 16
 
 _FORMAT = b"everlix1"
 _HEADER = struct.Struct("<8sQQ")
-_SEAL_BYTES = 32
 _PLACE = np.dtype("<u4")
 _ENTRY_BYTES = KEY_BYTES + 2 * _PLACE.itemsize
 
@@ -69,19 +68,19 @@ class KeyIndex:
     """
 
     def __init__(self, file: Path) -> None:
-        check_file(file, _HEADER.size + _SEAL_BYTES, 2**40)
+        check_file(file, _HEADER.size + SEAL_BYTES, 2**40)
         self.file = file
-        self._descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        self._descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
         weakref.finalize(self, os.close, self._descriptor)
         size = os.fstat(self._descriptor).st_size
         magic, self._count, named = _HEADER.unpack(self._read(0, _HEADER.size))
         blocks = -(-self._count // BLOCK)
         head = _HEADER.size + NAME_BYTES * named + (KEY_BYTES + 32) * blocks
-        self._start = head + _SEAL_BYTES
+        self._start = head + SEAL_BYTES
         if magic != _FORMAT or self._start + _ENTRY_BYTES * self._count != size:
             raise Damaged(f"{file.name} is damaged or of another version of everlearn")
         data = self._read(0, head)
-        if _seal(file.parent.name, data) != self._read(head, _SEAL_BYTES):
+        if seal_of(file.parent.name, data) != self._read(head, SEAL_BYTES):
             raise Damaged(f"the digest of {file.name} differs")
         parts = np.split(
             np.frombuffer(data, np.uint8), [_HEADER.size, head - (KEY_BYTES + 32) * blocks, head - 32 * blocks]
@@ -118,11 +117,7 @@ class KeyIndex:
         )
 
     def _read(self, start: int, size: int) -> bytes:
-        if hasattr(os, "pread"):
-            data = os.pread(self._descriptor, size, start)
-        else:
-            os.lseek(self._descriptor, start, os.SEEK_SET)
-            data = os.read(self._descriptor, size)
+        data = os.pread(self._descriptor, size, start)
         if len(data) < size:
             raise Damaged(f"{self.file.name} is truncated")
         return data
@@ -151,13 +146,9 @@ def write_index(file: Path, segments: Sequence[tuple[str, np.ndarray]]) -> None:
         _HEADER.pack(_FORMAT, len(keys), len(segments)), *(bytes.fromhex(name) for name, _ in segments),
         keys[::BLOCK].tobytes(), *(hashlib.sha256(block).digest() for block in blocks),
     ])  # fmt: skip
-    write_whole(file, b"".join([head, _seal(file.parent.name, head), *blocks]))
+    write_whole(file, b"".join([head, seal_of(file.parent.name, head), *blocks]))
 
 
 def can_name(segment: str) -> bool:
     """Whether the index can hold a segment of this name."""
     return len(segment) == 2 * NAME_BYTES and not set(segment) - set("0123456789abcdef")
-
-
-def _seal(identity: str, head: bytes) -> bytes:
-    return hashlib.sha256(identity.encode() + b"\n" + head).digest()

@@ -149,14 +149,14 @@ def ask(
 
 def read(
     file: str | Path, *, known: Collection[str] | None = None, columns: dict[str, str | None] | None = None,
-    skip_bad_rows: bool = False, bad: BadRows | None = None,
+    bad: BadRows | None = None,
 ) -> list[Record]:  # fmt: skip
     """The rows of a file that have labels. Rows without one may only stand at its end, where the person stopped.
 
     Args:
         known: the names of the classes; another label is a bad row. None allows any label.
         columns: the names of the columns by role (text, image, label, id), where they are not the usual ones.
-        bad: records rows that cannot be used, as `skip_bad_rows` without it.
+        bad: records rows that cannot be used; without it they are refused.
 
     Raises:
         DataError: a row is bad and bad rows are not skipped, no row has a label, or a column is missing.
@@ -167,7 +167,7 @@ def read(
     >>> [(record.id, record.input, record.label) for record in read(file)]
     [('7', 'a cup of tea', 'drink')]
     """
-    file, bad = Path(file), bad or BadRows(skip_bad_rows, option="--skip-bad-rows")
+    file, bad = Path(file), bad or BadRows(False, option="--skip-bad-rows")
     others = len(bad.rows)  # of files that were read before
     table = read_columns(file, bad)
     wanted = present(columns or {}, table)

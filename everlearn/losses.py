@@ -27,11 +27,18 @@ def cross_entropy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None 
     >>> cross_entropy(scores, torch.tensor([1]), classes=[1, 2])  # ln 2
     tensor([0.6931])
     """
-    if classes is not None:
-        outside = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
-        outside[list(classes)] = False
-        scores = scores.masked_fill(outside, float("-inf"))
-    return functional.cross_entropy(scores, labels, reduction="none")
+    return functional.cross_entropy(scores if classes is None else within(scores, classes), labels, reduction="none")
+
+
+def within(scores: Tensor, classes: Sequence[int]) -> Tensor:
+    """The scores (n, classes), -inf for all classes but these.
+
+    >>> within(torch.tensor([[5.0, 1.0, 2.0]]), [1, 2])
+    tensor([[-inf, 1., 2.]])
+    """
+    outside = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
+    outside[list(classes)] = False
+    return scores.masked_fill(outside, float("-inf"))
 
 
 def distillation(scores: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:

@@ -6,14 +6,11 @@ The merged model is a version of a copy of the first run's folder: `predict`, `u
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +20,12 @@ from torch import Tensor
 from everlearn import calibration, checkpoint, merge, versions
 from everlearn.engine import replay
 from everlearn.errors import DataError, EverlearnError, printable, unknown
-from everlearn.files import replace_folder
+from everlearn.files import new_folder
 from everlearn.fisher import diagonal_fisher
 from everlearn.heads.linear import Linear
 from everlearn.held_out import HeldOut
 from everlearn.locks import alone
 from everlearn.method import Method
-from everlearn.results import rounding
 from everlearn.schemas.results import read_results
 from everlearn.seeds import seeded
 from everlearn.streams.records import BadRows
@@ -122,22 +118,16 @@ def merge_parts(
         if versions.current(first.folder) != first.version:
             raise EverlearnError(f"{first.folder} got another version meanwhile: merge again")
         record = {
-            "version": versions.new_number(first.folder), "previous": first.version,
-            "everlearn": version_of("everlearn"),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "data": printable(", ".join(str(part.folder) for part in others), 4096),
+            **versions.header(versions.new_number(first.folder), first.version,
+                              ", ".join(str(part.folder) for part in others)),
             "sha256": hashlib.sha256(digests.encode()).hexdigest(), "learned": 0, "held_out": len(new),
             "calibration": len(kept.calibration), "new_classes": list(names[known:]), "old": changes[0],
             "new": changes[1], "temperature": temperature, "notes": _notes(parts),
             "merged": {"how": how, "weights": None if weights is None else [float(weight) for weight in weights]},
             "seconds": time.monotonic() - started,
         }  # fmt: skip
-        state = {
-            "backbone": method.backbone.settings, "rounding": rounding(), "record": record, "tasks": tasks,
-            "origin": checkpoint.origin_hash(method), "temperature": temperature,
-        }  # fmt: skip
         held = kept.state_dict() if any(part.saved.held_out for part in parts) else {}
-        _write(first.folder, out, checkpoint.Checkpoint(state, checkpoint.method_state(method), {}, held))
+        _write(first.folder, out, versions.kept_of(method, record, tasks, held))
     return method, record
 
 
@@ -297,14 +287,9 @@ def _body(tensors: merge.Weights) -> dict[str, Tensor]:
 def _write(first: Path, out: Path, saved: checkpoint.Checkpoint) -> None:
     """Write a copy of the first run's folder with one more version, completely or not at all."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-            made = Path(temporary) / "made"
-            shutil.copytree(first, made, symlinks=True, ignore=shutil.ignore_patterns(".lock"))
+        with new_folder(out) as made:
+            shutil.copytree(first, made, symlinks=True, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
             versions.add(made, saved)
-            if out.exists():
-                out.rmdir()
-            replace_folder(made, out)
     except (OSError, shutil.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise EverlearnError(f"{out} cannot be written ({printable(reason)}): give another folder") from error

@@ -240,7 +240,7 @@ class Method(nn.Module):
         """(n,): the loss of each example. Cross-entropy; where the goal is ranking, of each query's
         document among all documents of the batch, the negatives too."""
         if batch.positives is not None:
-            texts = [*batch.positives, *(text for own in batch.negatives or () for text in own)]
+            texts = batch.documents
             queries, documents = self._by_parts(batch.inputs, "query"), self._by_parts(texts, "document")
             return self.ranking_losses(queries, documents, texts, batch)
         return self.classification_losses(self.scores(batch.inputs), batch)

@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from everlearn import backbones, methods, streams
-from everlearn.config import DEFAULT_METHODS, check_arguments, not_named
-from everlearn.errors import CONTROL, EverlearnError
+from everlearn.config import DEFAULT_METHODS, check_arguments
+from everlearn.errors import CONTROL, EverlearnError, not_named
 from everlearn.evaluation import supports
 from everlearn.files import rewrite_lines, write_whole
 from everlearn.held_out import KEEP

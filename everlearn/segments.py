@@ -25,7 +25,7 @@ KEY_BYTES = 16
 
 _FORMAT = b"everlrn2"
 _HEADER = struct.Struct("<8sIQ32s")
-_SEAL_BYTES = 32
+SEAL_BYTES = 32
 _MOST_KEYS = 2**24
 """Bytes of the largest file of keys that is read; ours have 32 KiB."""
 
@@ -99,7 +99,7 @@ def open_segment(file: Path, width: int) -> Segment:
         FileNotFoundError: another process has deleted the segment.
         OSError, DataError: the file may not be read.
     """
-    shortest = _HEADER.size + KEY_BYTES + _SEAL_BYTES
+    shortest = _HEADER.size + KEY_BYTES + SEAL_BYTES
     check_file(file, shortest, _MOST_KEYS)
     try:
         packed = read_bytes(file, _MOST_KEYS)
@@ -109,8 +109,8 @@ def open_segment(file: Path, width: int) -> Segment:
         raise
     if not packed.startswith(_FORMAT):
         raise Damaged(f"{file.name} is damaged or of another version of everlearn")
-    body, seal = packed[:-_SEAL_BYTES], packed[-_SEAL_BYTES:]
-    if _seal(file.parent.name, body) != seal:
+    body, seal = packed[:-SEAL_BYTES], packed[-SEAL_BYTES:]
+    if seal_of(file.parent.name, body) != seal:
         raise Damaged(f"the digest of {file.name} differs")
     _, own_width, count, sha256 = _HEADER.unpack_from(body)
     if own_width != width or len(body) != _HEADER.size + KEY_BYTES * count:
@@ -134,7 +134,7 @@ def write_segment(folder: Path, keys: Sequence[bytes], features: np.ndarray) -> 
     body = _HEADER.pack(_FORMAT, segment.width, len(segment), segment._sha256) + segment.packed
     try:
         write_whole(segment.features, rows)
-        write_whole(file, body + _seal(folder.name, body))
+        write_whole(file, body + seal_of(folder.name, body))
     except OSError:
         with contextlib.suppress(OSError):
             segment.features.unlink(missing_ok=True)
@@ -154,10 +154,11 @@ def delete_segment(file: Path) -> None:
 
 def examples_in(size: int) -> int:
     """How many examples a file of keys with `size` bytes has."""
-    return max(0, size - _HEADER.size - _SEAL_BYTES) // KEY_BYTES
+    return max(0, size - _HEADER.size - SEAL_BYTES) // KEY_BYTES
 
 
-def _seal(identity: str, body: bytes) -> bytes:
+def seal_of(identity: str, body: bytes) -> bytes:
+    """The digest by which a file says that its content is whole and was made for the backbone of this identity."""
     return hashlib.sha256(identity.encode() + b"\n" + body).digest()
 
 

@@ -1,4 +1,4 @@
-"""Teacher: the model as it was before a task, whose features and scores the new one is held to."""
+"""The model as it was before a task: its encoder, by which texts are embedded, or a teacher for the new model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,23 @@ from everlearn.methods.finetune import Finetune
 from everlearn.streams.inputs import Input
 
 
-class Teacher(nn.Module):
-    """A frozen copy of the encoder, insertion and head of a method, as they are now.
+class FrozenEncoder(nn.Module):
+    """A frozen copy of the encoder and insertion of a method, as they are now.
+
+    >>> from everlearn import backbones
+    >>> FrozenEncoder(Finetune(backbones.load("tiny"), train="lora")).backbone.is_frozen
+    True
+    """
+
+    def __init__(self, method: Finetune) -> None:
+        super().__init__()
+        # Together: the insertion is attached to the encoder.
+        self.backbone, self.deltas = copy.deepcopy((method.backbone, method.deltas))
+        self.requires_grad_(False).eval()
+
+
+class Teacher(FrozenEncoder):
+    """The same with the head: its features and scores are what the new model is held to.
 
     >>> from everlearn import backbones
     >>> method = Finetune(backbones.load("tiny"), train="lora")
@@ -22,10 +37,8 @@ class Teacher(nn.Module):
     """
 
     def __init__(self, method: Finetune) -> None:
-        super().__init__()
-        # Together: the insertion is attached to the encoder.
-        self.backbone, self.deltas, self.head = copy.deepcopy((method.backbone, method.deltas, method.head))
-        self.requires_grad_(False).eval()
+        super().__init__(method)
+        self.head = copy.deepcopy(method.head).requires_grad_(False).eval()
 
     @torch.no_grad()
     def features(self, inputs: Sequence[Input], augmented: bool) -> Tensor:

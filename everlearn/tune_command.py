@@ -9,7 +9,6 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from everlearn.config import check_file, collections, default_out, read_config
 from everlearn.errors import EverlearnError, as_word, printable
 from everlearn.files import write_whole
 from everlearn.interrupts import Interrupted
+from everlearn.settings import as_options
 
 if TYPE_CHECKING:
     from everlearn.tuning import Tuning
@@ -107,11 +107,10 @@ def first_line(found: Tuning, file: Path) -> str:
     name, stream, folder = found.record["method"]["name"], found.record["stream"], file.parent.resolve()
     command = shlex.join(["everlearn", "run", "--stream", stream, "--method", name])
     if file.stem != name or folder not in [place.resolve() for place in collections(folder.name)]:
-        words = shlex.split(found.record["command"] or "")
-        of_stream = [words[i : i + 2] for i in range(3, len(words), 2) if words[i].startswith("--stream.")]
+        of_stream = as_options("stream", found.record["stream_settings"])
         own = None if found.record["backbone_of_recipe"] else found.record["backbone"]  # the recipe does not name it
         backbone = ["--backbone", own] if own is not None else []
-        return f"# {command} {shlex.join([*chain(*of_stream), *backbone, '--recipe', str(file)])}"
+        return f"# {command} {shlex.join([*of_stream, *backbone, '--recipe', str(file)])}"
     if folder.name == stream:
         return f"# {command}"
     return f"# everlearn run --stream STREAM --method {name} --recipe {folder.name}"

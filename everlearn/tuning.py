@@ -150,9 +150,13 @@ def tune(
         built = load_stream(absolute({**config["stream"], "tuning": tasks}))
     section = {key: value for key, value in config["method"].items() if key not in grid}
     lines, steps = planned(section, grid, built, config["backbone"], seed, budget)
-    command = _command(given, stream, backbone, seed, tasks, budget, recipe)
+    of_stream = {} if isinstance(stream, Stream) else {"name": stream} if isinstance(stream, str) else stream
+    command = None
+    if not isinstance(stream, Stream):
+        command = _command(given, of_stream, backbone, seed, tasks, budget, recipe)
     record: dict[str, Any] = {
         "command": command, "method": section, "stream": name, "fingerprint": built.fingerprint(),
+        "stream_settings": {key: value for key, value in of_stream.items() if key != "name"},
         "backbone": config["backbone"], "backbone_of_recipe": backbone is None and config["backbone"] is not None,
         "seed": seed, "tasks": len(built), "budget": budget, "steps": steps,
         "grid": {line.setting: list(line.values) for line in lines},
@@ -314,15 +318,11 @@ def _score(result: Results) -> float | None:
 
 
 def _command(
-    given: Config, stream: str | Config | Stream, backbone: str | None, seed: int, tasks: int, budget: int | None,
-    recipe: str,
-) -> str | None:  # fmt: skip
-    """The command that searches the same; None where the stream was in memory."""
-    if isinstance(stream, Stream):
-        return None
-    section = {"name": stream} if isinstance(stream, str) else stream
+    given: Config, stream: Config, backbone: str | None, seed: int, tasks: int, budget: int | None, recipe: str
+) -> str:
+    """The command that searches the same."""
     own = {key: value for key, value in given.items() if key != "name"}
-    words = ["everlearn", "tune", str(given["name"]), *as_options("stream", {"name": "clinc150", **section}),
+    words = ["everlearn", "tune", str(given["name"]), *as_options("stream", {"name": "clinc150", **stream}),
              *as_options("method", own)]  # fmt: skip
     options = {"backbone": (backbone, None), "recipe": (recipe, "auto"), "seed": (seed, 0), "tasks": (tasks, 5),
                "budget": (budget, None)}  # fmt: skip

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version as version_of
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -16,15 +14,14 @@ from torch import Tensor
 
 from everlearn import calibration, checkpoint, versions
 from everlearn.engine import learn
-from everlearn.errors import DataError, EverlearnError, printable
+from everlearn.errors import DataError, EverlearnError
 from everlearn.evaluation import supports
-from everlearn.files import regular
+from everlearn.files import regular, sha256_of
 from everlearn.held_out import KEEP, HeldOut
 from everlearn.interrupts import Interrupted
 from everlearn.listeners import Bar
 from everlearn.locks import alone
 from everlearn.method import Method
-from everlearn.results import rounding
 from everlearn.streams.images import only_decodable
 from everlearn.streams.inputs import content
 from everlearn.streams.mistakes import conflicting_labels, other_spellings
@@ -75,17 +72,9 @@ def learn_version(
                     method, saved, data, test=test, columns=columns, learned=learned, skip_bad_rows=skip_bad_rows,
                     keep=keep, progress=progress,
                 )  # fmt: skip
-            record |= {
-                "version": made, "previous": number, "everlearn": version_of("everlearn"),
-                "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                "data": printable(source, 4096), "sha256": _sha256(data, task), "notes": notes,
-            }  # fmt: skip
-            state = {
-                "backbone": method.backbone.settings, "rounding": rounding(), "record": record,
-                "origin": checkpoint.origin_hash(method), "temperature": record["temperature"],
-                "tasks": [*saved.state["tasks"], task.metadata()],
-            }  # fmt: skip
-            versions.add(folder, checkpoint.Checkpoint(state, checkpoint.method_state(method), {}, kept))
+            record |= {**versions.header(made, number, source), "sha256": _sha256(data, task), "notes": notes}
+            tasks = [*saved.state["tasks"], task.metadata()]
+            versions.add(folder, versions.kept_of(method, record, tasks, kept))
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; {folder} is still at version {number}") from None
     return method, Version(record, folder)
@@ -262,8 +251,5 @@ def _sha256(data: Any, task: Task) -> str:
     """Of the file; of the examples where there is no single file."""
     if not isinstance(data, str | Path) or not Path(data).is_file():
         return hashlib.sha256(b"".join(part.digest() for part in task.examples.values())).hexdigest()
-    hasher = hashlib.sha256()
     with regular(data) as opened:
-        for block in iter(lambda: opened.read(1 << 20), b""):
-            hasher.update(block)
-    return hasher.hexdigest()
+        return sha256_of(opened)

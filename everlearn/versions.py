@@ -8,17 +8,23 @@ leaves the old version or the new one.
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from everlearn import checkpoint
 from everlearn.errors import EverlearnError, printable
 from everlearn.files import read_bytes, write_whole
 from everlearn.locks import alone
+from everlearn.method import Method
+from everlearn.results import rounding
 from everlearn.schemas.config import read_config
 from everlearn.schemas.states import Current, VersionState
 from everlearn.schemas.values import MOST_JSON, valid
@@ -123,6 +129,28 @@ def versions(folder: str | Path) -> list[Version]:
     place = _place(folder)
     states = {number: checkpoint.read_state(place / _name(number)) for number in numbers(folder)[1:]}
     return [Version(_checked(state, number, place)["record"], folder) for number, state in states.items()]
+
+
+def header(number: int, previous: int, data: str) -> dict[str, Any]:
+    """How the record of a new version begins: its number, that of the version it is made from, when it is made and from
+    which data."""
+    return {
+        "version": number, "previous": previous, "everlearn": version_of("everlearn"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "data": printable(data, 4096),
+    }  # fmt: skip
+
+
+def kept_of(
+    method: Method, record: dict[str, Any], tasks: list[dict[str, Any]], held_out: dict[str, Tensor]
+) -> checkpoint.Checkpoint:
+    """What a new version keeps: the state of the method, its record, the tasks that it has learned, and what is held
+    out."""
+    state = {
+        "backbone": method.backbone.settings, "rounding": rounding(), "record": record,
+        "origin": checkpoint.origin_hash(method), "temperature": record["temperature"], "tasks": tasks,
+    }  # fmt: skip
+    return checkpoint.Checkpoint(state, checkpoint.method_state(method), {}, held_out)
 
 
 def add(folder: Path, saved: checkpoint.Checkpoint) -> None:

@@ -24,7 +24,7 @@ from everlearn.metrics.forgetting_events import events_of, order
 from everlearn.presentations import FILE, Presentations, doubtful, histories
 from everlearn.schemas.logs import read_presentations
 from everlearn.session import Session
-from everlearn.testing.toy import _toy_text, toy_stream
+from everlearn.testing.toy import toy_stream, toy_text
 
 FINETUNE = {"name": "finetune", "epochs": 4, "batch_size": 8, "lr": 1e-3}
 SMALL = {"name": "digits", "tasks": 2, "max_train_per_class": 10, "max_test_per_class": 2}
@@ -173,7 +173,7 @@ def test_an_example_is_listed_with_its_label(text: str | None, label: str | None
 def test_wrong_labels_come_first(tmp_path: Path) -> None:
     """Of 150 texts 10 have the label of another class."""
     draw = random.Random(0)
-    texts = [(_toy_text(label, draw) + f" {n}", label) for n in range(50) for label in range(3)]
+    texts = [(toy_text(label, draw) + f" {n}", label) for n in range(50) for label in range(3)]
     flipped = set(range(0, 150, 15))
     labels = [str((label + 1) % 3 if n in flipped else label) for n, (_, label) in enumerate(texts)]
     with open(tmp_path / "texts.csv", "w", newline="") as opened:

@@ -15,6 +15,7 @@ from everlearn import active, backbones, labelling
 from everlearn.cli import main
 from everlearn.errors import DataError, EverlearnError
 from everlearn.protocol import run
+from everlearn.streams.records import BadRows
 from everlearn.testing.toy import toy_stream
 
 
@@ -102,7 +103,7 @@ def test_labels_that_cannot_be_are_one_line_with_the_row(
     write(out, rows)
     with pytest.raises(DataError, match=r"to label.csv, line 3: the label is missing, and later rows have one; write"):
         labelling.read(out)
-    assert len(labelling.read(out, skip_bad_rows=True)) == 2
+    assert len(labelling.read(out, bad=BadRows(skip=True))) == 2
     capsys.readouterr()
     told = "left out 2 bad rows: the first is " + f"{out}, line 3: the label is missing, and later rows have one"
     skipping = ["label", "--read", str(out), "--out", str(tmp_path / "some rows.csv"), "--skip-bad-rows", "--overwrite"]

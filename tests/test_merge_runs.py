@@ -18,7 +18,7 @@ from everlearn.merge import average
 from everlearn.model import merge, update
 from everlearn.protocol import run
 from everlearn.streams import Record, from_rows
-from everlearn.testing.toy import _toy_text
+from everlearn.testing.toy import toy_text
 
 SMALL = {"epochs": 6, "batch_size": 8, "lr": 0.01}
 
@@ -27,7 +27,7 @@ def texts(label: int, count: int = 20, seed: int = 7) -> list[str]:
     import random
 
     draw = random.Random(seed)
-    return [f"{_toy_text(label, draw)} {seed}{n}" for n in range(count)]
+    return [f"{toy_text(label, draw)} {seed}{n}" for n in range(count)]
 
 
 def learned(folder: Path, labels: tuple[int, ...], method: dict | str = "simplecil", seed: int = 0, **options) -> Path:

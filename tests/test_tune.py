@@ -310,7 +310,7 @@ def test_the_commands_that_are_printed_can_be_repeated_in_a_shell(
     from everlearn.tune_command import first_line
 
     record = {"method": {"name": "klda"}, "stream": "my data.csv", "backbone": "tiny", "backbone_of_recipe": False,
-              "command": "everlearn tune klda --stream 'my data.csv' --stream.tasks 2"}  # fmt: skip
+              "stream_settings": {"tasks": "2"}}  # fmt: skip
     line = first_line(Tuning(record, None), Path("my recipes/k x.yaml"))
     assert line == ("# everlearn run --stream 'my data.csv' --method klda --stream.tasks 2 --backbone tiny "
                     "--recipe 'my recipes/k x.yaml'")  # fmt: skip

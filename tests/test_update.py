@@ -26,7 +26,7 @@ from everlearn.locks import Busy, alone
 from everlearn.model import update
 from everlearn.protocol import run
 from everlearn.streams import Record
-from everlearn.testing.toy import _toy_text, toy_stream
+from everlearn.testing.toy import toy_stream, toy_text
 
 METHOD = {"name": "klda", "rff": 100}
 
@@ -35,7 +35,7 @@ def rows(label: int, count: int, seed: int = 7) -> list[tuple[str, str]]:
     import random
 
     draw = random.Random(seed)
-    return [(f"{_toy_text(label, draw)} {seed}{n}", f"class {label}") for n in range(count)]
+    return [(f"{toy_text(label, draw)} {seed}{n}", f"class {label}") for n in range(count)]
 
 
 def write(file: Path, lines: list[tuple[str, str]], header: tuple[str, str] = ("text", "label")) -> Path:

@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 from everlearn.backbones.backbone import Backbone, has_bfloat16
 from everlearn.errors import EverlearnError, printable
 from everlearn.features import cache_root
-from everlearn.files import read_bytes, write_whole
+from everlearn.files import read_bytes, sha256_of, write_whole
 from everlearn.schemas.values import STRICT, valid
 from everlearn.strict import from_json
 
@@ -220,11 +220,8 @@ def _file_sha256(file: Path) -> str | None:
     if not file.is_file():
         return None
     try:
-        hasher = hashlib.sha256()
         with open(file, "rb") as opened:
-            while block := opened.read(2**20):
-                hasher.update(block)
-        return hasher.hexdigest()
+            return sha256_of(opened)
     except OSError as error:
         raise EverlearnError(f"{file} cannot be read ({error.strerror}): correct its permissions") from error
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from everlearn.errors import EverlearnError, unknown
-from everlearn.heads.gaussian import LEAST, Gaussian
+from everlearn.heads.gaussian import Gaussian
 from everlearn.heads.kept_rows import KeptRows
 from everlearn.heads.logistic import Logistic
 from everlearn.heads.ridge import Ridge
@@ -70,9 +70,6 @@ class KNN(KeptRows):
     tensor([[0.8810, 0.1190, 0.0000]])
     """
 
-    solved = {"weight": (1, 0.0), "offset": (0, LEAST)}  # noqa: RUF012
-    weight: Tensor
-    offset: Tensor
     chosen: Tensor
 
     def __init__(
@@ -88,8 +85,6 @@ class KNN(KeptRows):
                                               ((0, 1), (1, math.inf), (1e-9, math.inf)), strict=True):  # fmt: skip
             if value != "auto" and (isinstance(value, str) or not least <= value <= most):
                 raise EverlearnError(f"knn: {name} is 'auto' or from {least:g} to {most:g}, but it is {value!r}")
-        self.register_buffer("weight", torch.zeros(width, 0))
-        self.register_buffer("offset", torch.zeros(0))
         given = [start if value == "auto" else value for start, value in zip(UNTIL_CHOSEN, self.wanted, strict=True)]
         self.register_buffer("chosen", torch.tensor(given, dtype=torch.float64))  # λ, k, T
 
@@ -110,16 +105,13 @@ class KNN(KeptRows):
     @torch.no_grad()
     def solve(self) -> Tensor:
         """Choose λ, k and T, solve the head, and return its weight, (width, classes)."""
-        by_name = torch.tensor(sorted(range(self.classes), key=self.class_names.__getitem__), dtype=torch.long)
-        features = self.sample.features.float().cpu()
-        labels = by_name.argsort()[self.sample.labels.cpu()]  # so that the order of the classes changes no bit either
+        features, labels, by_name = self._rows_by_name()
         scale = self._choose(features, labels) if len(labels) >= 5 else 1.0
-        self.weight = self.weight.new_zeros(len(self.weight), self.classes)
-        self.offset = self.offset.new_full((self.classes,), LEAST)
         if self.chosen[0] < 1 and len(labels):
             weight, offset, present = self._fit(features, labels)
-            self.weight[:, by_name[present]] = (weight / scale).to(self.weight)
-            self.offset[by_name[present]] = (offset / scale).to(self.offset)
+            self._set(by_name[present], weight / scale, offset / scale)
+        else:  # the vote alone answers
+            self._set(by_name[:0], self.weight[:, :0], self.offset[:0])
         return self.weight
 
     def _choose(self, features: Tensor, labels: Tensor) -> float:

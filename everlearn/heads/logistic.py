@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from everlearn.errors import EverlearnError
-from everlearn.heads.gaussian import LEAST
 from everlearn.heads.kept_rows import KeptRows
 
 STRENGTH = 30.0  # C, where it is not chosen
@@ -53,9 +52,6 @@ class Logistic(KeptRows):
     [0, 1]
     """
 
-    solved = {"weight": (1, 0.0), "offset": (0, LEAST)}  # noqa: RUF012
-    weight: Tensor
-    offset: Tensor
     chosen: Tensor
 
     def __init__(
@@ -66,8 +62,6 @@ class Logistic(KeptRows):
         if strength != "auto" and (isinstance(strength, str) or not 0 < strength < math.inf):
             raise EverlearnError(f"logistic: strength is 'auto' or above 0 and finite, but it is {strength!r}")
         self.strength = strength
-        self.register_buffer("weight", torch.zeros(width, 0))
-        self.register_buffer("offset", torch.zeros(0))
         self.register_buffer("chosen", torch.tensor(1.0))  # C
 
     def forward(self, features: Tensor) -> Tensor:
@@ -84,21 +78,15 @@ class Logistic(KeptRows):
 
     @torch.no_grad()
     def solve(self) -> Tensor:
-        """Choose C, set weight and offset, and return the weight, (width, classes). The score of a class without a row
-        is the least that float32 has."""
-        by_name = torch.tensor(sorted(range(self.classes), key=self.class_names.__getitem__), dtype=torch.long)
-        features = self.sample.features.float().cpu()
-        labels = by_name.argsort()[self.sample.labels.cpu()]  # so that the order of the classes changes no bit either
+        """Choose C, set weight and offset, and return the weight, (width, classes)."""
+        features, labels, by_name = self._rows_by_name()
         if self.strength != "auto":
             self.chosen.fill_(self.strength)
         elif len(labels) >= 5:
             # The rows lie in the order of their keys, so the first ones are a sample of all.
             self.chosen.fill_(best_strength(features[:CHOOSING], labels[:CHOOSING]))
         weight, offset, present = fit(features, labels, float(self.chosen))
-        self.weight = self.weight.new_zeros(len(self.weight), self.classes)
-        self.offset = self.offset.new_full((self.classes,), LEAST)
-        self.weight[:, by_name[present]] = weight.to(self.weight)
-        self.offset[by_name[present]] = offset.to(self.offset)
+        self._set(by_name[present], weight, offset)
         return self.weight
 
 

@@ -148,7 +148,7 @@ class Ridge(Statistics):
     def merge(self, other: Statistics) -> None:
         super().merge(other)
         assert isinstance(other, Ridge)
-        places = torch.tensor([self.class_names.index(name) for name in other.class_names], dtype=torch.long)
+        places = self._places_of(other)
         self.sample.merge(other.sample, places)
         if other.keeps_features:
             self._accumulate(other.kept.to(self.kept), places[other.kept_labels.cpu()].to(self.kept_labels), 1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -96,20 +95,19 @@ class Stages(nn.ModuleList):
         self.requires_grad_(False)
         self.append(Stage(self.width, classes))
 
+    def __iter__(self) -> Iterator[Stage]:  # type: ignore[override]
+        return super().__iter__()  # type: ignore[return-value]
+
     @property
     def classes(self) -> int:
         """How many classes they score together."""
-        return 1 + max(label for stage in self.each() for label in stage.classes)
-
-    def each(self) -> list[Stage]:
-        """The stages, oldest first."""
-        return [cast(Stage, stage) for stage in self]
+        return 1 + max(label for stage in self for label in stage.classes)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """States (n, tokens, width) with their mask (n, tokens) -> scores (n, stages, classes), -inf where a stage does
         not know a class. Several stages may know one: in each domain of a stream, say."""
         scores = states.new_full((len(states), len(self), self.classes), -torch.inf)
-        for number, stage in enumerate(self.each()):
+        for number, stage in enumerate(self):
             scores[:, number, stage.classes] = stage(states, mask)
         return scores
 

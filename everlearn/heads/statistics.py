@@ -112,7 +112,7 @@ class Statistics(Stateful):
         """
         self._check_mergeable(other)
         self.grow([*self.class_names, *(name for name in other.class_names if name not in self.class_names)])
-        places = torch.tensor([self.class_names.index(name) for name in other.class_names], dtype=torch.long)
+        places = self._places_of(other)
         for name, dim in {"counts": 0, **self.by_class}.items():
             mine = getattr(self, name)
             mine.index_add_(dim, places.to(mine.device), getattr(other, name).to(mine).clone())
@@ -143,6 +143,10 @@ class Statistics(Stateful):
         if mine != theirs:
             raise EverlearnError(f"cannot merge {type(self).__name__.lower()} heads of different kinds, widths, "
                                  "random features or seeds: build both with the same settings")  # fmt: skip
+
+    def _places_of(self, other: Statistics) -> Tensor:
+        """The label here (classes of `other`,) of each class that `other` knows, by its name."""
+        return torch.tensor([self.class_names.index(name) for name in other.class_names], dtype=torch.long)
 
     def _class_sums(self) -> list[tuple[Tensor, int]]:
         return [(getattr(self, name), dim) for name, dim in self.by_class.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -47,6 +47,11 @@ class PerParameter(Stateful):
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         self.register_buffer(_key(name), value.detach().clone())
+
+    def update(self, values: Mapping[str, Tensor]) -> None:
+        """Take these values, each of the shape of its parameter, by its name, as a dictionary does."""
+        for name, value in values.items():
+            self[name] = value
 
     def __iter__(self) -> Iterator[str]:
         return (key[1:].replace("/", ".") for key in self._buffers)

@@ -78,8 +78,7 @@ class CoFiMA(SLCA):
         if self.fisher is not None:
             new = diagonal_fisher(self, task.train, self.fisher_examples, task.classes)
             fishers = [dict(self.fisher.items()), new]
-            for name, tensor in new.items():
-                self.fisher[name] = tensor
+            self.fisher.update(new)
         if task.index > 0:
             weights = [1 - self.weight, self.weight]
             merged = fisher_average(models, fishers, weights) if fishers else average(models, weights)

@@ -93,8 +93,7 @@ class ESN(Method):
     def begin_task(self, task: Task) -> None:
         self.task = task
         self.head.add(task.classes)
-        offsets = self.head.each()[-1].head.bias
-        assert offsets is not None
+        offsets = self.head[-1].head.bias
         with torch.no_grad():
             offsets.fill_(self.sign * (self.anchor - math.log(len(offsets)) / self.beta))
         self.kept = torch.cat([self.kept, self.kept.new_tensor([self.candidates[0]])])

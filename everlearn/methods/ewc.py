@@ -70,6 +70,6 @@ class EWC(Finetune):
 
     def end_task(self, task: Task) -> None:
         fisher = diagonal_fisher(self, task.train, self.fisher_examples, labels=self.fisher_labels)
-        for name, parameter in self.trained().items():
+        for name in fisher:
             self.fisher[name].mul_(self.decay).add_(fisher[name])
-            self.anchor[name].copy_(parameter.detach())
+        self.anchor.update(self.trained())

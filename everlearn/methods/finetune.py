@@ -10,7 +10,7 @@ from torch import Tensor
 from everlearn.backbones.backbone import Backbone, Role
 from everlearn.errors import EverlearnError
 from everlearn.method import Method, Tags
-from everlearn.peft.unified import train_part
+from everlearn.peft.unified import rate_for, train_part
 from everlearn.settings import Count, Rate, Seed
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Task
@@ -54,8 +54,8 @@ class Finetune(Method):
         lr: Rate | None = None, head_lr: Rate = 0.1, seed: Seed = 0, side: Literal["both", "query"] = "both",
         **settings: Any,
     ) -> None:  # fmt: skip
-        rate = lr if lr is not None else 5e-5 if train == "full" else 1e-3
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=rate, seed=seed, **settings)
+        lr = rate_for(train, lr)
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         if side == "query" and train in ("full", "head"):
             raise EverlearnError(f"method.side: query needs an insertion, and train={train} has none: give "
                                  "--method.train lora")  # fmt: skip

@@ -16,6 +16,7 @@ from everlearn.method import Tags
 from everlearn.methods.routed import Routed
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.peft.gate import gated, gated_parts, gates
+from everlearn.peft.unified import rate_for
 from everlearn.seeds import seeded
 from everlearn.settings import Count, Factor, Rate, Seed, Strength
 from everlearn.streams.stream import Examples, Task
@@ -77,10 +78,8 @@ class HAT(Routed):
         gate_travel: Rate = 1.8, epochs: Count = 5, batch_size: Count = 32, lr: Rate | None = None, head_lr: Rate = 0.1,
         seed: Seed = 0, **settings: Any,
     ) -> None:  # fmt: skip
-        rate = lr if lr is not None else 5e-5 if train == "full" else 1e-3
-        super().__init__(
-            backbone, head_lr=head_lr, epochs=epochs, batch_size=batch_size, lr=rate, seed=seed, **settings
-        )
+        lr = rate_for(train, lr)
+        super().__init__(backbone, head_lr=head_lr, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         self.sharpest, self.sparsity, self.gate_travel, self.per_epoch = sharpest, sparsity, gate_travel, 0
         with seeded(seed):
             self.deltas = gated_parts(backbone, train, sharpest)

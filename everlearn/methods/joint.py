@@ -22,7 +22,7 @@ from everlearn.schedules import cosine
 from everlearn.seeds import derived_seed
 from everlearn.settings import Natural
 from everlearn.streams.stream import Examples, Task
-from everlearn.teacher import Teacher
+from everlearn.teacher import FrozenEncoder
 
 FITTED: dict[str, Callable[[int, int], nn.Module]] = {
     "lp": lambda width, seed: Logistic(width, seed=seed),
@@ -108,7 +108,7 @@ class Joint(Finetune):
             return task.train
         from everlearn.retrieval.negatives import mined
 
-        first = Teacher(self)
+        first = FrozenEncoder(self)
         self._first.restore(dict(first.named_parameters()))
         return mined(first.backbone, task.train, most=self.negatives)
 

@@ -46,9 +46,7 @@ class L2SP(Finetune):
         super().__init__(backbone, **settings)
         self.strength, self.head_strength = strength, head_strength
         self.anchor = PerParameter()
-        for name, parameter in self.trained().items():
-            if not name.startswith("head."):
-                self.anchor[name] = parameter
+        self.anchor.update({name: p for name, p in self.trained().items() if not name.startswith("head.")})
 
     def loss(self, batch: Examples) -> Tensor:
         loss = super().loss(batch)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.errors import EverlearnError
@@ -83,8 +82,7 @@ class L2P(Prompted):
         if readout == "prompts" and backbone.width != backbone.hidden_width:
             raise EverlearnError(f"method.readout: the outputs of prompts have {backbone.hidden_width} numbers and the "
                                  f"features of {backbone.name} {backbone.width}: use pooled")  # fmt: skip
-        self.head_lr = head_lr
-        self.length, self.selected, self.strength = length, selected, pull
+        self.selected, self.strength, self.head_lr = selected, pull, head_lr
         self.diversify, self.readout, self.grow, self.paper_compat = diversify, readout, grow, paper_compat
         self.prompts = nn.Parameter(torch.empty(0, length, backbone.hidden_width))
         self.keys = nn.Parameter(torch.empty(0, backbone.width))
@@ -114,10 +112,6 @@ class L2P(Prompted):
                 return own.to(far.device).expand(len(far), -1)
         chosen = far.topk(self.selected, dim=1, largest=False).indices
         return voted(chosen, len(self.keys), self.batch_size) if self.paper_compat else chosen
-
-    def cosines(self, queries: Tensor) -> Tensor:
-        """(n, prompts) of queries and keys."""
-        return normalize(queries) @ normalize(self.keys).T
 
     def pull(self, queries: Tensor, choice: Tensor) -> Tensor:
         return self.strength * (1 - self.cosines(queries).gather(1, choice)).sum(1)

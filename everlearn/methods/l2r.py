@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from everlearn.backbones.backbone import Backbone
@@ -20,6 +19,7 @@ from everlearn.methods.finetune import Finetune
 from everlearn.metrics.retrieval import comparable
 from everlearn.settings import Count, Natural, Strength
 from everlearn.streams.stream import Examples, Task
+from everlearn.teacher import FrozenEncoder
 
 SUPERIORITY, DIVERSITY = 0.6, 0.4
 """What counts when negatives are chosen: how far behind the positive, and how unlike each other."""
@@ -60,6 +60,8 @@ class L2R(Finetune):
     """
 
     tags = Tags(family="replay", trains="backbone", goals=("ranking",), inputs=("text",), index="kept")
+    before: FrozenEncoder
+    """The model as it was before this domain; there only where negatives are chosen."""
 
     def __init__(
         self, backbone: Backbone, *, align: Strength = 1.0, memory_size: Natural | None = 500,
@@ -71,12 +73,10 @@ class L2R(Finetune):
         self.negatives, self.candidates = negatives, candidates
         self.memory = Memory(memory_size, bytes=memory_bytes, seed=self.seed)
         self.spaces = DriftLog(0)  # which it has been in; queries for them need no shift
-        self.before: Any = None
 
     def begin_task(self, task: Task) -> None:
         if self.negatives:
-            now = nn.ModuleDict({"backbone": self.backbone, "deltas": self.deltas})
-            self.before = copy.deepcopy(now).requires_grad_(False).eval()
+            self.before = FrozenEncoder(self)
         super().begin_task(task)
 
     def batches(self, task: Task) -> Sequence[Examples]:
@@ -88,7 +88,7 @@ class L2R(Finetune):
             return task.train
         from everlearn.retrieval.negatives import mined
 
-        before = self.before["backbone"]
+        before = self.before.backbone
         pairs = mined(before, task.train, most=self.candidates)
         assert pairs.positives is not None
         assert pairs.negatives is not None
@@ -110,18 +110,18 @@ class L2R(Finetune):
             return super().loss(batch)
         old = self.memory.sample(self.replay_batch_size, alike=True)
         both = Examples.concatenate([batch, old])
-        parts = [batch.positives or (), old.positives or (), _flat(batch), _flat(old)]
-        texts = [text for part in parts for text in part]
-        queries, documents = self._by_parts(both.inputs, "query"), self._by_parts(texts, "document")
-        is_old = [k % 2 == 1 for k, part in enumerate(parts) for _ in part]
+        queries, documents = self._by_parts(both.inputs, "query"), self._by_parts(both.documents, "document")
+        negatives = [len(part.documents) - len(part) for part in (batch, old)]
+        counts = torch.tensor([len(batch), len(old), *negatives])  # of `both`: positives, then negatives
+        is_old = torch.tensor([False, True, False, True]).repeat_interleave(counts)
         mixed = documents.clone()
-        mixed[torch.tensor(is_old, device=mixed.device)] = self._as_kept(old).to(mixed)
+        mixed[is_old.to(mixed.device)] = self._as_kept(old).to(mixed)
         similarity = self.backbone.similarity
-        losses = self.ranking_losses(queries, mixed, texts, both)
+        losses = self.ranking_losses(queries, mixed, both.documents, both)
         return (losses + self.align * ranking_alignment(queries, mixed, documents, similarity)).mean()
 
     def _as_kept(self, old: Examples) -> Tensor:
-        """The kept embeddings of the positives, and after them of the negatives, as `_flat` orders them."""
+        """The kept embeddings of the positives, and after them of the negatives."""
         documents = old.columns["documents"]
         negatives = [rows[1 : 1 + len(own)] for rows, own in zip(documents, old.negatives or (), strict=False)]
         return torch.cat([documents[:, 0], *negatives])
@@ -162,7 +162,3 @@ def supports(query: Tensor, positive: Tensor, candidates: Tensor, most: int) -> 
 
 def _standardised(values: Tensor) -> Tensor:
     return (values - values.mean()) / values.std().clamp(min=1e-8)
-
-
-def _flat(pairs: Examples) -> list[str]:
-    return [text for own in pairs.negatives or () for text in own]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
@@ -65,6 +64,4 @@ class MAS(Finetune):
         for weight, gradients in example_gradients(self, task.train, self.examples, squared_norm):
             for name, gradient in gradients.items():
                 self.importance[name].add_(gradient.abs(), alpha=weight)
-        with torch.no_grad():
-            for name, parameter in self.trained().items():
-                self.anchor[name].copy_(parameter)
+        self.anchor.update(self.trained())

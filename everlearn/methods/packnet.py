@@ -14,7 +14,7 @@ from everlearn.method import Tags
 from everlearn.methods.routed import Routed
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.peft.owned import FREE, own_weights, owned_weights
-from everlearn.peft.unified import DeltaSet, insert
+from everlearn.peft.unified import DeltaSet, insert, rate_for
 from everlearn.peft.weight import Weight, linear_sites
 from everlearn.seeds import seeded
 from everlearn.settings import Count, HeldOut, Natural, Rate, Seed
@@ -72,9 +72,8 @@ class PackNet(Routed):
         retraining: Natural = 10, batch_size: Count = 32, lr: Rate | None = None, head_lr: Rate = 0.1, seed: Seed = 0,
         **settings: Any,
     ) -> None:  # fmt: skip
-        rate = lr if lr is not None else 5e-5 if train == "full" else 1e-3
-        super().__init__(backbone, head_lr=head_lr, epochs=epochs + retraining, batch_size=batch_size, lr=rate,
-                         seed=seed, **settings)  # fmt: skip
+        super().__init__(backbone, head_lr=head_lr, epochs=epochs + retraining, batch_size=batch_size,
+                         lr=rate_for(train, lr), seed=seed, **settings)  # fmt: skip
         self.pruned, self.before, self.prune_at = pruned, epochs / (epochs + retraining), 0
         with seeded(seed):
             self.deltas = own_parts(backbone, train)

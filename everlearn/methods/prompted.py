@@ -38,8 +38,12 @@ class Prompted(Method):
 
     def choose(self, queries: Tensor, learning: bool = False) -> Tensor:
         """What each of (n, width) queries is given, (n, …): here the index of a task."""
-        nearest = (normalize(queries) @ normalize(self.keys).T).argmax(1)
+        nearest = self.cosines(queries).argmax(1)
         return nearest.fill_(self.task.index) if learning else nearest
+
+    def cosines(self, queries: Tensor) -> Tensor:
+        """(n, keys) of queries and keys."""
+        return normalize(queries) @ normalize(self.keys).T
 
     def pull(self, queries: Tensor, choice: Tensor) -> Tensor | float:
         """(n,): what the loss gains so that the chosen keys move towards the queries."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from everlearn.backbones.backbone import Backbone, Role
@@ -18,6 +17,7 @@ from everlearn.metrics.retrieval import comparable
 from everlearn.settings import Natural, Strength
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
+from everlearn.teacher import FrozenEncoder
 
 
 class QDC(Finetune):
@@ -47,6 +47,8 @@ class QDC(Finetune):
     """
 
     tags = Tags(family="regularisation", trains="backbone", goals=("ranking",), inputs=("text",), index="kept")
+    before: FrozenEncoder
+    """The model as it was before this domain."""
 
     def __init__(
         self, backbone: Backbone, *, distill: Strength = 1.0, compensate: bool = True, negatives: Natural = 0,
@@ -55,11 +57,9 @@ class QDC(Finetune):
         super().__init__(backbone, **settings)
         self.distill, self.compensate, self.negatives = distill, compensate, negatives
         self.drift = DriftLog(backbone.width)
-        self.before: Any = None
 
     def begin_task(self, task: Task) -> None:
-        now = nn.ModuleDict({"backbone": self.backbone, "deltas": self.deltas})
-        self.before = copy.deepcopy(now).requires_grad_(False).eval()
+        self.before = FrozenEncoder(self)
         super().begin_task(task)
 
     def batches(self, task: Task) -> Sequence[Examples]:
@@ -67,11 +67,10 @@ class QDC(Finetune):
             return super().batches(task)
         from everlearn.retrieval.negatives import mined
 
-        return self.shuffled(mined(self.before["backbone"], task.train, most=self.negatives), task)
+        return self.shuffled(mined(self.before.backbone, task.train, most=self.negatives), task)
 
     def losses(self, batch: Examples) -> Tensor:
-        assert batch.positives is not None
-        texts = [*batch.positives, *(text for own in batch.negatives or () for text in own)]
+        texts = batch.documents
         queries, documents = self._by_parts(batch.inputs, "query"), self._by_parts(texts, "document")
         losses = self.ranking_losses(queries, documents, texts, batch)
         if self.distill:
@@ -82,23 +81,21 @@ class QDC(Finetune):
 
     def embedded_before(self, texts: Sequence[Input], role: Role) -> Tensor:
         """(n, width) as the model before this domain embeds them; computed once, then from the feature store."""
-        before = self.before["backbone"]
-        with torch.no_grad(), before.reading(role):
-            found: Tensor = before.encode(texts)
-            return found
+        with torch.no_grad(), self.before.backbone.reading(role):
+            return self.before.backbone.encode(texts)
 
     def end_task(self, task: Task) -> None:
         queries = list(dict.fromkeys(task.train.inputs))
         then, now = self.embedded_before(queries, "query"), self.embed(queries, "query")
         if task.index == 0:  # the index of the untouched encoder may be searched too, which an insertion changes
-            with self.before["backbone"].pretrained():
+            with self.before.backbone.pretrained():
                 self._moved(self.embedded_before(queries, "query"), then)
         self._moved(then, now)
 
     def _moved(self, then: Tensor, now: Tensor) -> None:
         """Record that the model before, as it is switched now, had the embeddings `then` (n, width) of queries, and
         that they have moved to `now`."""
-        before, similarity = self.before["backbone"], self.backbone.similarity
+        before, similarity = self.before.backbone, self.backbone.similarity
         moved = comparable(now, similarity) - comparable(then, similarity)
         with before.reading("document"):
             self.drift.record(before.identity(), moved.mean(0))

@@ -17,7 +17,7 @@ from everlearn.heads.logistic import Logistic as Head
 from everlearn.memory.memory import Memory
 from everlearn.memory.policies import Balanced
 from everlearn.method import Method, Tags
-from everlearn.peft.unified import train_part
+from everlearn.peft.unified import rate_for, train_part
 from everlearn.seeds import derived_seed
 from everlearn.settings import Count, Factor, Rate, Seed
 from everlearn.streams.stream import Examples, Task
@@ -84,8 +84,7 @@ class SetFit(Method):
         epochs: Count = 1, batch_size: Count = 16, lr: Rate | None = None, strength: Factor | Literal["auto"] = 30.0,
         seed: Seed = 0,
     ) -> None:  # fmt: skip
-        rate = lr if lr is not None else 2e-5 if train == "full" else 1e-3
-        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=rate, seed=seed)
+        super().__init__(backbone, epochs=epochs, batch_size=batch_size, lr=rate_for(train, lr, full=2e-5), seed=seed)
         self.pairs, self.memory_per_class = pairs, memory_per_class
         self.head = Head(backbone.width, strength=strength)
         self.memory = Memory(policy=Balanced(), seed=seed)

@@ -57,8 +57,7 @@ class SI(Finetune):
         # New rows of the head get importance zero: nothing holds them yet.
         for kept in (self.importance, self.path):
             kept.grow(self.named_parameters())
-        for name, parameter in self.trained().items():
-            self.anchor[name] = parameter
+        self.anchor.update(self.trained())
 
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
         trained = self.trained()

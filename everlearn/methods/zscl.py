@@ -97,7 +97,9 @@ class ZSCL(Method):
 
     def batches(self, task: Task) -> Sequence[Examples]:
         if self.strength:
-            images, sentences = self._of_file() if self.file else (list(task.train.inputs), self._sentences(task))
+            images, sentences = list(task.train.inputs), self.pair.sentences(task.class_names)
+            if self.file:
+                images, sentences = self._of_file()
             with self._initially():
                 seen, read = (normalize(self.backbone.encode(part)) for part in (images, sentences))
             self._reference = Reference(images, sentences, seen, read)
@@ -169,9 +171,6 @@ class ZSCL(Method):
         of_images = distillation(now_seen @ read.T, first, self.temperature).mean()
         return of_images + distillation(now_read @ seen.T, first.T, self.temperature).mean()
 
-    def _sentences(self, task: Task) -> list[str]:
-        return self.pair.sentences(task.class_names)
-
     def _of_file(self) -> tuple[list[Input], list[str]]:
         """Images and sentences of the reference data set."""
         from everlearn import streams
@@ -183,7 +182,7 @@ class ZSCL(Method):
                                  "that does, or leave it out")  # fmt: skip
         drawn = torch.Generator().manual_seed(derived_seed(self.seed))
         rows = torch.randperm(len(task.train), generator=drawn)[: self.reference_size]
-        return list(task.train[rows].inputs), self._sentences(task)
+        return list(task.train[rows].inputs), self.pair.sentences(task.class_names)
 
     @contextmanager
     def _initially(self) -> Iterator[None]:

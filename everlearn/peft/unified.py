@@ -237,6 +237,16 @@ def train_part(backbone: Backbone, train: str, *, seed: int) -> DeltaSet:
         return insert(backbone, train)
 
 
+def rate_for(train: str, lr: float | None, full: float = 5e-5) -> float:
+    """The learning rate of what is trained besides the head: `lr`; where that is None, `full` for every weight of the
+    encoder, and 1e-3 for an insertion, which is new.
+
+    >>> rate_for("full", None), rate_for("lora", None), rate_for("lora", 0.1)
+    (5e-05, 0.001, 0.1)
+    """
+    return lr if lr is not None else full if train == "full" else 1e-3
+
+
 def read_insertion(text: str) -> tuple[str, dict[str, Any]]:
     """The name and the settings in the text of an insertion.
 

@@ -213,7 +213,7 @@ class LoggedGeneration(Generation):
     def _write(self, name: str, place: int, data: memoryview) -> None:
         """Write all of `data` at a place of a file, or none of it."""
         try:
-            descriptor = os.open(self.folder / name, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0))
+            descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_NOFOLLOW)
             try:
                 at = place
                 while data:

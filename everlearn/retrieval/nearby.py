@@ -8,7 +8,6 @@ damage and not from forgery: delete `nearby.json` of an index that a stranger ha
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from everlearn.errors import DataError, EverlearnError, printable
-from everlearn.files import flush_to_disk, read_bytes, regular, write_whole
+from everlearn.files import flush_to_disk, read_bytes, regular, sha256_of, write_whole
 from everlearn.retrieval.generation import KINDS, Generation
 from everlearn.schemas.retrieval import NearbyFile
 from everlearn.schemas.values import valid
@@ -234,10 +233,7 @@ def _exact(
 
 def _sha256(file: Path) -> str:
     with regular(file) as opened:
-        digest = hashlib.sha256()
-        while part := opened.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
+        return sha256_of(opened)
 
 
 def _faiss() -> Any:

@@ -125,19 +125,24 @@ class Container(TypedDict):
     files: dict[str, FileCheck]
 
 
-class _State(TypedDict):
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
+class _Kept(TypedDict):
+    """What the state.json of a checkpoint and that of a version have in common."""
+
     format: int
     files: dict[str, FileCheck]
+    backbone: Plain
+    rounding: str
+    origin: str
+    tasks: list[TaskMetadata]
+
+
+class _State(_Kept):
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
     task: Count
     step: Count
     measured: MeasuredSoFar
     training: TrainingState | dict[str, Any]
     fingerprint: str
-    backbone: Plain
-    rounding: str
-    origin: str
-    tasks: list[TaskMetadata]
     temperature: NotRequired[Positive | None]
 
 
@@ -195,14 +200,8 @@ def _continued(state: Any) -> Any:
     return state
 
 
-class _VersionState(TypedDict):
+class _VersionState(_Kept):
     __pydantic_config__ = CLOSED  # type: ignore[misc]
-    format: int
-    files: dict[str, FileCheck]
-    backbone: Plain
-    rounding: str
-    origin: str
-    tasks: list[TaskMetadata]
     temperature: Positive | None
     record: VersionRecord
 

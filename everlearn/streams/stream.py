@@ -95,6 +95,11 @@ class Examples:
         path, because the folder of an image often names its class."""
         return [Picture(item) if isinstance(item, Path) else item for item in self.inputs]
 
+    @property
+    def documents(self) -> list[str]:
+        """Where documents are ranked, in training: the texts of the n positives, and after them all negatives."""
+        return [*(self.positives or ()), *(text for own in self.negatives or () for text in own)]
+
     @staticmethod
     def concatenate(parts: Sequence[Examples]) -> Examples:
         """The examples of all parts, in order, with the columns that all parts have. Where some parts have negatives,

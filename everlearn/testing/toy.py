@@ -59,13 +59,13 @@ def tiny_pair() -> ImageText:
 
 
 def _toy_examples(kind: str, labels: tuple[int, ...], count: int, draw: random.Random, tag: str) -> Examples:
-    make: Callable[[int, random.Random], Any] = _toy_image if kind == "image" else _toy_text
+    make: Callable[[int, random.Random], Any] = _toy_image if kind == "image" else toy_text
     truth = [label for label in labels for _ in range(count)]
     inputs = [make(label, draw) for label in truth]
     return Examples(inputs, torch.tensor(truth), [f"{tag}-{row}" for row in range(len(truth))])
 
 
-def _toy_text(label: int, draw: random.Random) -> str:
+def toy_text(label: int, draw: random.Random) -> str:
     own = [f"word{label}x{draw.randrange(3)}" for _ in range(3)]
     return " ".join([*own, f"noise{draw.randrange(20)}"])
 

@@ -115,8 +115,8 @@ def test_the_model_before_is_a_copy_and_not_a_view() -> None:
     method = small()
     untouched = backbones.load("tiny").encode(TEXTS)
     learn(method, STREAM[0])
-    with method.before["backbone"].reading("query"):
-        assert torch.equal(method.before["backbone"].encode(TEXTS), untouched)
+    with method.before.backbone.reading("query"):
+        assert torch.equal(method.before.backbone.encode(TEXTS), untouched)
     assert not torch.allclose(method.embed(TEXTS, "query"), untouched)
 
 
