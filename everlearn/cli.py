@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
 import json
 import os
 import signal
@@ -27,18 +25,15 @@ from everlearn import (
     version_commands,
 )  # fmt: skip
 from everlearn.command_line import described, parse
-from everlearn.config import ELSEWHERE, arguments, build_config, check_file, check_out, default_out, run_folder
+from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out, run_folder
 from everlearn.errors import EverlearnError, printable, remedy_for, unknown
 from everlearn.events_command import run_events
-from everlearn.files import write_whole
 from everlearn.interrupts import Interrupted
+from everlearn.predict_command import run_predict
 from everlearn.retrieval import index_commands, migrate_commands
 from everlearn.settings import Count, Minutes, checked
 from everlearn.streams.packaged import OWN
 from everlearn.version_commands import to_keep
-
-MOST_TOLD = 20
-"""Rows without an answer whose reasons are printed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -199,70 +194,6 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _predict(args: argparse.Namespace) -> int:
-    run_folder(args.directory)
-    if not args.input.exists():
-        raise EverlearnError(f"{args.input}: no such file; check the path")
-    if args.out:
-        check_file("--out", args.out, [args.input], overwrite=args.overwrite)
-    with _only_json(True):
-        from everlearn import model
-        from everlearn.streams.inputs import kind
-        from everlearn.streams.readers import read_inputs
-        from everlearn.streams.records import BadRows
-
-        loaded = model.load(args.directory, method=args.method)
-        learned = loaded.method.task.input
-        bad = BadRows(skip=True)
-        inputs, ids = read_inputs(args.input, **{f"{learned}_column": args.column}, learned=loaded.columns, bad=bad)
-        if not inputs:
-            raise EverlearnError(f"{args.input} has no row that can be answered: {': '.join(bad.rows[0])}")
-        if (found := kind(inputs[0])) != learned:
-            raise EverlearnError(f"{args.input} holds {found}s, but the model in {args.directory} learned {learned}s")
-        scores = loaded.predict_proba(inputs)
-    names, best = loaded.class_names, scores.argmax(axis=1)
-    rows = [(id_, names[k], float(row[k]), row) for id_, k, row in zip(ids, best, scores, strict=True)]
-    if args.json:
-        each: list[dict[str, Any]] = [{"id": i, "prediction": name, "score": score}
-                | ({"probabilities": dict(zip(names, map(float, row), strict=True))} if args.proba else {})
-                for i, name, score, row in rows]  # fmt: skip
-        each += [{"id": where, "prediction": None, "score": None, "reason": cause} for where, cause in bad.rows]
-        text = json.dumps(each, indent=1) + "\n"
-    else:
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["id", "prediction", "score", *(map(_cell, names) if args.proba else ())])
-        for i, name, score, row in rows:
-            probabilities = [f"{p:.6g}" for p in row] if args.proba else ()
-            writer.writerow([_cell(i), _cell(name), f"{score:.6g}", *probabilities])
-        writer.writerows([_cell(where), "", "", *([""] * len(names) if args.proba else ())] for where, _ in bad.rows)
-        text = table.getvalue()
-    if args.out:
-        write_whole(args.out, text.encode("utf-8", "backslashreplace"))
-    else:
-        sys.stdout.write(text)
-    for where, cause in bad.rows[:MOST_TOLD]:
-        print(f"{printable(where)} has no answer: {printable(cause)}", file=sys.stderr)
-    if len(bad.rows) > MOST_TOLD:
-        print(f"{len(bad.rows) - MOST_TOLD} more rows have no answer", file=sys.stderr)
-    return 0
-
-
-def _cell(text: str) -> str:
-    """A text that a spreadsheet shows and does not compute: an apostrophe comes before what looks like a formula.
-
-    >>> _cell("=1+1"), _cell("-5"), _cell("card lost")
-    ("'=1+1", '-5', 'card lost')
-    """
-    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return "'" + text
-    return text
-
-
 def _list(args: argparse.Namespace) -> int:
     import importlib
 
@@ -333,7 +264,7 @@ def _only_json(redirect: bool) -> contextlib.AbstractContextManager[Any]:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "compare": _compare, "resume": _resume, "report": _report,
-    "predict": _predict, "events": run_events, "list": _list, "cache": _cache, **version_commands.COMMANDS,
+    "predict": run_predict, "events": run_events, "list": _list, "cache": _cache, **version_commands.COMMANDS,
     **index_commands.COMMANDS, **migrate_commands.COMMANDS, **label_commands.COMMANDS, **distill_command.COMMANDS,
     **lit_command.COMMANDS, **merge_command.COMMANDS, **tune_command.COMMANDS,
 }  # fmt: skip
