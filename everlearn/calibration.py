@@ -22,6 +22,7 @@ from everlearn.seeds import derived_seed
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import NO_EXAMPLES, Examples, Task
 
+AT_ONCE = 1024  # examples whose probabilities are in memory
 BINS = 15
 SHARE = 0.05
 """Of the examples of a class, so many are for calibration."""
@@ -152,7 +153,12 @@ def reliability(probabilities: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     [{'examples': 2, 'confidence': 0.9, 'accuracy': 0.5}]
     """
     confidence, predicted = probabilities.double().max(1)
-    right = (predicted == labels).double()
+    return _binned(confidence, predicted == labels)
+
+
+def _binned(confidence: Tensor, is_right: Tensor) -> list[dict[str, Any]]:
+    """What `reliability` says of largest probabilities (n,) and of whether their classes are right (n,)."""
+    right = is_right.double()
     place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
     counts = place.bincount(minlength=BINS)
     sums = (torch.zeros(BINS, dtype=torch.float64).index_add_(0, place, values) for values in (confidence, right))
@@ -179,8 +185,13 @@ def measured(scores: Tensor, labels: Tensor, temperature: float | None, held_out
         temperature: fitted on other examples; None where there were none.
         held_out: how many of these.
     """
-    bins = reliability(probabilities(scores, temperature), labels)
-    plain = reliability(probabilities(scores, None), labels)
+
+    def binned(temperature: float | None) -> list[dict[str, Any]]:
+        # In parts: the probabilities of all examples and classes together take twice the memory of the scores.
+        parts = [probabilities(part, temperature).max(1) for part in scores.split(AT_ONCE)]
+        return _binned(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) == labels)
+
+    bins, plain = binned(temperature), binned(None)
     return {
         "temperature": temperature, "fitted_on": held_out, "bins": bins,
         "expected_calibration_error": expected_calibration_error(bins),
