@@ -27,6 +27,7 @@ from everlearn import (
 from everlearn.command_line import described, parse
 from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out, run_folder
 from everlearn.errors import EverlearnError, printable, remedy_for, unknown
+from everlearn.evaluate_command import run_evaluate
 from everlearn.events_command import run_events
 from everlearn.interrupts import Interrupted
 from everlearn.predict_command import run_predict
@@ -263,8 +264,8 @@ def _only_json(redirect: bool) -> contextlib.AbstractContextManager[Any]:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run, "compare": _compare, "resume": _resume, "report": _report,
-    "predict": run_predict, "events": run_events, "list": _list, "cache": _cache, **version_commands.COMMANDS,
+    "run": _run, "compare": _compare, "resume": _resume, "report": _report, "predict": run_predict,
+    "evaluate": run_evaluate, "events": run_events, "list": _list, "cache": _cache, **version_commands.COMMANDS,
     **index_commands.COMMANDS, **migrate_commands.COMMANDS, **label_commands.COMMANDS, **distill_command.COMMANDS,
     **lit_command.COMMANDS, **merge_command.COMMANDS, **tune_command.COMMANDS,
 }  # fmt: skip

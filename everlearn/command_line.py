@@ -245,6 +245,17 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("--stream.KEY", metavar="VALUE", help="text_column, image_column, label_column, split_column or "
                    "id_column, if they differ from the run's; skip_bad_rows")  # fmt: skip
     p.add_argument("--method", metavar="NAME", help=expected)
+    p = verb(
+        "evaluate",
+        "score the model of a run on labelled examples that it has not learned: its accuracy, each class, and how far "
+        "its probabilities can be trusted",
+    )
+    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
+    p.add_argument("--data", required=True, type=Path, metavar="FILE",
+                   help="labelled examples, as `run` reads them; where rows are of the split test, these alone are "
+                        "scored")  # fmt: skip
+    p.add_argument("--stream.KEY", metavar="VALUE", help="as for update")
+    p.add_argument("--method", metavar="NAME", help=expected)
     label_commands.add_parser(verb)
     p = verb("rollback", "return to the version before the last update; no version is removed")
     p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
@@ -270,6 +281,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument(
         "--clear", nargs="?", const="all", metavar="IDENTITY", help="remove the features of all backbones, or of one"
     )
-    for name in ("run", "compare", "resume", "predict", "list", "cache", "update", "rollback", "versions", "export"):
+    for name in ("run", "compare", "resume", "predict", "list", "cache", "update", "evaluate", "rollback", "versions",
+                 "export"):  # fmt: skip
         made[name].add_argument("--json", action="store_true", help="write only JSON to standard output")
     return parser, made

@@ -20,7 +20,7 @@ from everlearn.protocol import read_run
 from everlearn.session import restore_method
 from everlearn.settings import Count, Natural, Share, checked
 from everlearn.streams.inputs import Input, listed
-from everlearn.streams.records import Record
+from everlearn.streams.records import BadRows, Record
 from everlearn.streams.stream import Stream
 from everlearn.versions import Version
 
@@ -33,7 +33,7 @@ class Model:
 
     Args:
         method: the method, restored.
-        columns: the columns of its training data that the user named, by role (text, image, id, label).
+        columns: the columns of its training data that the user named, by role (text, image, label, split, id).
         temperature: what scores are divided by to become probabilities (`everlearn.calibration`); None where it was
             not fitted.
         directory: the run's folder.
@@ -78,6 +78,37 @@ class Model:
         Of the answers given with a probability of 0.8, about 80 in 100 are right on data like that of the training,
         because the temperature was fitted on examples that were not learned. The report shows how closely."""
         return probabilities(self._scores(inputs), self.temperature).numpy()
+
+    def evaluate(
+        self, data: str | Path | Stream | Sequence[Record], *, skip_bad_rows: bool = False, **columns: str | None
+    ) -> dict[str, Any]:
+        """Scores on labelled examples that the model has not learned. Nothing is learned or written.
+
+        Args:
+            data: as for `update`. Where rows are of the split test, these alone are scored.
+            skip_bad_rows, columns: as for `update`.
+
+        Returns:
+            `version`, `data`, `examples`, `accuracy`, `expected_calibration_error` (by how much the probabilities of
+            the answers differ from the shares of right ones), `per_class` (precision, recall and F1), `confusion` and
+            `notes`. An example of a class that the model does not know counts as wrong.
+
+        Raises:
+            DataError: the data cannot be used; the message names the row.
+            EverlearnError: the model ranks documents, or learned another kind of input.
+
+        >>> from everlearn import backbones, engine, methods, streams
+        >>> rows = [Record("tea please", "drink"), Record("a sofa", "furniture")]
+        >>> method = methods.get("simplecil")(backbones.load("tiny"))
+        >>> _ = engine.learn(method, streams.task_from(rows))
+        >>> scores = Model(method).evaluate(rows)
+        >>> scores["accuracy"], scores["per_class"][1]["name"]
+        (1.0, 'furniture')
+        """
+        from everlearn.scores import scores_on
+
+        columns = {**self.columns, **_by_role(columns, "an evaluation")}
+        return {"version": self.version, **scores_on(self, data, columns, BadRows(skip_bad_rows))}
 
     def update(
         self, data: str | Path | Stream | Sequence[Record], *, test: str | Path | None = None, keep: int | None = None,
@@ -239,13 +270,11 @@ def update(
 
     folder = Path(directory)
     checked("keep", keep, Natural | None)
-    if unfit := sorted(columns.keys() - {*COLUMNS}):
-        raise EverlearnError(f"{unfit[0]} is not a setting of an update: give one of {', '.join(COLUMNS)}")
+    given = _by_role(columns, "an update")
     config, saving = read_run(folder)
     if not (folder / "results.json").exists():
         raise EverlearnError(f"{folder} has not learned all its tasks yet: run `everlearn resume {folder}` first")
     named = {role: config["stream"].get(f"{role}_column") for role in ("text", "image", "label")}
-    given = {name.removesuffix("_column"): column for name, column in columns.items()}
 
     def restore() -> tuple[Method, checkpoint.Checkpoint]:
         model, saved = _restored(folder, method)
@@ -351,6 +380,13 @@ def _built(folder: Path, cls: type[Method]) -> Method:
     return cls(backbone(config["backbone"]), **settings, seed=config["seed"])
 
 
+def _by_role(columns: Mapping[str, str | None], doing: str) -> dict[str, str | None]:
+    """The columns that were given by the settings of a stream, by role."""
+    if unfit := sorted(columns.keys() - {*COLUMNS}):
+        raise EverlearnError(f"{unfit[0]} is not a setting of {doing}: give one of {', '.join(COLUMNS)}")
+    return {name.removesuffix("_column"): column for name, column in columns.items()}
+
+
 def _model(method: Method, config: dict[str, Any], folder: Path, version: int, temperature: float | None) -> Model:
-    columns = {role: config["stream"].get(f"{role}_column") for role in ("text", "image", "id", "label")}
+    columns = {role: config["stream"].get(f"{role}_column") for role in ("text", "image", "label", "split", "id")}
     return Model(method, columns, temperature=temperature, directory=folder, version=version)

@@ -115,8 +115,15 @@ def _ranked(
 
 
 @dataclass(frozen=True)
-class _New:
-    """New data: its records with their splits, the share or file for tests, and what a reader must know."""
+class NewData:
+    """Labelled examples with their splits.
+
+    Args:
+        source: what the user named, for messages.
+        input: text or image; empty where it is not known.
+        records: the examples.
+        notes: what a reader of results on them must know.
+    """
 
     source: str
     input: str
@@ -127,7 +134,7 @@ class _New:
 def read_data(
     data: Any, test: str | Path | None, columns: Mapping[str, str | None], bad: BadRows,
     learned: Mapping[str, str | None] = MappingProxyType({}),
-) -> _New:  # fmt: skip
+) -> NewData:  # fmt: skip
     """The labelled examples of a file, a folder, a Stream or records, and of the file with test examples.
 
     Args:
@@ -140,7 +147,7 @@ def read_data(
         records = with_ids(table.records, bad)
         if table.input == "image":
             records = only_decodable(records, bad)
-        return _New(str(data), table.input, records, table.notes)
+        return NewData(str(data), table.input, records, table.notes)
     if isinstance(data, Stream):
         if data.goal != "classes":
             raise EverlearnError(
@@ -149,7 +156,7 @@ def read_data(
         records = [Record(cast(str | bytes | Path, item), data.class_names[label], id, data.name, None, split)
                    for task in data for split, part in task.examples.items()
                    for item, label, id in zip(part.inputs, part.labels.tolist(), part.ids, strict=True)]  # fmt: skip
-        return _New(data.name, data.input, [*records, *(tests.records if tests else ())], data.notes)
+        return NewData(data.name, data.input, [*records, *(tests.records if tests else ())], data.notes)
     if not isinstance(data, Iterable):
         raise DataError(f"the data are a {type(data).__name__}: give a file, a Stream or records")
     records = list(data)
@@ -157,7 +164,7 @@ def read_data(
         raise DataError(f"row {wrong[0]} is a {type(records[wrong[0]]).__name__}, not a record: give a file, "
                         "everlearn.streams.from_rows(texts, labels) or everlearn.streams.Record(text, "
                         "label)")  # fmt: skip
-    return _New("records", "", [*checked_records(records, bad), *(tests.records if tests else ())])
+    return NewData("records", "", [*checked_records(records, bad), *(tests.records if tests else ())])
 
 
 def _table(
@@ -169,7 +176,7 @@ def _table(
     return table
 
 
-def _task(method: Method, new: _New, held_out: HeldOut) -> tuple[Task, list[str]]:
+def _task(method: Method, new: NewData, held_out: HeldOut) -> tuple[Task, list[str]]:
     """The next task of the model, with what is held out of it as its test examples, and notes.
 
     Raises:
@@ -209,7 +216,7 @@ def _task(method: Method, new: _New, held_out: HeldOut) -> tuple[Task, list[str]
     return task, notes
 
 
-def _title(new: _New) -> str:
+def _title(new: NewData) -> str:
     return Path(new.source).stem or "update"
 
 

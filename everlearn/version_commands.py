@@ -7,13 +7,14 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from everlearn import streams
 from everlearn.config import check_arguments, run_folder
 from everlearn.errors import EverlearnError, as_word, printable, unknown
 
 SETTINGS = ("text_column", "image_column", "label_column", "split_column", "id_column", "skip_bad_rows")
-"""The settings of a stream that an update takes; listed here too, so that help is fast."""
+"""The settings of a stream that update and evaluate take; listed here too, so that help is fast."""
 
 
 def to_keep(given: str | None) -> int:
@@ -32,10 +33,7 @@ def to_keep(given: str | None) -> int:
 
 
 def _update(args: argparse.Namespace) -> int:
-    settings = args.settings["stream"]
-    if unfit := [key for key in settings if key not in SETTINGS]:
-        raise unknown("setting of an update", f"--stream.{unfit[0]}", [f"--stream.{key}" for key in SETTINGS])
-    given = check_arguments("stream", streams.load, settings)
+    given = settings_of(args, "an update")
     keep = None if args.keep is None else to_keep(args.keep)
     directory = run_folder(args.directory)
     with contextlib.redirect_stdout(sys.stderr):  # libraries print
@@ -49,6 +47,14 @@ def _update(args: argparse.Namespace) -> int:
         print(describe(version))
         print(f"to go back: everlearn rollback {as_word(directory)}")
     return 0
+
+
+def settings_of(args: argparse.Namespace, doing: str) -> dict[str, Any]:
+    """The settings of the data that are given on the command line."""
+    settings = args.settings["stream"]
+    if unfit := [key for key in settings if key not in SETTINGS]:
+        raise unknown(f"setting of {doing}", f"--stream.{unfit[0]}", [f"--stream.{key}" for key in SETTINGS])
+    return check_arguments("stream", streams.load, settings)
 
 
 def _rollback(args: argparse.Namespace) -> int:

@@ -1,0 +1,58 @@
+"""The command `everlearn evaluate`: how right a saved model answers labelled examples."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from everlearn.config import run_folder
+from everlearn.errors import near, printable
+from everlearn.version_commands import settings_of
+
+SHOWN = 10
+"""Classes with wrong answers that are printed."""
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Print the scores of the model on the file."""
+    given = settings_of(args, "an evaluation")
+    directory = run_folder(args.directory)
+    with contextlib.redirect_stdout(sys.stderr):  # of libraries
+        from everlearn.model import load
+
+        scores = load(directory, method=args.method).evaluate(args.data, **given)
+    if args.json:
+        print(json.dumps(scores, indent=1))
+    else:
+        _print(scores, directory)
+    return 0
+
+
+def _print(scores: dict[str, Any], directory: Path) -> None:
+    """The accuracy, and the classes with the lowest recall."""
+    from rich.table import Column
+
+    from everlearn.console import percent, plain_table, safe, terminal
+    from everlearn.metrics.per_class import worst
+
+    out = terminal()
+    head = f"version {scores['version']} of {printable(directory)} on {near(scores['data'])}"
+    examples, error = scores["examples"], percent(scores["expected_calibration_error"])
+    out.print(safe(f"{head}: {percent(scores['accuracy'])} % of {examples:,} examples are right", style="bold"))
+    out.print(safe(f"the probability of an answer and the share of right answers differ by {error} points on average"))
+    lowest = [score for score in worst(scores["per_class"]) if score["recall"] < 1]
+    if lowest:
+        table = plain_table(Column("lowest recall", overflow="fold"), "examples", "recall", "precision",
+                            Column("most often taken for", overflow="fold"))  # fmt: skip
+        for score in lowest[:SHOWN]:
+            row = f"{score['examples']:,}", percent(score["recall"]), percent(score["precision"])
+            table.add_row(safe(score["name"]), *row, safe(score["confused_with"] or ""))
+        out.print(table)
+    if len(lowest) > SHOWN:
+        out.print(safe(f"{len(lowest) - SHOWN} more classes have wrong answers; --json names all of them"))
+    for note in scores["notes"]:
+        out.print(safe(f"note: {note}"))

@@ -1,0 +1,75 @@
+"""Scores of a saved model on labelled examples: how right its answers are, class by class, and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from everlearn.calibration import expected_calibration_error, reliability
+from everlearn.errors import DataError, EverlearnError, printable
+from everlearn.metrics.per_class import confusion, per_class
+from everlearn.streams.records import BadRows
+from everlearn.update import NewData, read_data
+
+if TYPE_CHECKING:
+    from everlearn.model import Model
+
+MOST_NAMED = 3
+"""Unknown classes that a note names."""
+
+
+def scores_on(model: Model, data: Any, columns: Mapping[str, str | None], bad: BadRows) -> dict[str, Any]:
+    """What `Model.evaluate` returns, without the version.
+
+    Args:
+        data: a file, a folder, a Stream or records.
+        columns: those of a file, by role.
+        bad: records rows that cannot be used, or refuses them.
+    """
+    task = model.method.task
+    if task.goal != "classes":
+        raise EverlearnError("the model ranks documents, and evaluate scores the answers of a classifier: the report "
+                             "of a run and the record of an update hold the scores of a retriever")  # fmt: skip
+    needed = {role: column for role, column in columns.items() if role in ("text", "image", "label")}
+    new = _tests(read_data(data, None, needed, bad, {role: columns.get(role) for role in ("split", "id")}))
+    if new.input not in ("", task.input):
+        raise EverlearnError(
+            f"{new.source} holds {new.input}s, but the model learned {task.input}s: give {task.input}s"
+        )
+    known = model.class_names
+    others = list(dict.fromkeys(record.label for record in new.records if record.label not in known))
+    names = [*known, *others]
+    number = {name: place for place, name in enumerate(names)}
+    truth = [number[record.label] for record in new.records]
+    probabilities = model.predict_proba([record.input for record in new.records])
+    predicted = probabilities.argmax(1).tolist()
+    bins = reliability(torch.from_numpy(probabilities), torch.tensor(truth))
+    return {
+        "data": new.source, "examples": len(truth), "accuracy": float(np.mean(np.equal(predicted, truth))),
+        "expected_calibration_error": expected_calibration_error(bins),
+        "per_class": per_class(names, truth, predicted), "confusion": confusion(names, truth, predicted),
+        "notes": [*new.notes, *_unknown(truth, known, others), *bad.notes()],
+    }  # fmt: skip
+
+
+def _tests(new: NewData) -> NewData:
+    """The rows of the split test, or all where no row is of it."""
+    if not new.records:
+        raise DataError(f"{new.source}: no row is left that could be scored; give labelled examples")
+    tests = [record for record in new.records if record.split == "test"]
+    if len(tests) in (0, len(new.records)):
+        return new
+    note = f"of {len(new.records)} rows, the {len(tests)} of the split test are scored"
+    return NewData(new.source, new.input, tests, (*new.notes, note))
+
+
+def _unknown(truth: list[int], known: list[str], others: list[str]) -> list[str]:
+    """Notes on the classes that the model does not know."""
+    if not others:
+        return []
+    count = sum(label >= len(known) for label in truth)
+    named = ", ".join(f"'{printable(name, 60)}'" for name in others[:MOST_NAMED]) + ", …" * (len(others) > MOST_NAMED)
+    return [f"{count} of {len(truth)} examples count as wrong, because the model does not know their classes: {named}"]
