@@ -198,8 +198,8 @@ def feature_norm(method: Method, inputs: Sequence[Input]) -> float:
 def _doubt(method: Method) -> None:
     """Have the backbones of the method compare their weights before the next feature is read, as user code has run.
 
-    Everlearn's own methods are spared the comparison, which would make the steps of prompt methods some per cent
-    longer: that they never write through `.data` or numpy is checked where they are tested.
+    Everlearn's own methods are spared the comparison, which would make the steps of prompt methods longer: that
+    they never write through `.data` or numpy is checked where they are tested.
     """
     if not type(method).__module__.startswith("everlearn."):
         for module in method.modules():

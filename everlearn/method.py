@@ -428,8 +428,8 @@ class Method(nn.Module):
         return batches if self.curriculum is None else self.curriculum.ordered(batches, self)
 
     def train(self, mode: bool = True) -> Method:
-        """As torch's, but the backbone stays in evaluation mode: without dropout a step takes half as
-        long on a CPU, and vision backbones have no dropout anyway."""
+        """As torch's, but the backbone stays in evaluation mode: without dropout a step is faster
+        on a CPU, and vision backbones have no dropout anyway."""
         super().train(mode)
         self.backbone.eval()
         return self

@@ -302,7 +302,7 @@ class Backbone(nn.Module):
         if (self.training_precision if training else self.precision) == "float32":
             yield
             return
-        # On a CPU, the bfloat16 backward pass of torch's attention takes two to nine times as long as the plain one.
+        # On a CPU, the bfloat16 backward pass of torch's own attention is slower than the plain one.
         plain = PlainAttention() if training and self.device.type == "cpu" else nullcontext()
         with torch.autocast(self.device.type, torch.bfloat16), plain:
             yield

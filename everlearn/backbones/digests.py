@@ -82,13 +82,13 @@ def block_sums(tensor: torch.Tensor) -> bytes:
     words = data[:whole] if data.storage_offset() % 8 == 0 else data[:whole].clone()
     blocks: Any = words.view(torch.int64).view(-1, *BLOCK)
     if tensor.device.type == "cpu":
-        blocks = blocks.numpy()  # which adds up columns twice as fast
+        blocks = blocks.numpy()  # which adds up columns faster
     sums = [torch.as_tensor(blocks.sum(axis)).cpu().numpy().tobytes() for axis in (1, 2)]
     return b"".join([*sums, data[whole:].cpu().numpy().tobytes()])
 
 
 def _tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter and buffer with its name, in a third of the time of torch's own iterators."""
+    """Every parameter and buffer with its name, faster than by torch's own iterators."""
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
         if tensor is not None:
             yield prefix + name, tensor

@@ -320,7 +320,7 @@ def quiet() -> Iterator[None]:
 
     level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()  # loading takes a tenth of a second, and its bar would hide ours
+    logging.disable_progress_bar()  # loading is short, and its bar would hide ours
     try:
         yield
     finally:

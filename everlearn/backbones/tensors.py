@@ -53,7 +53,7 @@ def in_float32(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[str, tor
             raise DataError(f"{file}: the tensor '{printable(name)}' is {_dtype(tensor)}, and weights are float16, "
                             "bfloat16, float32 or float64: convert it, or copy the file again")  # fmt: skip
         converted[name] = tensor.float()
-        # The smallest and the largest value are not finite if any value is not, and take a quarter of the time.
+        # The smallest and the largest value are not finite if any value is not, and are found faster.
         if tensor.numel() and not torch.isfinite(torch.stack(converted[name].aminmax())).all():
             raise DataError(f"{file}: the tensor '{printable(name)}' has values that are not finite in float32 (NaN or "
                             "infinity): its training diverged, or it is damaged; take another copy")  # fmt: skip

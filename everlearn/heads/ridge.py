@@ -38,7 +38,7 @@ class Ridge(Statistics):
     solved in their kernel HHᵀ: W = Hᵀ(HHᵀ + λI)⁻¹Y. Features are a memory of the data, as those of the sample
     are too: treat them like it.
 
-    Size: 4 `width` + 8 bytes an example, at most 4 M² (410 MB at M = 10000), where also 8 M per class are added;
+    Size: 4 `width` + 8 bytes an example, about 4 M² at most (420 MB at M = 10000), where also 8 M per class are added;
     4 M per class for the weight; 4 `width` per row of the sample. Solving needs 8 M² bytes for a moment, and up to
     4 M² more between two tasks.
 

@@ -36,8 +36,8 @@ class DAP(Prompted):
 
     Departures from the released code that `paper_compat` takes back: there the examples of a batch get the embedding
     that most of them chose, also when predicting, which leaks; here each example gets its own. There every embedding
-    starts at random; here that of a new task starts as a copy of the last one, which was much better where tasks had
-    few and small steps, and a little worse where they had more. There one optimizer learns all tasks: what it knows of
+    starts at random; here that of a new task starts as a copy of the last one, which was much better on images
+    and a little worse on texts. There one optimizer learns all tasks: what it knows of
     earlier gradients makes its later steps small, and for some steps it still moves the keys and embeddings of old
     tasks; here each task has its own.
 

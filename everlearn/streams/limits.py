@@ -28,7 +28,7 @@ MOST_UNPACKED_BYTES = 8 * 2**30
 """What no packed file may exceed in memory."""
 
 EXPANSION = 100
-"""How many times its own size a packed file may take in memory. Compressed texts take about ten times."""
+"""How many times its own size a packed file may take in memory. Compressed texts take far less."""
 
 IMAGE_BYTES = 256 * 2**20
 """The largest image file."""
