@@ -1,10 +1,11 @@
 """How many labels does each strategy of `everlearn/active.py` need, beside random choice?
 
-    python bench/active.py [--choose] [--seeds 0,1,2,3,4] [--rows a,b;c] [--out FOLDER]
+    python bench/active.py [--choose] [--seeds 0,1,2,3,4] [--rows "a,a;a,b,50"] [--out FOLDER]
 
 For each seed, 5,000 training texts are the pool of unlabelled ones. Rounds of labelling go from 50 labels to 1,500,
 first by a strategy that needs no model, later by another one, with the model of the labels so far. The model is
-logistic regression on frozen features of MiniLM (`everlearn.heads.logistic`, C = 30).
+logistic regression on frozen features of MiniLM (`everlearn.heads.logistic`, C = 30). A row names the first strategy,
+the next one, and the number of labels from which on this one chooses; `random,random` is needed, beside which all are.
 
 With --choose the data are CLINC150 and its validation examples, from which the defaults were chosen. Without it, the
 data are BANKING77 and its test examples, and nothing is chosen.
@@ -16,8 +17,8 @@ says stop. Then what a list of 300 that was chosen without a model is worth, whe
 
 from __future__ import annotations
 
-import json
 import time
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -59,10 +60,7 @@ def main() -> None:
         for row in runs:
             for seed in seeds:
                 file = folder / f"{name}-{row.replace(',', '-then-')}-{seed}.json"
-                if not file.exists():
-                    found = rounds(row, data, seed) if "," in row else beginnings(row, data, seed)
-                    file.write_text(json.dumps(found))
-                runs[row].append(json.loads(file.read_text()))
+                runs[row].append(common.kept(file, partial(rounds if "," in row else beginnings, row, data, seed)))
                 bar.advance(1, row)
     lines = [f"# Which examples to label next: {'the choice of the defaults' if args.choose else 'BANKING77'}", "",
              f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",

@@ -26,11 +26,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import command, machine, tuning_gain, write_page
-from families import finished, mean, points, recipe, spread
+from common import command, machines, store_features, tuning_gain, write_page
+from families import finished, judged_by_name, mean, points, recipe, spread
 from families import stream as stream_of
 
-from everlearn import compare, methods
+from everlearn import compare, methods, streams
 from everlearn.console import ranged
 from everlearn.judgement import differences, judge
 from everlearn.metrics.intervals import conclusion
@@ -70,6 +70,7 @@ def main() -> None:
         args.data = joined(args.data, folder)
     sizes = [int(size) for size in args.sizes.split(",")]
     for seed in map(int, args.seeds.split(",")):
+        store_features(streams.load(**varied(stream(args), seed)), args.backbone)
         for size in sizes:
             names = [name for name in args.methods.split(",") if keeps(name) or size == sizes[len(sizes) // 2]]
             learn(args, names, size, seed, folder)
@@ -137,14 +138,15 @@ def write(args: argparse.Namespace, folder: Path, sizes: list[int]) -> None:
     middle = sizes[len(sizes) // 2]
     rows = by_size[middle]
     first = next(iter(rows.values()))[0]
-    judged = {one.method: one for one in judge([run for runs in rows.values() for run in runs])}
+    judged = judged_by_name(rows)
     unit = args.unit if args.unit == "bytes" else "old examples"
     what = "all weights" if args.train == "full" else "LoRA, where a method may choose"
     lines = [
         f"# {args.stream}: replay, regularisation and isolation", "",
         f"Measured with `{command(PARSER, args, ('out', 'seeds', 'methods', 'data'))}`: {len(first['tasks'])} tasks, "
         f"{first['backbone']}, {what}, {args.steps} steps in a task, at most {args.train_per_class} training examples "
-        f"per class, seeds {args.seeds}; {machine(first['environment'])}. Mean ± 95 % interval.", "",
+        f"per class, seeds {args.seeds}; {machines(run for runs in rows.values() for run in runs)}. "
+        "Mean ± 95 % interval.", "",
         f"## All methods, with {middle:,} {unit}", "",
         "| method | seeds | final | old | new | gate | forgetting proper | general | tuning | stored, MB | seconds |",
         "|---" * 11 + "|",

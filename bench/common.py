@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
 import yaml
 
+from everlearn import backbones, methods, resume, run
 from everlearn.config import build_config, find_recipe
+from everlearn.files import write_whole
+from everlearn.schemas.results import read_results
 from everlearn.search import best
+from everlearn.streams.stream import PARTS, Stream
+from everlearn.testing import tiny_pair
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
+SHARED = Path("../shared/data")
+"""Where data sets and weights are that do not come with the package."""
 
 
 def options(told: str | None, *, seeds: str = "0,1,2", backbone: str | None = "minilm") -> argparse.ArgumentParser:
@@ -45,6 +54,53 @@ def recipe_settings(stream: str, name: str, **changes: Any) -> dict[str, Any]:
     return build_config({"method": {"name": name, **changes}}, recipe=str(recipe or "none"))[0]["method"]
 
 
+def default(section: dict[str, Any], setting: str) -> Any:
+    """What the method of a section takes where a setting is not given."""
+    method = methods.get(section["name"])
+    given = {key: value for key, value in section.items() if key != "name"}
+    backbone = tiny_pair() if "two towers" in method.tags.needs else backbones.load("tiny")
+    return getattr(method(backbone, **given), setting)
+
+
+def learned(section: dict[str, Any], stream: Stream, backbone: str | None, seed: int, out: Path) -> dict[str, Any]:
+    """The results of a run, which goes on where it was stopped; those in the folder where it is finished already.
+
+    Raises:
+        SystemExit: the run in the folder has other settings or other data.
+    """
+    if (out / "results.json").exists():
+        found = read_results(out / "results.json")
+    elif (out / "config.yaml").exists():
+        found = resume(out, stream=stream).results
+    else:
+        return run(section, stream, backbone=backbone, seed=seed, out=out).results
+    config = found["config"]
+    had = {**config["method"], "backbone": config["backbone"], "seed": config["seed"], "data": found["fingerprint"]}
+    asked = {**section, "backbone": backbone and backbones.absolute(backbone), "seed": seed,
+             "data": stream.fingerprint()}  # fmt: skip
+    if changed := [key for key in {**had, **asked} if had.get(key) != asked.get(key)]:
+        raise SystemExit(f"{out} holds a run with other values of {', '.join(changed)}: give another folder with --out")
+    return found
+
+
+def kept(file: Path, compute: Callable[[], Any]) -> Any:
+    """What was computed and kept in the file, or computed now."""
+    if not file.exists():
+        found = compute()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(found, indent=1))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def store_features(stream: Stream, backbone: str | None) -> None:
+    """Encode all examples of a stream with the frozen encoder, so that the seconds of no run hold this: the first one
+    would encode for all others."""
+    encoder = backbones.load_when_needed(backbone or backbones.default_for(stream.input))
+    for task in stream:
+        for part in PARTS:
+            encoder.encode(getattr(task, part).inputs)
+
+
 def tuning_gain(file: Path | None) -> float | None:
     """By how much `everlearn tune` moved the validation score of a method, in points, as its recipe says; None where
     its settings were not searched, or its own values failed."""
@@ -65,6 +121,25 @@ def around(judge: Callable[[int], dict[str, Any]], count: int) -> dict[int, dict
             break
         found[beyond[0]] = judge(beyond[0])
     return found
+
+
+def rate(middle: float, step: int) -> float:
+    """A learning rate so many steps of a factor of three from the middle one.
+
+    >>> rate(0.01, -1), rate(0.01, 2)
+    (0.00333, 0.09)
+    """
+    return float(f"{middle * 3.0**step:.3g}")
+
+
+def spread(values: Iterable[float], form: str = ".1f") -> str:
+    """The mean in %, with the standard deviation where there are several values.
+
+    >>> spread([0.9, 0.92]), spread([0.015], "+.1f")
+    ('91.0 ± 1.4', '+1.5')
+    """
+    found = [100 * value for value in values]
+    return f"{mean(found):{form}}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "")
 
 
 def milliseconds(run: dict[str, Any], task: int = -1) -> float | None:
@@ -89,8 +164,18 @@ def machine(environment: dict[str, Any]) -> str:
 
 
 def machines(runs: Iterable[dict[str, Any]]) -> str:
-    """All machines on which some of the runs were measured."""
-    return " and ".join(dict.fromkeys(machine(run["environment"]) for run in runs))
+    """All machines on which some of the runs were measured, each with its first and its last day.
+
+    >>> day = {"cpu": "AMD", "threads": 1, "torch": "2.6", "date": "2026-11-26"}
+    >>> machines([{"environment": day}, {"environment": {**day, "date": "2026-11-27"}}])
+    'AMD, 1 thread, torch 2.6, 2026-11-26 to 2026-11-27'
+    """
+    days: dict[str, list[str]] = {}
+    for one in runs:
+        hardware, _, day = machine(one["environment"]).rpartition(", ")
+        days.setdefault(hardware, []).append(day)
+    return " and ".join(f"{hardware}, {' to '.join(sorted({min(found), max(found)}))}"
+                        for hardware, found in days.items())  # fmt: skip
 
 
 def computed_on(runs: Iterable[dict[str, Any]]) -> str:

@@ -13,15 +13,15 @@ seconds of a run, and how many of them are for telling easy from hard.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from functools import cache
-from statistics import mean, stdev
+from functools import cache, partial
+from statistics import mean
 from typing import Any, get_args
 
 import common
 import torch
+from common import spread
 
 from everlearn import backbones, curriculum, streams
 from everlearn.backbones.backbone import Role
@@ -52,10 +52,8 @@ def main() -> None:
             for seed in seeds:
                 for order in orders:
                     words = f"{name}-{train}-{args.per_class}-{epochs}-{order}-{seed}.json".replace(" ", "-")
-                    if not (folder / words).exists():
-                        found = measured(name, train, epochs, order, seed, args.per_class, args.backbone)
-                        (folder / words).write_text(json.dumps(found))
-                    runs[order].append(json.loads((folder / words).read_text()))
+                    asked = partial(measured, name, train, epochs, order, seed, args.per_class, args.backbone)
+                    runs[order].append(common.kept(folder / words, asked))
                     bar.advance(1, words)
             lines += table(name, train, epochs, runs)
             print("\n".join(lines), flush=True)
@@ -91,6 +89,8 @@ def measured(
     cls = Head if train == "head" else Finetune
     method = cls(encoder(backbone) if train == "head" else backbones.load(backbone), train=train, epochs=epochs,
                  order=order, seed=seed)  # fmt: skip
+    if train == "head":
+        method.features(task.train.inputs)  # else the first run would encode for all others
     scoring = 0.0
     told = curriculum.OrderedExamples.told
 
@@ -116,17 +116,13 @@ def measured(
 def table(name: str, train: str, epochs: int, runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = []
     for order, found in runs.items():
-        scores = [100 * run["accuracy"] for run in found]
-        apart = [score - 100 * run["accuracy"] for score, run in zip(scores, runs["shuffled"], strict=True)]
+        scores = [run["accuracy"] for run in found]
+        apart = [score - run["accuracy"] for score, run in zip(scores, runs["shuffled"], strict=True)]
         beside = "" if order == "shuffled" else spread(apart, "+.1f")
-        lines.append(f"| {name} | {train} | {epochs} | {found[0]['steps']:,} | {order} | {spread(scores, '.1f')} "
+        lines.append(f"| {name} | {train} | {epochs} | {found[0]['steps']:,} | {order} | {spread(scores)} "
                      f"| {beside} | {mean(run['seconds'] for run in found):.1f} "
                      f"| {mean(run['scoring'] for run in found):.1f} |")  # fmt: skip
     return lines
-
-
-def spread(values: list[float], form: str) -> str:
-    return f"{mean(values):{form}}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import common
 import torch
+from common import kept
 from torch.nn.functional import normalize
 
 from everlearn import backbones, run
@@ -58,15 +57,6 @@ def main() -> None:
         lines += ["", *made[part](args, folder)]
         print("\n".join(lines), flush=True)
     common.write_page("distillation", lines)
-
-
-def kept(file: Path, compute: Callable[[], Any]) -> Any:
-    """What was computed and kept in the file, or computed now."""
-    if not file.exists():
-        found = compute()
-        file.with_suffix(".part").write_text(json.dumps(found), encoding="utf-8")
-        file.with_suffix(".part").rename(file)
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def report_of(args: argparse.Namespace, folder: Path, name: str, row: str, seed: int, **settings: Any) -> Any:

@@ -10,7 +10,8 @@
 
 FOLDER holds NAME_train.parquet and NAME_test.parquet. For vit-tiny, EVERLEARN_WEIGHTS names the folder of its
 weights. Each seed has its own class order (1993 for seed 0, 1994 for seed 1, …), its own drawn examples and its
-own seed of the methods. Finished runs are not repeated, so the same command continues a stopped one. Writes
+own seed of the methods. The features of the frozen encoder are stored before anything is learned, so the seconds of no
+method hold them. Finished runs are not repeated, so the same command continues a stopped one. Writes
 docs/results/STREAM.md and STREAM.svg, and for CLINC150 the table of README: means with 95 % intervals over seeds,
 the gate, seconds, stored bytes and trained parameters, and below the table whether the published ordering holds, by
 the paired differences of the seeds.
@@ -26,13 +27,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, command, machine, tuning_gain, write_page
+from common import RESULTS, command, machines, store_features, tuning_gain, write_page
 
-from everlearn import compare, methods
+from everlearn import compare, methods, streams
 from everlearn.comparison import select
 from everlearn.config import build_config, find_recipe, usual_recipe
 from everlearn.console import ranged
-from everlearn.judgement import above_joint, differences, judge
+from everlearn.judgement import Judged, above_joint, differences, judge
 from everlearn.metrics.intervals import Interval, conclusion, interval
 from everlearn.processes import default_jobs
 from everlearn.repeats import varied
@@ -71,8 +72,9 @@ PARSER.add_argument("--out", type=Path, default=Path("runs/families"))
 def main() -> None:
     args = PARSER.parse_args()
     for seed in map(int, args.seeds.split(",")):
-        folder = args.out / f"{args.stream}-seed{seed}"
-        for run in compare(chosen(args), varied(stream(args), seed), backbone=args.backbone, out=folder, seed=seed,
+        folder, section = args.out / f"{args.stream}-seed{seed}", varied(stream(args), seed)
+        store_features(streams.load(**section), args.backbone)
+        for run in compare(chosen(args), section, backbone=args.backbone, out=folder, seed=seed,
                            recipe=args.recipes, progress=True, jobs=default_jobs()):  # fmt: skip
             if "error" in run:
                 print(f"{run['method']} failed: {run['error']}")
@@ -96,6 +98,19 @@ def finished(folder: Path, name: str) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
+def judged_by_name(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Judged]:
+    """What is judged of each method.
+
+    Raises:
+        SystemExit: the seeds of a method have different settings, so that they are no seeds of one row.
+    """
+    judged = judge([run for runs in rows.values() for run in runs])
+    for one in judged:
+        if len(one.runs) < len(rows[one.method]):
+            raise SystemExit(f"the runs of {one.method} have different settings: learn some of them again")
+    return {one.method: one for one in judged}
+
+
 def stream(args: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {"name": args.stream, "max_train_per_class": args.train_per_class, "class_seed": 1993}
     if args.test_per_class:
@@ -111,7 +126,7 @@ def stream(args: argparse.Namespace) -> dict[str, Any]:
 def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> None:
     """Write docs/results/STREAM.md and STREAM.svg."""
     order = sorted(rows, key=lambda method: -mean(rows[method], "final_accuracy"))
-    judged = {one.method: one for one in judge([run for runs in rows.values() for run in runs])}
+    judged = judged_by_name(rows)
     first = rows[order[0]][0]
     limits = first["config"]["stream"]
     head = ["| method | seeds | final | old | new | gate | forgetting proper | tuning | average "
@@ -121,7 +136,8 @@ def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> No
         f"# {args.stream}", "",
         f"Measured with `{command(PARSER, args, BESIDE)}`: {len(first['tasks'])} tasks, {first['backbone']}, at "
         f"most {limits['max_train_per_class']} training {tested(limits)}examples per class, "
-        f"{settings_of(args, rows)}; each method on {machine(first['environment'])}. "
+        f"{settings_of(args, rows)}; each method on "
+        f"{machines(run for method in order for run in rows[method])}. "
         "Mean ± 95 % interval for methods with several seeds, which vary class order, examples and method together. "
         "Old, new: in % of joint's score on the same tests, by which the gate decides. Tuning: the points of "
         "validation accuracy that `everlearn tune` gained over the method's own settings, in the first tasks.", "",

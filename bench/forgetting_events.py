@@ -6,7 +6,7 @@
 All classes of a set are learned at once by `finetune`, so that nothing is forgotten but within one task.
 
 * Pruning: a third of the training examples is left out, drawn from those that a first run learned and never forgot, and
-  the rest is trained on as often. Beside it a third drawn from all examples.
+  the rest is trained on as often. Beside it as many drawn from all examples.
 * Flipped labels: a share of the training labels is replaced by another class drawn at random. How many of the flipped
   ones stand in the lists of `everlearn events`, beside what chance would put there.
 * The labels of the data as they are, that `everlearn events` doubts most.
@@ -26,7 +26,7 @@ from typing import Any
 import common
 import numpy as np
 import torch
-from retrieval import learned, spread
+from common import learned, spread
 
 from everlearn import streams
 from everlearn.presentations import History, doubtful, histories
@@ -47,6 +47,7 @@ def main() -> None:
     flips = ["| set | trained | flipped, % | never learned: how many | flipped among them, % | of as many of the "
              "most forgotten, % | of as many of the most doubtful, % |", "|---" * 7 + "|"]  # fmt: skip
     shown: list[str] = []
+    measured: list[dict[str, Any]] = []
     for name in args.sets.split(","):
         for train, some in zip(trains, seeds if len(seeds) > 1 else seeds * len(trains), strict=True):
             section = {"name": "finetune", "train": train, "epochs": args.epochs}
@@ -57,21 +58,23 @@ def main() -> None:
                 never = [one.id for one in seen if one.events.is_never_forgotten]
                 found["all"].append(results)
                 found["share"].append(len(never) / len(seen))
+                count = min(len(seen) // 3, len(never))  # as many of both
                 for kind, ids in (("pruned", never), ("chance", [one.id for one in seen])):
-                    fewer = stream.without(drawn(ids, len(seen) // 3, seed))
+                    fewer = stream.without(drawn(ids, count, seed))
                     found[kind].append(trained(section, fewer, args.backbone, seed, out / kind)[0])
-                wrong, ids = flipped(stream, args.share, seed)
-                _, marked = trained(section, wrong, args.backbone, seed, out / f"flipped {args.share}")
-                found["flipped"].append(lists(marked, ids))
+                wrong, marked = flipped(stream, args.share, seed)
+                _, seen_wrong = trained(section, wrong, args.backbone, seed, out / f"flipped {args.share}")
+                found["flipped"].append(lists(seen_wrong, marked))
                 if train == trains[-1] and seed == some[0]:
                     shown += [f"## {name}, {train}", "", *told(stream, seen, args.shown), ""]
+            measured += [*found["all"], *found["pruned"], *found["chance"]]
             pruning.append(f"| {name} | {train} | {spread(found['share'])} | " + " | ".join(costs(found)) + " |")
             flips.append(f"| {name} | {train} | " + " | ".join(caught(found["flipped"])) + " |")
             print("\n".join([*pruning, "", *flips, "", *shown]), flush=True)
     common.write_page("forgetting_events", [
         "# What forgetting events tell", "", f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",
         f"Measured: {args.backbone}, {args.epochs} epochs, seeds {args.seeds.replace(';', ' and ')}; "
-        f"{common.machine(found['all'][0]['environment'])}. Test accuracy in % with its standard deviation; a cost is "
+        f"{common.machines(measured)}. Test accuracy in % with its standard deviation; a cost is "
         "the mean of the differences to the run on all examples with the same seed, in points.", "",
         "## A third of the examples left out", "", *pruning, "",
         f"## {100 * args.share:g} % of the labels flipped", "", *flips, "", *shown,
@@ -87,7 +90,7 @@ def trained(
 
 
 def drawn(ids: Sequence[str], count: int, seed: int) -> list[str]:
-    """`count` of the ids by chance; all of them where there are fewer."""
+    """`count` of the ids by chance."""
     ids = sorted(ids)
     rows = np.random.default_rng(seed).permutation(len(ids))[:count]
     return [ids[row] for row in rows]

@@ -6,8 +6,9 @@
 
 The backbones are each of `--texts` (or `--images`) alone, and all of them joined with "+". Each method learns the set
 in ten tasks with the settings of its recipe; nothing is chosen here. A seed decides the order of the classes, which
-examples are learned, and what a method draws. A folder that is given is gone on with: what is
-finished there is not learned again. Writes docs/results/joined_encoders.md.
+examples are learned, and what a method draws. The features of each encoder are stored before anything is learned, so no
+seconds hold them. A folder that is given is gone on with: what is finished there is not learned again. Writes
+docs/results/joined_encoders.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 import common
-from retrieval import learned, spread
+from common import learned, spread
 
 from everlearn import streams
 
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--images", default="vit-tiny@112,vit-tiny@224", help="encoders of images")
     parser.add_argument("--train-per-class", type=int, default=30)
     parser.add_argument("--test-per-class", type=int)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "images")
+    parser.add_argument("--data", type=Path, default=common.SHARED / "images")
     args, folder = common.parsed(parser)
     lines: list[str] = []
     for name in args.sets.split(","):
@@ -42,18 +43,23 @@ def main() -> None:
         size = {"max_train_per_class": args.train_per_class, "max_test_per_class": args.test_per_class}
         of_seeds = {seed: streams.load(place, tasks=10, class_seed=seed, split_seed=seed, **size)
                     for seed in map(int, args.seeds.split(","))}  # fmt: skip
-        rows = []
+        rows: list[str] = []
+        measured: list[dict[str, Any]] = []
+        for backbone in alone:  # the joined encoder has these features side by side
+            for stream in of_seeds.values():
+                common.store_features(stream, backbone)
         for method in args.methods.split(","):
             frozen = {"first_session": False} if method == "ranpac" else {}  # which trains inside one encoder
             section = common.recipe_settings(kind, method, **frozen)
             for backbone in (*alone, "+".join(alone)):
                 runs = [learned(section, stream, backbone, seed, folder / f"{name}-{method}-{backbone}-{seed}")
                         for seed, stream in of_seeds.items()]  # fmt: skip
+                measured += runs
                 rows.append(row(method, backbone, runs))
                 print(name, rows[-1], flush=True)
         told = f"{args.train_per_class} training examples per class"
-        lines += ["", f"## {name}", "", f"{len(next(iter(of_seeds.values())))} tasks, {told}, seeds {args.seeds}; "
-                  f"{common.machine(runs[0]['environment'])}.", "",
+        lines += ["", f"## {name}", "", f"{len(next(iter(of_seeds.values())))} tasks, {told}, seeds {args.seeds}, ± "
+                  f"standard deviation; {common.machines(measured)}.", "",
                   "| method | backbone | final | average | forgetting | stored, MB | seconds |", "|---" * 7 + "|",
                   *rows]  # fmt: skip
     called = common.command(parser, args, ("out", "data", "threads"))

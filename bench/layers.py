@@ -29,7 +29,7 @@ HEADS = {"logistic": Logistic, "lda": Gaussian}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=common.SHARED)
     parser.add_argument("--sets", default=",".join((*TEXTS, *IMAGES)))
     parser.add_argument("--layers", default="1,2,3,4")
     parser.add_argument("--most", type=int, default=5000)

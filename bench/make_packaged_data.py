@@ -11,10 +11,10 @@ pos, domain) of SQuAD and MedQuAD, of which `domains4` is a sample.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import re
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -143,11 +143,14 @@ def write(table: pa.Table, target: Path) -> None:
     pq.write_table(table, target, compression="zstd", compression_level=19)
 
 
-def main(source: Path) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="FOLDER")
+    source = parser.parse_args().source
     for name in ("clinc150", "banking77"):
         make_classes(source / "text", name)
     make_domains(source / "retrieval")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -14,21 +14,19 @@ that is given is gone on with. Writes docs/results/merged_parts.md.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from statistics import mean
 from typing import Any
 
 import common
 import torch
-from retrieval import spread
+from common import spread
 
 from everlearn import backbones, streams
 from everlearn.engine import learn
 from everlearn.evaluation import Evaluation
-from everlearn.files import write_whole
 from everlearn.methods import CoFiMA
 from everlearn.metrics import summary
 from everlearn.results import environment
@@ -78,11 +76,14 @@ def main() -> None:
     parser.add_argument("--test-per-class", type=int, default=10)
     args, folder = common.parsed(parser)
     rows: dict[str, list[dict[str, Any]]] = {part: [] for part in args.parts.split(",")}
+    sizes = f"{args.first} of {args.tasks}, {args.train_per_class} and {args.test_per_class}"
+    set_of_runs = f"{args.stream} {args.backbone} {sizes}, {args.lr}"
     for seed in map(int, args.seeds.split(",")):
         for part in rows:
-            rows[part].append(one(part, seed, args, folder / f"{part} {args.lr} {args.first} {seed}.json"))
+            file = folder / f"{set_of_runs} {part} {seed}.json"
+            rows[part].append(common.kept(file, partial(one, part, seed, args)))
             print(part, seed, rows[part][-1]["final_accuracy"], flush=True)
-    runs = next(iter(rows.values()))
+    runs = [run for found in rows.values() for run in found]
     lines = ["| averaged | parameters | final | average | forgetting | retention | gain |", "|---" * 7 + "|"]
     for part, found in rows.items():
         scores = ("final_accuracy", "average_accuracy", "forgetting", "retention", "gain")
@@ -91,17 +92,14 @@ def main() -> None:
     common.write_page("merged_parts", [
         "# Which parameters are worth merging", "", f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",
         f"Measured: {args.stream}, the first {args.first} of {args.tasks} tasks, {args.backbone}, "
-        f"{args.train_per_class} training and {args.test_per_class} test examples per class, seeds {args.seeds}; "
-        f"{common.machine(runs[0]['environment'])}; {mean(run['seconds'] for run in runs):.0f} seconds a run.", "",
+        f"{args.train_per_class} training and {args.test_per_class} test examples per class, seeds {args.seeds}, ± "
+        f"standard deviation; {common.machines(runs)}; {mean(run['seconds'] for run in runs):.0f} seconds a run.", "",
         *lines,
     ])  # fmt: skip
 
 
-def one(part: str, seed: int, args: argparse.Namespace, file: Path) -> dict[str, Any]:
-    """The scores of one run, from the file where it is finished already."""
-    if file.exists():
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
+def one(part: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """The scores of one run."""
     whole = streams.load(args.stream, tasks=args.tasks, class_seed=seed, split_seed=seed,
                          max_train_per_class=args.train_per_class, max_test_per_class=args.test_per_class)  # fmt: skip
     stream = replace(whole, tasks=whole.tasks[: args.first])
@@ -115,14 +113,11 @@ def one(part: str, seed: int, args: argparse.Namespace, file: Path) -> dict[str,
         scores = evaluation.after(task)["scores"]
         matrix.append([*scores, *[None] * (len(stream) - len(scores))])
     blank = [None] * len(stream)
-    found = {
+    return {
         **summary(matrix, [len(task.test) for task in stream], blank, blank),
         "parameters": sum(p.numel() for name, p in method.trained().items() if part in ("all", part_of(name))),
         "seconds": time.perf_counter() - started, "environment": environment(method.backbone),
     }  # fmt: skip
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(found, indent=1))
-    return found
 
 
 if __name__ == "__main__":

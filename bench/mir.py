@@ -19,7 +19,7 @@ from statistics import mean, median
 from typing import Any
 
 import common
-from retrieval import learned, spread
+from common import learned, spread
 
 from everlearn.distillation.distill import with_validation
 from everlearn.search import best
@@ -57,7 +57,8 @@ def main() -> None:
     common.write_page("mir", [
         "# Replay of what is interfered with", "", f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",
         f"Measured: {args.train_per_class} training examples of each class, train={SETTINGS['train']}, "
-        f"{SETTINGS['epochs']} epochs, {args.backbone}, seeds {args.seeds}; {common.machines(measured)}.",
+        f"{SETTINGS['epochs']} epochs, {args.backbone}, seeds {args.seeds}, ± standard deviation; "
+        f"{common.machines(measured)}.",
         "", *lines,
     ])  # fmt: skip
 

@@ -24,7 +24,7 @@ from statistics import mean
 from typing import Any
 
 import common
-from retrieval import default, learned, spread
+from common import default, learned, rate, spread
 
 from everlearn import methods, streams
 from everlearn.errors import EverlearnError
@@ -50,11 +50,12 @@ TUNED_ON = {"pacs": 2}
 def main() -> None:
     parser = common.options(__doc__, backbone="lit@112")
     parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/images"), help="folder of the Parquet files")
+    parser.add_argument("--data", type=Path, default=common.SHARED / "images", help="folder of the Parquet files")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--rates", type=int, default=3, help="learning rates tried; 1 takes that of the recipe")
     args, folder = common.parsed(parser)
     lines: list[str] = []
+    measured: list[dict[str, Any]] = []
     for name in args.sets.split(","):
         rows: dict[str, list[dict[str, Any]]] = {}
         for row in args.methods.split(","):
@@ -65,14 +66,15 @@ def main() -> None:
                 for seed in map(int, args.seeds.split(","))
             ]
             print(f"{name} {row}: {spread(run['final_accuracy'] for run in rows[row])}", flush=True)
+        measured += [run for runs in rows.values() for run in runs]
         limits = SETS[name]
         lines += [f"## {name}, {limits['max_train_per_class']} training and {limits['max_test_per_class']} test images "
                   f"a class{' and domain' * ('domain_column' in limits)}", "", *table(rows), ""]  # fmt: skip
         print("\n".join(lines), flush=True)
     common.write_page("mixture", [
         "# Model mixture", "", f"From `{common.command(parser, args, ('out', 'threads', 'data'))}`.", "",
-        f"Measured: {args.backbone}, seeds {args.seeds}; "
-        f"{common.machine(next(iter(rows.values()))[0]['environment'])}.", "", *lines,
+        f"Measured: {args.backbone}, seeds {args.seeds}, ± standard deviation; {common.machines(measured)}.", "",
+        *lines,
     ])  # fmt: skip
 
 
@@ -86,27 +88,23 @@ def tuned(row: str, name: str, args: argparse.Namespace, folder: Path) -> dict[s
     """The section of a row, with the learning rate that validation examples of the first tasks choose."""
     section = common.recipe_settings("images", row.split()[0])
     if row == "zscl with reference":
-        section["reference"] = str(args.data / f"{REFERENCE[name]}_train.parquet")
-    made = methods.get(section["name"])
-    if args.rates < 2 or made.tags.trained_by(section) == "nothing":
+        section["reference"] = str((args.data / f"{REFERENCE[name]}_train.parquet").resolve())
+    if args.rates < 2 or methods.get(section["name"]).tags.trained_by(section) == "nothing":
         return section
-    section["lr"] = default(made, section, "lr")
+    middle = default(section, "lr")
     judged = of_seed(name, 0, args, tuning=TUNED_ON.get(name, 3))
 
-    def rate(step: int) -> float:
-        return float(f"{section['lr'] * 3.0**step:.3g}")
-
     def judge(step: int) -> dict[str, Any]:
-        out = folder / f"{row} {rate(step)}"
+        lr = rate(middle, step)
         try:
-            result = learned({**section, "lr": rate(step)}, judged, args.backbone, 0, out)
+            result = learned({**section, "lr": lr}, judged, args.backbone, 0, folder / f"{row} {lr}")
         except EverlearnError as error:  # the rate is so large that the loss is not finite
-            print(f"{name} {row} lr={rate(step)}: failed: {error}", flush=True)
+            print(f"{name} {row} lr={lr}: failed: {error}", flush=True)
             return {"final_accuracy": 0.0, "notes": judged.notes}
-        print(f"{name} {row} lr={rate(step)}: validation accuracy {result['final_accuracy']:.4f}", flush=True)
+        print(f"{name} {row} lr={lr}: validation accuracy {result['final_accuracy']:.4f}", flush=True)
         return result
 
-    return {**section, "lr": rate(best(common.around(judge, args.rates)))}
+    return {**section, "lr": rate(middle, best(common.around(judge, args.rates)))}
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:

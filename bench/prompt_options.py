@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from common import command, machine, recipe_settings, write_page
+from common import command, machines, recipe_settings, write_page
 
 from everlearn import compare
 from everlearn.processes import default_jobs
@@ -46,12 +46,11 @@ def main() -> None:
 
 
 def write(args: argparse.Namespace, called: str, runs: dict[tuple[Any, ...], dict[str, Any]]) -> None:
-    where = next(iter(runs.values()))["environment"]
     lines = [
         "# Options of the prompt methods", "",
         f"Measured with `{called}`: {args.stream}, {args.tasks} tasks, {args.train_per_class} "
         f"training and {args.test_per_class or 'all'} test examples per class, MiniLM, seed {args.seed}, "
-        f"settings of the clinc150 recipes; each on {machine(where)}.", "",
+        f"settings of the clinc150 recipes; each on {machines(runs.values())}.", "",
         "| method | changed | final | average | forgetting | gain | difference to default | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

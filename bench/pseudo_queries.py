@@ -1,6 +1,6 @@
 """Does a retriever gain from documents alone? Sentences of the documents are its queries, and nothing else is learned.
 
-    python bench/pseudo_queries.py [--stream NAME] [--methods a,b] [--seeds 0,1,2] [--out FOLDER]
+    python bench/pseudo_queries.py [--stream NAME] [--methods "a;b"] [--seeds 0,1,2] [--out FOLDER]
 
 Each method learns the stream one domain after another from pseudo-queries (`--stream.pseudo_queries true`), and is
 asked the real test queries. Nothing is chosen: the rows have the settings of `bench/retrieval.py`, and LoRA also a
@@ -17,7 +17,8 @@ from statistics import mean
 from typing import Any
 
 import common
-from retrieval import METHODS, learned, spread
+from common import learned, spread
+from retrieval import METHODS
 
 from everlearn import streams
 
@@ -45,8 +46,9 @@ def main() -> None:
                       for seed in map(int, args.seeds.split(","))]  # fmt: skip
         print("\n".join(table(rows)), flush=True)
     lines = ["# Learning from documents alone", "", f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",
-             f"Measured: {stream.name}, {len(stream)} domains, {args.backbone}, seeds {args.seeds}; "
-             f"{common.machine(rows[name][0]['environment'])}.", "", *table(rows)]  # fmt: skip
+             f"Measured: {stream.name}, {len(stream)} domains, {args.backbone}, seeds {args.seeds}, ± standard "
+             f"deviation; {common.machines(run for runs in rows.values() for run in runs)}.", "",
+             *table(rows)]  # fmt: skip
     common.write_page("pseudo_queries", lines)
 
 

@@ -17,20 +17,19 @@ data.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import common
+from common import default, learned, spread
 
-from everlearn import methods, resume, run, streams
-from everlearn.schemas.results import read_results
+from everlearn import streams
 from everlearn.search import best
 from everlearn.streams.stream import Stream
 from everlearn.streams.validation import on_validation
 
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "frozen": {}, "finetune": {"epochs": 1}, "er": {"epochs": 1}, "joint": {"epochs": 1}, "lora": {"epochs": 1},
     "joint with mined negatives": {"epochs": 1, "negatives": 2},
     "lora query side": {"epochs": 3, "side": "query"},
@@ -79,29 +78,19 @@ def main() -> None:
         print("\n".join(table(rows)), flush=True)
         lines = ["# Retrievers that learn one domain after another", "",
                  f"From `{common.command(parser, args, ('out', 'threads'))}`.", "",
-                 f"Measured: {stream.name}, {len(stream)} domains, {args.backbone}, seeds {args.seeds}; "
-                 f"{common.machines(run for runs in rows.values() for run in runs)}.", "", *table(rows),
-                 "", *differences(rows)]  # fmt: skip
+                 f"Measured: {stream.name}, {len(stream)} domains, {args.backbone}, seeds {args.seeds}, "
+                 f"± standard deviation; {common.machines(run for runs in rows.values() for run in runs)}.", "",
+                 *table(rows), "", *differences(rows)]  # fmt: skip
         common.write_page("retrieval", lines)
-
-
-def learned(section: dict[str, Any], stream: Stream, backbone: str, seed: int, out: Path) -> dict[str, Any]:
-    """The results of a run, which goes on where it was stopped; those in the folder where it is finished already."""
-    if (out / "results.json").exists():
-        return read_results(out / "results.json")
-    if (out / "config.yaml").exists():
-        return resume(out, stream=stream).results
-    return run(section, stream, backbone=backbone, seed=seed, out=out).results
 
 
 def tuned(section: dict[str, Any], stream: Stream, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The settings with the learning rate and the epochs that have the highest final score on validation queries."""
-    method = methods.get(section["name"])
-    section = {"epochs": default(method, section, "epochs"), "lr": default(method, section, "lr"), **section}
+    section = {"epochs": default(section, "epochs"), "lr": default(section, "lr"), **section}
     judged = on_validation(stream, TUNED_ON)
 
     def with_(step: int, times: int) -> dict[str, Any]:
-        return {**section, "lr": float(f"{section['lr'] * 3.0**step:.3g}"), "epochs": times * section["epochs"]}
+        return {**section, "lr": common.rate(section["lr"], step), "epochs": times * section["epochs"]}
 
     def judge(step: int, times: int = 1) -> dict[str, Any]:
         tried = with_(step, times)
@@ -120,16 +109,6 @@ def tuned(section: dict[str, Any], stream: Stream, args: argparse.Namespace, fol
 def _chosen(section: dict[str, Any]) -> list[str]:
     """The settings that were chosen, for the name of a folder."""
     return [f"{name} {section[name]}" for name in ("lr", "epochs") if name in section]
-
-
-def default(method: type[Any], section: dict[str, Any], setting: str) -> Any:
-    """What the method takes where a setting is not given."""
-    from everlearn import backbones
-    from everlearn.testing import tiny_pair
-
-    given = {key: value for key, value in section.items() if key != "name"}
-    backbone = tiny_pair() if "two towers" in method.tags.needs else backbones.load("tiny")
-    return getattr(method(backbone, **given), setting)
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -171,12 +150,6 @@ def differences(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
         if cells:
             lines.append(f"| {first} minus {second} | {' | '.join(cells)} |")
     return lines
-
-
-def spread(values: Any) -> str:
-    """Mean and standard deviation in %."""
-    found: Sequence[float] = [100 * value for value in values]
-    return f"{mean(found):.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@
 
 The streams are those of bench/families.py: 10 tasks, 30 training examples per class, class order seed 1993. Settings
 are those of the clinc150 recipes, with the changes that a row names. What is chosen (λ, k, T of
-`knn`) is chosen on training examples; test examples choose nothing. Runs of FOLDER are not repeated, so the same
-command goes on with a stopped one, and the table has every finished run of it. Rows without anything random run once.
+`knn`) is chosen on training examples; test examples choose nothing. The features of the frozen encoder are stored
+before anything is learned, so the seconds of no row hold them. Runs of FOLDER are not repeated, so the same command
+goes on with a stopped one, and the table has every finished run of it. A seed decides only what a method draws: rows
+without anything random run once.
 
 Writes docs/results/retrieval_augmentation.md.
 """
@@ -24,7 +26,8 @@ import common
 import torch
 from families import spread
 
-from everlearn import resume, run
+from everlearn import streams
+from everlearn.streams.stream import Stream
 
 METHODS: dict[str, dict[str, Any]] = {
     "simplecil": {},
@@ -63,28 +66,22 @@ def main() -> None:
     folder = args.out or Path(tempfile.mkdtemp())
     torch.set_num_threads(1)
     for name in args.sets.split(","):
+        stream = stream_of(name, args)
+        common.store_features(stream, args.backbone)
         for row in args.methods.split(";"):
+            section = common.recipe_settings("clinc150", row.replace(",", "").split()[0], **METHODS[row])
             seeds = [int(seed) for seed in args.seeds.split(",")]
             for seed in seeds[:1] if row in FIXED else seeds:
-                learned(row, name, seed, args, folder)
+                place = folder / f"{name} {args.train_per_class} {args.test_per_class}--{written(row)}--{seed}"
+                result = common.learned(section, stream, args.backbone, seed, place)
+                print(f"{name} {row} seed {seed}: {result['final_accuracy']:.4f}", flush=True)
             common.write_page("retrieval_augmentation", page(folder, parser, args))
 
 
-def learned(row: str, name: str, seed: int, args: argparse.Namespace, folder: Path) -> None:
-    place = folder / f"{name} {args.train_per_class} {args.test_per_class}--{written(row)}--{seed}"
-    if (place / "results.json").exists():
-        return
-    method, settings = row.replace(",", "").split()[0], METHODS[row]
-    section = common.recipe_settings("clinc150", method, **settings)
-    stream: dict[str, Any] = {"name": name, "tasks": 10, "class_seed": 1993}
-    stream["max_train_per_class"] = args.train_per_class
-    if args.test_per_class:
-        stream["max_test_per_class"] = args.test_per_class
-    if args.data:
-        stream |= {"name": str(args.data / f"{name}_train.parquet"), "test": str(args.data / f"{name}_test.parquet")}
-    begun = (place / "config.yaml").exists()
-    result = resume(place) if begun else run(section, stream, backbone=args.backbone, seed=seed, out=place)
-    print(f"{name} {row} seed {seed}: {result.final_accuracy:.4f}", flush=True)
+def stream_of(name: str, args: argparse.Namespace) -> Stream:
+    limits = {"max_train_per_class": args.train_per_class, "max_test_per_class": args.test_per_class}
+    place = str(args.data / name) if args.data else name  # NAME_train.parquet and NAME_test.parquet
+    return streams.load(place, tasks=10, class_seed=1993, **limits)
 
 
 def written(row: str) -> str:
@@ -105,7 +102,7 @@ def page(folder: Path, parser: argparse.ArgumentParser, args: argparse.Namespace
         lines += ["", f"## {name}, {train} training examples per class", "",
                   f"{len(first['tasks'])} tasks, {first['backbone']}, at most {train} training and "
                   f"{'all' if test == 'None' else f'at most {test}'} test examples per class; "
-                  f"{common.machine(first['environment'])}.", "",
+                  f"{common.machines(run for runs in rows.values() for run in runs)}. ± 95 % interval.", "",
                   "| method | seeds | final | forgetting | retention | gain | trained | stored, MB | seconds |",
                   "|---" * 9 + "|"]  # fmt: skip
         for row, runs in sorted(rows.items(), key=lambda item: -mean(one["final_accuracy"] for one in item[1])):

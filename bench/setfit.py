@@ -56,7 +56,7 @@ def main() -> None:
     )
     parser.add_argument("--backbone", default="minilm")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--texts", type=Path, default=Path("../shared/data/text"), help="NAME_train.parquet and so on")
+    parser.add_argument("--texts", type=Path, default=common.SHARED / "text", help="NAME_train.parquet and so on")
     parser.add_argument("--package", default=sys.executable, help="a Python that has the setfit package")
     parser.add_argument("--page", action="store_true", help="measure nothing more")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
@@ -79,6 +79,8 @@ def main() -> None:
                 if has_package or args.page:
                     found |= kept(folder / f"{name}-{shots}-{seed}-package.json", args.page,
                                   of_package, name, shots, seed, *told, args.package)  # fmt: skip
+                if len(steps := {found[key] for key in ("steps", "package, steps") if key in found}) > 1:
+                    raise SystemExit(f"setfit and the package made different numbers of steps: {steps}")
                 rows.setdefault((name, shots), []).append(found)
                 print(name, shots, seed, {key: found.get(key) for key in COLUMNS}, flush=True)
     lines = ["# SetFit", "", f"From `{common.command(parser, args, ('out', 'threads', 'texts', 'package', 'page'))}`.",
@@ -104,11 +106,9 @@ def few(name: str, texts: Path, shots: int, seed: int, tasks: int = 1) -> Stream
 
 def kept(file: Path, is_all: bool, measure: Callable[..., dict[str, Any]], *told: Any) -> dict[str, Any]:
     """What the file holds, or what is measured and written there now; nothing, if what is held `is_all`."""
-    if not file.exists():
-        if is_all:
-            return {}
-        file.write_text(json.dumps(measure(*told), indent=1), encoding="utf-8")
-    held: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if is_all and not file.exists():
+        return {}
+    held: dict[str, Any] = common.kept(file, lambda: measure(*told))
     return held
 
 

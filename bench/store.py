@@ -25,8 +25,7 @@ from pathlib import Path
 import numpy as np
 from everlearn.segments import write_segment
 from everlearn import files
-import everlearn.files, everlearn.segments
-everlearn.files.flush_to_disk = lambda path: None  # filling would wait for the disk, and is not measured
+files.flush_to_disk = lambda path: None  # filling would wait for the disk, and is not measured
 folder, count, width = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 folder.mkdir(parents=True)
 draw = np.random.default_rng(0)

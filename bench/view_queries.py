@@ -3,13 +3,15 @@
     python bench/view_queries.py --data FOLDER [--tasks 3] [--train-per-class 20] [--test-per-class 20] [--epochs 3]
 
 Both variants of L2P learn tinyimagenet100 with random crops and mirror images, from the Parquet files in FOLDER and
-the ViT-Ti weights in EVERLEARN_WEIGHTS. Reported are accuracy, seconds of training, number of encodings for queries,
-and how often the view selects other prompts than the original. Writes docs/results/view_queries.md.
+the ViT-Ti weights in EVERLEARN_WEIGHTS. Each has a feature store of its own, so that both encode the originals.
+Reported are accuracy, seconds of training, number of encodings for queries, and how often the view selects other
+prompts than the original. Writes docs/results/view_queries.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 from common import command, machine, write_page
 
 from everlearn import backbones, methods, run, streams
+from everlearn.features import FeatureStore, using_store
 from everlearn.streams.views import View
 
 
@@ -40,7 +43,8 @@ def main() -> None:
         )
         counts = ask_every_view(method) if name == "once per view" else {}
         start = time.perf_counter()
-        result = run(method, stream)
+        with tempfile.TemporaryDirectory() as folder, using_store(FeatureStore(folder)):
+            result = run(method, stream)
         rows.append(f"| {name} | {100 * result.final_accuracy:.1f} | {100 * result.average_accuracy:.1f} "
                     f"| {counts.get('views', 0):,} | {result.seconds['train']:.0f} "
                     f"| {time.perf_counter() - start:.0f} |")  # fmt: skip

@@ -13,7 +13,7 @@ from everlearn.search import best
 from everlearn.streams.validation import on_validation
 from everlearn.testing import toy_stream
 
-SCRIPTS = sorted((Path(__file__).parents[1] / "bench").glob("*.py"))
+SCRIPTS = sorted((Path(__file__).parents[1] / "bench").rglob("*.py"))
 CHOOSERS = {"idxmax", "idxmin", "nlargest", "nsmallest", "most_common", "argmin"}
 
 

@@ -17,15 +17,15 @@ import importlib
 import json
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shared
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from everlearn import backbones, streams
+from everlearn import backbones
 from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.image_text import as_pair
 from everlearn.engine import learn
@@ -37,19 +37,11 @@ EPOCHS, BATCH, RATE = 5, 64, 1e-3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--code", type=Path, required=True, help="a checkout of C3Box")
-    parser.add_argument("--images", type=Path, required=True, help="folder of the Parquet files")
+    parser = shared.options(__doc__, "C3Box", tasks=5, memory=200)
     parser.add_argument("--backbone", default="lit@112")
-    for name, default in (("tasks", 5), ("classes", 10), ("train-per-class", 20), ("test-per-class", 20)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--memory", type=int, default=200, help="examples kept")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--out", type=Path, help="a file for the accuracies")
     args = parser.parse_args()
-    layers = importlib.import_module("timm.layers")
-    for name in ("weight_init", "helpers"):  # C3Box names modules of timm that timm has moved since
-        sys.modules[f"timm.models.layers.{name}"] = importlib.import_module(f"{layers.__name__}.{name}")
+    shared.find_moved_modules()
     sys.path.insert(0, str(args.code))
     variants: dict[str, tuple[type[PROOF], bool]] = {
         "ours": (PROOF, False), "ours, texts trained": (TextsTrained, False),
@@ -57,26 +49,14 @@ def main() -> None:
     }  # fmt: skip
     found: dict[str, list[list[float]]] = {name: [] for name in (*variants, "C3Box")}
     for seed in map(int, args.seeds.split(",")):
-        stream = first_tasks(args, seed)
+        stream = shared.first_tasks(args, seed)
         pair = as_pair(backbones.load(args.backbone))
         for name, (made, paper_compat) in variants.items():
-            found[name].append(ours(made, stream, args, seed, paper_compat))
-        found["C3Box"].append(released(stream, pair, args, seed))
+            found[name].append(shared.accuracies(ours(made, stream, args, seed, paper_compat), stream))
+        found["C3Box"].append(shared.accuracies(released(stream, pair, args, seed), stream))
         print({name: rows[-1] for name, rows in found.items()}, flush=True)
         if args.out:
             args.out.write_text(json.dumps(found, indent=1))
-
-
-def first_tasks(args: argparse.Namespace, seed: int) -> Stream:
-    files = {part: str(args.images / f"tinyimagenet100_{part}.parquet") for part in ("train", "test")}
-    stream = streams.load(files["train"], test=files["test"], tasks=100 // args.classes, class_seed=seed,
-                          max_train_per_class=args.train_per_class, max_test_per_class=args.test_per_class)  # fmt: skip
-    return Stream(stream.name, stream.kind, tuple(stream.tasks[: args.tasks]))
-
-
-def share_right(answers: Tensor, stream: Stream, index: int) -> float:
-    labels = torch.cat([task.test.labels for task in stream.tasks[: index + 1]])
-    return round(100 * (answers == labels).float().mean().item(), 2)
 
 
 class TextsTrained(PROOF):
@@ -103,16 +83,15 @@ class StartsAlike(PROOF):
         )
 
 
-def ours(made: type[PROOF], stream: Stream, args: argparse.Namespace, seed: int, paper_compat: bool) -> list[float]:
+def ours(made: type[PROOF], stream: Stream, args: argparse.Namespace, seed: int, paper_compat: bool) -> list[Tensor]:
+    """What our PROOF answers after each task."""
     method = made(backbones.load(args.backbone), epochs=EPOCHS, batch_size=BATCH, lr=RATE, seed=seed,
                   memory_size=args.memory, paper_compat=paper_compat)  # fmt: skip
-    scores = []
+    answers = []
     for task in stream:
         learn(method, task)
-        method.eval()
-        seen = [item for old in stream.tasks[: task.index + 1] for item in old.test.inputs]
-        scores.append(share_right(method.predict(seen).argmax(1), stream, task.index))
-    return scores
+        answers.append(shared.answered(method, stream, task.index))
+    return answers
 
 
 class Clip(nn.Module):
@@ -157,8 +136,8 @@ class Features:
         return (data, labels, listed) if ret_data else listed
 
 
-def released(stream: Stream, pair: Any, args: argparse.Namespace, seed: int) -> list[float]:
-    """The accuracies of C3Box's PROOF after each task."""
+def released(stream: Stream, pair: Any, args: argparse.Namespace, seed: int) -> list[Tensor]:
+    """What C3Box's PROOF answers after each task."""
     torch.manual_seed(seed)
     proof: Any = importlib.import_module("models.proof")
     base: Any = importlib.import_module("models.base")
@@ -173,13 +152,12 @@ def released(stream: Stream, pair: Any, args: argparse.Namespace, seed: int) -> 
         "projection_type": "pure_mlp", "tuned_epoch": EPOCHS, "init_lr": RATE, "batch_size": BATCH, "min_lr": 0,
         "weight_decay": 0.05, "optimizer": "sgd",
     })  # fmt: skip
-    data, scores = Features(stream, pair), []
-    for task in stream:
+    data, answers = Features(stream, pair), []
+    for _ in stream:
         learner.incremental_train(data)
-        answers = torch.from_numpy(learner._eval_cnn(learner.test_loader)[0][:, 0])
-        scores.append(share_right(answers, stream, task.index))
+        answers.append(torch.from_numpy(learner._eval_cnn(learner.test_loader)[0][:, 0]))
         learner.after_task()
-    return scores
+    return answers
 
 
 if __name__ == "__main__":

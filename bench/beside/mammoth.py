@@ -26,12 +26,13 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
+import shared
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from everlearn import backbones, methods, streams
-from everlearn.engine import Learning, Listener, learn
+from everlearn import backbones, methods
+from everlearn.engine import Learning, learn
 from everlearn.streams.stream import Examples, Stream
 
 RATE, HEAD_RATE, BATCH = 5e-5, 0.1, 32
@@ -47,20 +48,14 @@ MEMORY = ("er", "a_gem", "der_pp")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--code", type=Path, required=True, help="a checkout of mammoth")
-    parser.add_argument("--images", type=Path, required=True, help="folder of the Parquet files")
+    parser = shared.options(__doc__, "mammoth", tasks=4, epochs=3, memory=100)
     parser.add_argument("--methods", default=",".join(NAMES))
-    for name, default in (("tasks", 4), ("classes", 10), ("train-per-class", 20), ("test-per-class", 20),
-                          ("epochs", 3), ("memory", 100)):  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--out", type=Path, help="a file for the accuracies; those of other methods in it are kept")
     args = parser.parse_args()
     released(args.code)
-    found = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    found = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}  # other methods are kept
     for seed in map(int, args.seeds.split(",")):
-        stream = first_tasks(args, seed)
+        stream = shared.first_tasks(args, seed)
         for name in args.methods.split(","):
             found[f"{name} {seed}"] = compared(name, stream, args, seed)
             print(name, seed, json.dumps(found[f"{name} {seed}"]), flush=True)
@@ -77,35 +72,22 @@ def released(code: Path) -> None:
     sys.path.insert(0, str(code))
 
 
-def first_tasks(args: argparse.Namespace, seed: int) -> Stream:
-    files = {part: str(args.images / f"tinyimagenet100_{part}.parquet") for part in ("train", "test")}
-    stream = streams.load(files["train"], test=files["test"], tasks=100 // args.classes, class_seed=seed,
-                          max_train_per_class=args.train_per_class, max_test_per_class=args.test_per_class)  # fmt: skip
-    return Stream(stream.name, stream.kind, tuple(stream.tasks[: args.tasks]))
-
-
 def compared(name: str, stream: Stream, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Accuracies after each task of ours, of mammoth as released, and of mammoth with our choices."""
     ours = Ours(name, stream, args, seed)
     plain, same = (Theirs(name, stream, args, seed, ours, chosen).answers for chosen in (False, True))
     rows = {"ours": ours.answers, "mammoth as released": plain, "mammoth with our choices": same}
     return {
-        **{row: accuracies(answers, stream) for row, answers in rows.items()},
-        "equal predictions": [f"{int((a == b).sum())} of {len(a)}" for a, b in zip(ours.answers, same, strict=True)],
+        **{row: shared.accuracies(answers, stream) for row, answers in rows.items()},
+        "equal predictions": shared.equal(ours.answers, same),
     }
 
 
-def accuracies(answers: list[Tensor], stream: Stream) -> list[float]:
-    labels = [torch.cat([task.test.labels for task in stream.tasks[: k + 1]]) for k in range(len(answers))]
-    return [
-        round(100 * (given == right).float().mean().item(), 2) for given, right in zip(answers, labels, strict=True)
-    ]
-
-
-class Ours(Listener):
+class Ours(shared.Batches):
     """Learns the stream, and keeps its answers, batches and replayed examples, and what every task began with."""
 
     def __init__(self, name: str, stream: Stream, args: argparse.Namespace, seed: int) -> None:
+        super().__init__()
         self.backbone: Any = backbones.load("vit-tiny@112")
         self.backbone.training_precision = self.backbone.precision = "float32"
         self.start = {key: value.clone() for key, value in self.backbone.model.state_dict().items()}
@@ -114,7 +96,6 @@ class Ours(Listener):
                                              head_lr=HEAD_RATE, **OURS.get(name, {}), **more)  # fmt: skip
         self.heads: list[dict[str, Tensor]] = []
         self.rates: list[float] = []
-        self.batches: list[list[list[str]]] = []
         self.drawn: list[list[str]] = []
         self.kept: list[dict[str, Tensor]] = []
         self.fishers: list[dict[str, Tensor]] = []
@@ -123,9 +104,7 @@ class Ours(Listener):
             self._listen_to_the_memory()
         for task in stream:
             learn(self.method, task, self)
-            self.method.eval()
-            seen = [item for old in stream.tasks[: task.index + 1] for item in old.test.inputs]
-            self.answers.append(self.method.predict(seen).argmax(1))
+            self.answers.append(shared.answered(self.method, stream, task.index))
             self.fishers.append({key: value.clone() for key, value in getattr(self.method, "fisher", {}).items()})
 
     def _listen_to_the_memory(self) -> None:
@@ -142,13 +121,12 @@ class Ours(Listener):
     def begun(self, learning: Learning) -> None:
         head = learning.method.head
         self.heads.append({key: value.detach().clone() for key, value in head.state_dict().items()})
-        self.batches.append([])
+        super().begun(learning)
 
     def stepped(self, learning: Learning) -> None:
-        assert learning.optimizer_step is not None and learning.optimizer_step.batch is not None
         if len(self.batches[-1]) == 0:
             self.rates.append(float(learning.method.head_rate or 0))
-        self.batches[-1].append(list(learning.optimizer_step.batch.ids))
+        super().stepped(learning)
 
 
 class Network(nn.Module):

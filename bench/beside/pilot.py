@@ -18,14 +18,15 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import shared
 import torch
+from shared import accuracies
 from torch import Tensor, nn
 
-from everlearn import backbones, methods, streams
-from everlearn.engine import Learning, Listener, learn
+from everlearn import backbones, methods
+from everlearn.engine import Learning, learn
 from everlearn.method import Method
 from everlearn.streams.stream import Stream
 
@@ -35,38 +36,18 @@ BATCHES = {"lae": 24, "cofima": 64}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--code", type=Path, required=True, help="a checkout of LAMDA-PILOT")
-    parser.add_argument("--images", type=Path, required=True, help="folder of the Parquet files")
+    parser = shared.options(__doc__, "LAMDA-PILOT", tasks=4, epochs=10, seed=0)
     parser.add_argument("--methods", default="lae,cofima")
-    for name, default in (("tasks", 4), ("classes", 10), ("train-per-class", 20), ("test-per-class", 20),
-                          ("epochs", 10), ("seed", 0)):  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--out", type=Path, help="a file for the accuracies; those of other methods in it are kept")
     args = parser.parse_args()
-    released(args.code)
-    stream = first_tasks(args)
-    found = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    shared.find_moved_modules()
+    sys.path.insert(0, str(args.code))
+    stream = shared.first_tasks(args, args.seed)
+    found = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}  # other methods are kept
     for name in args.methods.split(","):
         found |= {f"{name}, {case}": row for case, row in compared(name, stream, args).items()}
         if args.out:
             args.out.write_text(json.dumps(found, indent=1))
     print(json.dumps(found, indent=1))
-
-
-def released(code: Path) -> None:
-    """Make the modules of the checkout importable. It names modules of timm that timm has moved since."""
-    layers = importlib.import_module("timm.layers")
-    for name in ("weight_init", "helpers"):
-        sys.modules[f"timm.models.layers.{name}"] = importlib.import_module(f"{layers.__name__}.{name}")
-    sys.path.insert(0, str(code))
-
-
-def first_tasks(args: argparse.Namespace) -> Stream:
-    files = {part: str(args.images / f"tinyimagenet100_{part}.parquet") for part in ("train", "test")}
-    stream = streams.load(files["train"], test=files["test"], tasks=100 // args.classes, class_seed=args.seed,
-                          max_train_per_class=args.train_per_class, max_test_per_class=args.test_per_class)  # fmt: skip
-    return Stream(stream.name, stream.kind, tuple(stream.tasks[: args.tasks]))
 
 
 def compared(name: str, stream: Stream, args: argparse.Namespace) -> dict[str, Any]:
@@ -82,22 +63,15 @@ def compared(name: str, stream: Stream, args: argparse.Namespace) -> dict[str, A
         rows["ours, no Fisher, no alignment"] = accuracies(ours.answers, stream)
     same = answers_of_pilot(name, stream, ours, args, "with our choices")
     rows["PILOT with our choices"] = accuracies(same, stream)
-    rows["equal predictions"] = [f"{int((a == b).sum())} of {len(a)}" for a, b in zip(ours.answers, same, strict=True)]
+    rows["equal predictions"] = shared.equal(ours.answers, same)
     return rows
 
 
-def labels_until(stream: Stream, index: int) -> Tensor:
-    return torch.cat([task.test.labels for task in stream.tasks[: index + 1]])
-
-
-def accuracies(answers: list[Tensor], stream: Stream) -> list[float]:
-    return [round(100 * (given == labels_until(stream, k)).float().mean().item(), 2) for k, given in enumerate(answers)]
-
-
-class Ours(Listener):
+class Ours(shared.Batches):
     """Learns the stream, and keeps its answers, its batches and the values that every task began with."""
 
     def __init__(self, name: str, stream: Stream, args: argparse.Namespace, **more: Any) -> None:
+        super().__init__()
         self.backbone = backbones.load("vit-tiny@112")
         self.backbone.training_precision = "float32"
         model: Any = self.backbone.model
@@ -107,24 +81,17 @@ class Ours(Listener):
         self.method: Method = published(self.backbone, epochs=args.epochs, batch_size=BATCHES[name], lr=RATES[name],
                                         seed=args.seed, **more)  # fmt: skip
         self.began: list[dict[str, Tensor]] = []
-        self.batches: list[list[list[str]]] = []
         self.answers: list[Tensor] = []
         for task in stream:
             learn(self.method, task, self)
-            self.method.eval()
-            seen = [item for old in stream.tasks[: task.index + 1] for item in old.test.inputs]
-            self.answers.append(self.method.predict(seen).argmax(1))
+            self.answers.append(shared.answered(self.method, stream, task.index))
             print(name, "ours", task.index, flush=True)
 
     def begun(self, learning: Learning) -> None:
         kept = {**dict(learning.method.head.named_parameters(prefix="head")),
                 **dict(getattr(learning.method, "deltas", nn.Module()).named_parameters(prefix="deltas"))}  # fmt: skip
         self.began.append({key: value.detach().clone() for key, value in kept.items()})
-        self.batches.append([])
-
-    def stepped(self, learning: Learning) -> None:
-        assert learning.optimizer_step is not None and learning.optimizer_step.batch is not None
-        self.batches[-1].append(list(learning.optimizer_step.batch.ids))
+        super().begun(learning)
 
 
 class Images:

@@ -21,17 +21,17 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+import shared
 import torch
-from mammoth import accuracies, first_tasks, released
+from mammoth import released
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from everlearn import backbones, methods
-from everlearn.engine import Learning, Listener, learn
+from everlearn.engine import learn
 from everlearn.losses import distillation
 from everlearn.schedules import cosine
 from everlearn.streams.stream import Stream
@@ -41,27 +41,21 @@ RATE, BATCH, EVERY, STRENGTH = 1e-5, 16, 20, 5.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--code", type=Path, required=True, help="a checkout of mammoth")
-    parser.add_argument("--images", type=Path, required=True, help="folder of the Parquet files")
+    parser = shared.options(__doc__, "mammoth", tasks=3, epochs=5)
     parser.add_argument("--backbone", default="lit@112")
-    for name, default in (("tasks", 3), ("classes", 10), ("train-per-class", 20), ("test-per-class", 20),
-                          ("epochs", 5)):  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--out", type=Path, help="a file for the accuracies")
     args = parser.parse_args()
     released(args.code)
     for name in ("datasets.utils", "datasets.utils.continual_dataset", "models.zscl_utils", "models.zscl_utils.clip"):
         sys.modules[name] = MagicMock()
     found: dict[str, Any] = {}
     for seed in map(int, args.seeds.split(",")):
-        stream = first_tasks(args, seed)
+        stream = shared.first_tasks(args, seed)
         ours = Ours(stream, args, seed)
         plain, same = (Theirs(stream, args, seed, ours, chosen).answers for chosen in (False, True))
         rows = {"ours": ours.answers, "mammoth as released": plain, "mammoth with our choices": same}
-        found[f"zscl {seed}"] = {name: accuracies(answers, stream) for name, answers in rows.items()} | {
-            "equal predictions": [f"{int((a == b).sum())} of {len(a)}" for a, b in zip(ours.answers, same, strict=True)]
+        found[f"zscl {seed}"] = {name: shared.accuracies(answers, stream) for name, answers in rows.items()} | {
+            "equal predictions": shared.equal(ours.answers, same)
         }
         print(json.dumps(found), flush=True)
         if args.out:
@@ -75,19 +69,15 @@ def pair_of(args: argparse.Namespace) -> Any:
     return pair
 
 
-def tests(stream: Stream, index: int) -> list[Any]:
-    return [item for old in stream.tasks[: index + 1] for item in old.test.inputs]
-
-
-class Ours(Listener):
+class Ours(shared.Batches):
     """Learns the stream, and keeps its answers, its batches, and what of the reference was compared in each step."""
 
     def __init__(self, stream: Stream, args: argparse.Namespace, seed: int) -> None:
+        super().__init__()
         self.method: Any = methods.get("zscl")(
             pair_of(args), strength=STRENGTH, pull=0.0, every=EVERY, epochs=args.epochs, batch_size=BATCH, lr=RATE,
             seed=seed, reference=str(args.images / "cifar10_train.parquet"), reference_size=500,
         )  # fmt: skip
-        self.batches: list[list[list[str]]] = []
         self.drawn: list[tuple[list[int], list[int]]] = []
         self.answers: list[Tensor] = []
         compare = self.method._drift
@@ -103,15 +93,7 @@ class Ours(Listener):
         self.method._drift = drift
         for task in stream:
             learn(self.method, task, self)
-            self.method.eval()
-            self.answers.append(self.method.predict(tests(stream, task.index)).argmax(1))
-
-    def begun(self, learning: Learning) -> None:
-        self.batches.append([])
-
-    def stepped(self, learning: Learning) -> None:
-        assert learning.optimizer_step is not None and learning.optimizer_step.batch is not None
-        self.batches[-1].append(list(learning.optimizer_step.batch.ids))
+            self.answers.append(shared.answered(self.method, stream, task.index))
 
 
 class Clip(nn.Module):
@@ -185,7 +167,7 @@ class Theirs:
             self.model.distillation = self._as_ours
         for task in stream:
             self._learn(task.index, args.epochs)
-            rows = torch.arange(len(tests(stream, task.index))) + self.of_tests
+            rows = torch.arange(len(shared.tests(stream, task.index))) + self.of_tests
             self.answers.append(torch.cat([self.model.forward(part).argmax(1) for part in rows.split(100)]))
 
     def _learn(self, index: int, epochs: int) -> None:
