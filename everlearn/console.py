@@ -163,7 +163,9 @@ def final_table(results: Results, directory: Path | None = None) -> None:
     out.print(safe(f"{metric} in %; row: after learning the task; column: tests of the task{some}"))
     for part in (_matrix, _figures, _gate_line, _index_line, _zero_shot_line, _general_line, _worst_classes, _costs):
         if (shown := part(results)) is not None:
-            out.print(shown, soft_wrap=part is _gate_line)  # a command that is broken into two lines cannot be copied
+            for line in shown.split() if isinstance(shown, Text) else [shown]:
+                is_command = isinstance(line, Text) and line.plain.startswith("  everlearn ")
+                out.print(line, soft_wrap=is_command)  # a command that is broken into two lines cannot be copied
     for warning in results["warnings"]:
         out.print(safe(f"warning: {warning}", style="yellow"))
     for note in results["notes"]:

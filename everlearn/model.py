@@ -108,7 +108,8 @@ class Model:
         from everlearn.scores import scores_on
 
         columns = {**self.columns, **_by_role(columns, "an evaluation")}
-        return {"version": self.version, **scores_on(self, data, columns, BadRows(skip_bad_rows))}
+        scores = scores_on(self.method.task, self.predict_proba, data, columns, BadRows(skip_bad_rows))
+        return {"version": self.version, **scores}
 
     def update(
         self, data: str | Path | Stream | Sequence[Record], *, test: str | Path | None = None, keep: int | None = None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,25 +11,28 @@ import torch
 from everlearn.calibration import expected_calibration_error, reliability
 from everlearn.errors import DataError, EverlearnError, printable
 from everlearn.metrics.per_class import confusion, per_class
+from everlearn.streams.inputs import Input
 from everlearn.streams.records import BadRows
+from everlearn.streams.stream import Task
 from everlearn.update import NewData, read_data
-
-if TYPE_CHECKING:
-    from everlearn.model import Model
 
 MOST_NAMED = 3
 """Unknown classes that a note names."""
 
 
-def scores_on(model: Model, data: Any, columns: Mapping[str, str | None], bad: BadRows) -> dict[str, Any]:
-    """What `Model.evaluate` returns, without the version.
+def scores_on(
+    task: Task, answer: Callable[[Sequence[Input]], np.ndarray], data: Any, columns: Mapping[str, str | None],
+    bad: BadRows,
+) -> dict[str, Any]:  # fmt: skip
+    """What `everlearn.model.Model.evaluate` returns, without the version.
 
     Args:
+        task: the last one that the model has learned.
+        answer: gives the probabilities (n, classes) of inputs.
         data: a file, a folder, a Stream or records.
         columns: those of a file, by role.
         bad: records rows that cannot be used, or refuses them.
     """
-    task = model.method.task
     if task.goal != "classes":
         raise EverlearnError("the model ranks documents, and evaluate scores the answers of a classifier: the report "
                              "of a run and the record of an update hold the scores of a retriever")  # fmt: skip
@@ -39,12 +42,12 @@ def scores_on(model: Model, data: Any, columns: Mapping[str, str | None], bad: B
         raise EverlearnError(
             f"{new.source} holds {new.input}s, but the model learned {task.input}s: give {task.input}s"
         )
-    known = model.class_names
+    known = list(task.class_names)
     others = list(dict.fromkeys(record.label for record in new.records if record.label not in known))
     names = [*known, *others]
     number = {name: place for place, name in enumerate(names)}
     truth = [number[record.label] for record in new.records]
-    probabilities = model.predict_proba([record.input for record in new.records])
+    probabilities = answer([record.input for record in new.records])
     predicted = probabilities.argmax(1).tolist()
     bins = reliability(torch.from_numpy(probabilities), torch.tensor(truth))
     return {
