@@ -98,17 +98,17 @@ def ranking_scores(
     n = len(queries)
     no_negatives = torch.zeros_like(scores, dtype=torch.bool)
     if texts is not None:
-        no_negatives |= _equal(texts, scores.device)[:n]
+        no_negatives |= _equal(texts, n, scores.device)
     if asked is not None:
-        no_negatives[:, :n] |= _equal(asked, scores.device)
+        no_negatives[:, :n] |= _equal(asked, n, scores.device)
     return scores.masked_fill(no_negatives.fill_diagonal_(False), float("-inf"))
 
 
-def _equal(items: Sequence[Any], device: torch.device) -> Tensor:
-    """(n, n): which items are equal."""
+def _equal(items: Sequence[Any], n: int, device: torch.device) -> Tensor:
+    """(n, items): which items are equal to each of the first n."""
     number = {item: i for i, item in enumerate(items)}
     same = torch.tensor([number[item] for item in items], device=device)
-    return same[:, None] == same
+    return same[:n, None] == same
 
 
 def ranking_alignment(queries: Tensor, mixed: Tensor, documents: Tensor, similarity: str = "cosine") -> Tensor:
