@@ -107,8 +107,8 @@ class Model:
         """
         from everlearn.scores import scores_on
 
-        columns = {**self.columns, **_by_role(columns, "an evaluation")}
-        scores = scores_on(self.method.task, self.predict_proba, data, columns, BadRows(skip_bad_rows))
+        needed, learned = _to_read(self.columns, _by_role(columns, "an evaluation"))
+        scores = scores_on(self.method.task, self.predict_proba, data, needed, learned, BadRows(skip_bad_rows))
         return {"version": self.version, **scores}
 
     def update(
@@ -275,15 +275,14 @@ def update(
     config, saving = read_run(folder)
     if not (folder / "results.json").exists():
         raise EverlearnError(f"{folder} has not learned all its tasks yet: run `everlearn resume {folder}` first")
-    named = {role: config["stream"].get(f"{role}_column") for role in ("text", "image", "label")}
+    needed, optional = _to_read(_columns_of(config), given)
 
     def restore() -> tuple[Method, checkpoint.Checkpoint]:
         model, saved = _restored(folder, method)
         return model.method, saved
 
-    optional = {role: config["stream"].get(f"{role}_column") for role in ("split", "id") if role not in given}
     learned, version = learn_version(
-        folder, restore, data, test=test, columns={**named, **given}, learned=optional, skip_bad_rows=skip_bad_rows,
+        folder, restore, data, test=test, columns=needed, learned=optional, skip_bad_rows=skip_bad_rows,
         titles=bool(config["stream"].get("titles")),
         keep=saving["keep"] if keep is None else keep, progress=progress,
     )  # fmt: skip
@@ -350,7 +349,7 @@ def merge(
     if inside := [folder for folder in folders if folder.resolve() in place.resolve().parents]:
         raise EverlearnError(f"{place} is inside {inside[0]}, which it would be a copy of: give a folder elsewhere")
     config = read_run(folders[0])[0]
-    columns = {role: config["stream"].get(f"{role}_column") for role in ("text", "image", "label")}
+    columns = _to_read(_columns_of(config), {})[0]
     validation = None if data is None else validation_of(parts[0], Path(data), columns)
     merged, record = merge_parts(parts, place, how=how, weights=weights, density=density, drop=drop, target=target,
                                  validation=validation)  # fmt: skip
@@ -388,6 +387,19 @@ def _by_role(columns: Mapping[str, str | None], doing: str) -> dict[str, str | N
     return {name.removesuffix("_column"): column for name, column in columns.items()}
 
 
+def _to_read(
+    of_run: Mapping[str, str | None], given: Mapping[str, str | None]
+) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """The columns by role that new data must have, and those that they may lack, because the run named them and not
+    whoever gives the data."""
+    needed = {role: of_run.get(role) for role in ("text", "image", "label")} | dict(given)
+    return needed, {role: of_run.get(role) for role in ("split", "id") if role not in given}
+
+
+def _columns_of(config: dict[str, Any]) -> dict[str, str | None]:
+    """The columns that the stream of a run names, by role."""
+    return {name.removesuffix("_column"): config["stream"].get(name) for name in COLUMNS}
+
+
 def _model(method: Method, config: dict[str, Any], folder: Path, version: int, temperature: float | None) -> Model:
-    columns = {role: config["stream"].get(f"{role}_column") for role in ("text", "image", "label", "split", "id")}
-    return Model(method, columns, temperature=temperature, directory=folder, version=version)
+    return Model(method, _columns_of(config), temperature=temperature, directory=folder, version=version)

@@ -12,7 +12,7 @@ from everlearn.calibration import expected_calibration_error, reliability
 from everlearn.errors import DataError, EverlearnError, printable
 from everlearn.metrics.per_class import confusion, per_class
 from everlearn.streams.inputs import Input
-from everlearn.streams.records import BadRows
+from everlearn.streams.records import BadRows, of_split
 from everlearn.streams.stream import Task
 from everlearn.update import NewData, read_data
 
@@ -22,7 +22,7 @@ MOST_NAMED = 3
 
 def scores_on(
     task: Task, answer: Callable[[Sequence[Input]], np.ndarray], data: Any, columns: Mapping[str, str | None],
-    bad: BadRows,
+    learned: Mapping[str, str | None], bad: BadRows,
 ) -> dict[str, Any]:  # fmt: skip
     """What `everlearn.model.Model.evaluate` returns, without the version.
 
@@ -30,18 +30,14 @@ def scores_on(
         task: the last one that the model has learned.
         answer: gives the probabilities (n, classes) of inputs.
         data: a file, a folder, a Stream or records.
-        columns: those of a file, by role.
+        columns: those of a file, by role; `learned`: those of the run that it may lack.
         bad: records rows that cannot be used, or refuses them.
     """
     if task.goal != "classes":
         raise EverlearnError("the model ranks documents, and evaluate scores the answers of a classifier: the report "
                              "of a run and the record of an update hold the scores of a retriever")  # fmt: skip
-    needed = {role: column for role, column in columns.items() if role in ("text", "image", "label")}
-    new = _tests(read_data(data, None, needed, bad, {role: columns.get(role) for role in ("split", "id")}))
-    if new.input not in ("", task.input):
-        raise EverlearnError(
-            f"{new.source} holds {new.input}s, but the model learned {task.input}s: give {task.input}s"
-        )
+    new = _tests(read_data(data, None, columns, bad, learned))
+    new.check_input(task.input)
     known = list(task.class_names)
     others = list(dict.fromkeys(record.label for record in new.records if record.label not in known))
     names = [*known, *others]
@@ -62,7 +58,7 @@ def _tests(new: NewData) -> NewData:
     """The rows of the split test, or all where no row is of it."""
     if not new.records:
         raise DataError(f"{new.source}: no row is left that could be scored; give labelled examples")
-    tests = [record for record in new.records if record.split == "test"]
+    tests = of_split(new.records, "test")
     if len(tests) in (0, len(new.records)):
         return new
     note = f"of {len(new.records)} rows, the {len(tests)} of the split test are scored"

@@ -130,6 +130,13 @@ class NewData:
     records: list[Record]
     notes: tuple[str, ...] = ()
 
+    def check_input(self, learned: str) -> None:
+        """Raise an EverlearnError if they are of another kind than a model has learned."""
+        if self.input not in ("", learned):
+            raise EverlearnError(
+                f"{self.source} holds {self.input}s, but the model learned {learned}s: give {learned}s"
+            )
+
 
 def read_data(
     data: Any, test: str | Path | None, columns: Mapping[str, str | None], bad: BadRows,
@@ -184,10 +191,7 @@ def _task(method: Method, new: NewData, held_out: HeldOut) -> tuple[Task, list[s
         EverlearnError: the method cannot learn it.
     """
     last, known = method.task, method.task.class_names
-    if new.input not in ("", last.input):
-        raise EverlearnError(
-            f"{new.source} holds {new.input}s, but the model learned {last.input}s: give {last.input}s"
-        )
+    new.check_input(last.input)
     parts = make_splits(new.records, new.source, {"test": SHARE}, seed=method.seed, by_domain=False)
     old = {content(item) for item in held_out.test.examples().inputs}
     train = [record for record in parts["train"] if content(record.input) not in old]

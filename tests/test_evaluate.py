@@ -78,6 +78,8 @@ def test_what_cannot_be_scored_is_told_in_a_line(learned: Path, tmp_path: Path) 
         model.evaluate([])
     with pytest.raises(EverlearnError, match="tasks is not a setting of an evaluation"):
         model.evaluate(bad, tasks="3")
+    with pytest.raises(DataError, match="part"):  # a column that is asked for has to be there
+        model.evaluate(bad, skip_bad_rows=True, split_column="part")
     with pytest.raises(EverlearnError, match="holds images, but the model learned texts: give texts"):
         model.evaluate(toy_stream("image"))
 
