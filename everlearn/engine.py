@@ -99,7 +99,7 @@ class Learning:
         method.train()
         for number in range(self.step, self.steps):
             batch: Examples = batches[number]
-            self.optimizer_step.batch = batch
+            self.optimizer_step.batch, self.optimizer_step.number = batch, number
             self.loss = method.step(batch, self.optimizer_step)
             _doubt(method)
             self.step = number + 1

@@ -23,6 +23,9 @@ class OptimizerStep:
         optimizer: a class of optimizers. groups: the parameters. lr: the learning rate of groups without one.
         clip: the largest norm of the gradient, or None.
 
+    Attributes:
+        number: how many steps of the task came before this one; whoever takes the steps counts them.
+
     Raises:
         EverlearnError: the loss is NaN or infinite. Nothing is updated then.
 
@@ -42,6 +45,7 @@ class OptimizerStep:
         self.clip = clip
         self.schedule: Any = None
         self.batch: Examples | None = None
+        self.number = 0
 
     def __call__(self, loss: torch.Tensor) -> None:
         self.backward(loss)

@@ -48,16 +48,11 @@ class ERACE(ER):
     """
 
     tags = Tags(family="replay", trains="backbone")
-    done: Tensor
 
     def __init__(self, backbone: Backbone, **settings: Any) -> None:
         super().__init__(backbone, **settings)
-        self.register_buffer("done", torch.tensor(0))  # steps of the task
+        self.number = 0  # of the step
         self._coming: tuple[Memory, ...] = ()  # in a tuple: it is no state of its own
-
-    def begin_task(self, task: Task) -> None:
-        super().begin_task(task)
-        self.done.zero_()
 
     def batches(self, task: Task) -> Sequence[Examples]:
         batches = super().batches(task)
@@ -76,9 +71,8 @@ class ERACE(ER):
         return batches
 
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
-        loss = super().step(batch, optimizer_step)
-        self.done += 1
-        return loss
+        self.number = optimizer_step.number
+        return super().step(batch, optimizer_step)
 
     def new_loss(self, batch: Examples) -> Tensor:
         scores, labels = self.scores(batch.inputs), self.labels(batch)
@@ -93,7 +87,7 @@ class ERACE(ER):
         if not self._coming:
             return super().replayed(batch)
         came = self._coming[0].examples().columns["came"]
-        among = (came < int(self.done)).nonzero()[:, 0].tolist()
+        among = (came < self.number).nonzero()[:, 0].tolist()
         return self._coming[0].sample(self.replay_batch_size, alike=True, among=among)
 
     def end_task(self, task: Task) -> None:

@@ -71,7 +71,6 @@ class HAT(Routed):
     """
 
     tags = Tags(family="isolation", trains="backbone", own_weights=True, task_at_test="used")
-    done: Tensor
 
     def __init__(
         self, backbone: Backbone, *, train: str = "full", sharpest: Factor = 400.0, sparsity: Strength = 0.75,
@@ -84,7 +83,6 @@ class HAT(Routed):
         with seeded(seed):
             self.deltas = gated_parts(backbone, train, sharpest)
         self.gates = tuple(gates(self.deltas))
-        self.register_buffer("done", torch.tensor(0))  # steps of the task
 
     def add_task(self) -> None:
         for weight in gated(self.deltas):
@@ -92,7 +90,6 @@ class HAT(Routed):
         for gate in self.gates:
             gate.e.requires_grad_(True)
             gate.renew()
-        self.done.zero_()
 
     def switch(self, active: int | None) -> None:
         self.deltas.switch(active is not None)
@@ -129,7 +126,7 @@ class HAT(Routed):
 
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
         last = self.per_epoch - 1
-        position = int(self.done) % self.per_epoch / last if last else 1.0
+        position = optimizer_step.number % self.per_epoch / last if last else 1.0
         self._sharpen(1 / self.sharpest + (self.sharpest - 1 / self.sharpest) * position)
         try:
             loss = super().step(batch, optimizer_step)
@@ -137,7 +134,6 @@ class HAT(Routed):
             self._sharpen(0.0)
         for gate in self.gates:
             gate.bound()
-        self.done += 1
         return loss
 
     def _sharpen(self, sharpness: float) -> None:

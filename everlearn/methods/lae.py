@@ -62,7 +62,6 @@ class LAE(Method):
     tags = Tags(family="mixture", trains="peft")
     Optimizer = torch.optim.Adam
     masked = True
-    done: Tensor
 
     def __init__(
         self, backbone: Backbone, *, train: str = "gelu(sites=('attention',), size=5)", blocks: Count = 5,
@@ -75,11 +74,9 @@ class LAE(Method):
         with seeded(seed):
             self.deltas = insert(backbone, self.points)
         self.offline = DeltaSet()
-        self.register_buffer("done", torch.tensor(0))  # steps of the task
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        self.done.zero_()
         self.deltas.requires_grad_(True)
         if task.index > 0 and not len(self.offline):
             self.offline = insert(self.backbone, self.points).to(self.backbone.device).requires_grad_(False)
@@ -92,9 +89,8 @@ class LAE(Method):
         return batches
 
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
-        self.deltas.requires_grad_(int(self.done) >= self.alone)
+        self.deltas.requires_grad_(optimizer_step.number >= self.alone)
         loss = super().step(batch, optimizer_step)
-        self.done += 1
         ema_step(dict(self.offline.named_parameters()), dict(self.deltas.named_parameters()), self.decay)
         return loss
 

@@ -65,7 +65,6 @@ class PackNet(Routed):
     """
 
     tags = Tags(family="isolation", trains="backbone", own_weights=True, task_at_test="used")
-    done: Tensor
 
     def __init__(
         self, backbone: Backbone, *, train: str = "full", pruned: HeldOut = 0.75, epochs: Count = 20,
@@ -78,7 +77,6 @@ class PackNet(Routed):
         with seeded(seed):
             self.deltas = own_parts(backbone, train)
         own_weights(self.deltas)
-        self.register_buffer("done", torch.tensor(0))  # steps of the task
 
     def add_task(self) -> None:
         task = len(self.heads)
@@ -88,7 +86,6 @@ class PackNet(Routed):
         for weight, owned in owned_weights(self.deltas):
             weight.requires_grad_(True)
             owned.claim(task)
-        self.done.zero_()
 
     def switch(self, active: int | None) -> None:
         self.deltas.switch(active is not None)
@@ -107,8 +104,7 @@ class PackNet(Routed):
 
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
         loss = super().step(batch, optimizer_step)
-        self.done += 1
-        if int(self.done) == self.prune_at:
+        if optimizer_step.number + 1 == self.prune_at:
             for weight, owned in owned_weights(self.deltas):
                 owned.release(weight, self.pruned)
         return loss

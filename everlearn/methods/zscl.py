@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,13 +14,14 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.image_text import ImageText, as_pair
 from everlearn.errors import EverlearnError
 from everlearn.heads.zero_shot import ZeroShot
-from everlearn.losses import distillation
+from everlearn.losses import distillation, quadratic_penalty
+from everlearn.memory.before import Before
+from everlearn.merge import ema_step
 from everlearn.method import Method, Tags
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.schedules import cosine
 from everlearn.seeds import derived_seed
 from everlearn.settings import Count, Factor, Natural, Rate, Seed, Share, Strength
-from everlearn.state import Stateful
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
 
@@ -84,16 +85,20 @@ class ZSCL(Method):
     ) -> None:  # fmt: skip
         super().__init__(as_pair(backbone), epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, **settings)
         self.strength, self.temperature, self.pull = strength, temperature, pull
-        self.every, self.smoothing = every, smoothing
+        self.every, self.smoothing, self.steps = every, smoothing, 0
         self.file, self.reference_size = reference, reference_size
-        self.head, self.kept = ZeroShot(backbone.width), TaskWeights()
+        self.head = ZeroShot(backbone.width)
+        self.before, self.mean = Before(), Before()
         backbone.requires_grad_(True)
         self._first = [weight.detach().clone() for weight in backbone.parameters()] if strength else []
         self._reference: Reference | None = None
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        self.kept.begin(self.weights, anchor=self.pull > 0, mean=self.every > 0)
+        if self.pull:
+            self.before.keep(self.weights)
+        if self.every:
+            self.mean.keep(self.weights)  # the first of those that it is the mean of
 
     def batches(self, task: Task) -> Sequence[Examples]:
         if self.strength:
@@ -103,7 +108,9 @@ class ZSCL(Method):
             with self._initially():
                 seen, read = (normalize(self.backbone.encode(part)) for part in (images, sentences))
             self._reference = Reference(images, sentences, seen, read)
-        return super().batches(task)
+        batches = super().batches(task)
+        self.steps = len(batches)
+        return batches
 
     def losses(self, batch: Examples) -> Tensor:
         own = torch.tensor(self.task.classes, device=self.backbone.device)
@@ -116,21 +123,21 @@ class ZSCL(Method):
         loss = super().loss(batch)
         if self._reference is not None:
             loss = loss + self.strength * self._drift(self._reference)
-        return loss + self.pull * self.kept.distance(self.weights) if self.pull else loss
+        return loss + self.pull * quadratic_penalty(self.weights.items(), self.before.weights()) if self.pull else loss
 
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
         loss = super().step(batch, optimizer_step)
-        self.kept.steps += 1
-        if self.every and not self.kept.steps % self.every:
-            self.kept.add(self.weights)
+        done = optimizer_step.number + 1
+        if self.every and (done % self.every == 0 or done == self.steps):
+            others = -(-done // self.every)  # weights that are in the mean already
+            ema_step(self.mean.weights(), self.weights, others / (others + 1))
         return loss
 
     def end_task(self, task: Task) -> None:
         if self.every:
-            if self.kept.steps % self.every:
-                self.kept.add(self.weights)
-            self.kept.write_mean(self.weights)
-        self.kept.clear()
+            _write(self.weights.values(), self.mean.weights().values())
+        self.before.clear()
+        self.mean.clear()
         self._reference = None
         self.head.set(self.pair.class_features(task.class_names, self.backbone.infer))
 
@@ -149,9 +156,9 @@ class ZSCL(Method):
         return as_pair(self.backbone)
 
     @property
-    def weights(self) -> list[nn.Parameter]:
-        """All weights of both encoders."""
-        return list(self.backbone.parameters())
+    def weights(self) -> dict[str, nn.Parameter]:
+        """All weights of both encoders, by name."""
+        return dict(self.backbone.named_parameters())
 
     def _compare(
         self, features: Tensor, names: Sequence[str], encode: Callable[[Sequence[Input]], Tensor] | None = None
@@ -187,12 +194,13 @@ class ZSCL(Method):
     @contextmanager
     def _initially(self) -> Iterator[None]:
         """Inside the block the weights are those before the first task."""
-        now = [weight.detach().clone() for weight in self.weights]
-        _write(self.weights, self._first)
+        weights = self.weights.values()
+        now = [weight.detach().clone() for weight in weights]
+        _write(weights, self._first)
         try:
             yield
         finally:
-            _write(self.weights, now)
+            _write(weights, now)
 
 
 class Reference(NamedTuple):
@@ -204,64 +212,7 @@ class Reference(NamedTuple):
     read: Tensor
 
 
-class TaskWeights(Stateful):
-    """Weights while a task is learned: as they were before it, and the running mean of what they have been since.
-    Between tasks it holds nothing.
-
-    >>> weight, kept = [nn.Parameter(torch.tensor([0.0]))], TaskWeights()
-    >>> kept.begin(weight, anchor=True, mean=True)
-    >>> kept.add([torch.tensor([3.0])])
-    >>> kept.add([torch.tensor([6.0])])
-    >>> kept.mean, kept.distance([torch.tensor([3.0])])
-    (tensor([3.]), tensor(9.))
-    """
-
-    anchor: Tensor
-    mean: Tensor
-    steps: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("anchor", torch.empty(0))
-        self.register_buffer("mean", torch.empty(0))
-        self.register_buffer("steps", torch.tensor(0))
-        self.register_buffer("count", torch.tensor(0))  # weights in the mean
-
-    def begin(self, weights: Sequence[Tensor], *, anchor: bool, mean: bool) -> None:
-        """A task begins with these weights, which are kept as the anchor, the first of the mean, or both."""
-        self.clear()
-        flat = _flat(weights) if anchor or mean else torch.empty(0)
-        self.anchor, self.mean = flat if anchor else flat[:0], flat.clone() if mean else flat[:0]
-        self.count.fill_(int(mean))
-
-    def add(self, weights: Sequence[Tensor]) -> None:
-        """These weights enter the mean."""
-        self.count += 1
-        self.mean += (_flat(weights) - self.mean) / self.count
-
-    def distance(self, weights: Sequence[Tensor]) -> Tensor:
-        """The squared distance of the weights from those before the task, a scalar."""
-        before = self.anchor.split([weight.numel() for weight in weights])
-        return torch.stack([(weight.flatten() - old).square().sum()
-                            for weight, old in zip(weights, before, strict=True)]).sum()  # fmt: skip
-
-    def write_mean(self, weights: Sequence[Tensor]) -> None:
-        """Let these weights be the mean."""
-        _write(weights, self.mean.split([weight.numel() for weight in weights]))
-
-    def clear(self) -> None:
-        """The task is over."""
-        self.anchor, self.mean = self.anchor.new_empty(0), self.mean.new_empty(0)
-        self.steps.zero_()
-        self.count.zero_()
-
-
-def _flat(weights: Sequence[Tensor]) -> Tensor:
-    return torch.cat([weight.detach().flatten() for weight in weights])
-
-
 @torch.no_grad()
-def _write(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def _write(weights: Iterable[Tensor], values: Iterable[Tensor]) -> None:
     for weight, value in zip(weights, values, strict=True):
-        weight.copy_(value.view_as(weight))
+        weight.copy_(value)

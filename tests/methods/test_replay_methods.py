@@ -127,7 +127,7 @@ def test_er_ace_replays_of_an_online_stream_what_has_come() -> None:
     old, batches = set(method.memory.examples().ids), method.batches(stream[1].for_learning())
     came = [set(batch.ids) for batch in batches]
     for step in (0, 1, 5):
-        method.done.fill_(step)
+        method.number = step
         assert set(method.replayed(batches[step]).ids) == old.union(*came[:step])
 
 
