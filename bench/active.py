@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from everlearn import active, backbones, streams
-from everlearn.console import Progress
 from everlearn.heads.logistic import fit
+from everlearn.progress import Progress
 from everlearn.results import environment
 
 POOL = 5000

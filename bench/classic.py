@@ -31,7 +31,7 @@ from families import finished, judged_by_name, mean, points, recipe, spread
 from families import stream as stream_of
 
 from everlearn import compare, methods, streams
-from everlearn.console import ranged
+from everlearn.formats import ranged
 from everlearn.judgement import differences, judge
 from everlearn.metrics.intervals import conclusion
 from everlearn.processes import default_jobs

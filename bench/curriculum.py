@@ -25,9 +25,9 @@ from common import spread
 
 from everlearn import backbones, curriculum, streams
 from everlearn.backbones.backbone import Role
-from everlearn.console import Progress
 from everlearn.engine import learn
 from everlearn.methods.finetune import Finetune
+from everlearn.progress import Progress
 from everlearn.results import environment
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Task

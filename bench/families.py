@@ -32,7 +32,7 @@ from common import RESULTS, command, machines, store_features, tuning_gain, writ
 from everlearn import compare, methods, streams
 from everlearn.comparison import select
 from everlearn.config import build_config, find_recipe, usual_recipe
-from everlearn.console import ranged
+from everlearn.formats import ranged
 from everlearn.judgement import Judged, above_joint, differences, judge
 from everlearn.metrics.intervals import Interval, conclusion, interval
 from everlearn.processes import default_jobs

@@ -25,7 +25,7 @@ import numpy as np
 from common import command, machine, write_page
 
 from everlearn import backbones
-from everlearn.console import duration, human_bytes
+from everlearn.formats import duration, human_bytes
 from everlearn.results import environment
 from everlearn.retrieval.index import Index
 from everlearn.retrieval.stamp import Stamp

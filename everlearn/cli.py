@@ -137,7 +137,7 @@ def _show(result: Any, as_json: bool) -> int:
     if as_json:
         print(json.dumps(result.results, indent=1))
     else:
-        from everlearn.console import final_table
+        from everlearn.run_table import final_table
 
         final_table(result.results, result.directory)
     return 0

@@ -10,8 +10,9 @@ from rich.console import Group
 from rich.table import Column
 from rich.text import Text
 
-from everlearn.console import duration, human_bytes, percent, plain_table, ranged, safe, short_count, terminal
+from everlearn.console import plain_table, safe, terminal
 from everlearn.errors import near
+from everlearn.formats import duration, human_bytes, percent, ranged, short_count
 from everlearn.judgement import Judged, above_joint, differences, judge
 from everlearn.metrics.gate import NEW, OLD, Least
 from everlearn.metrics.intervals import conclusion, interval

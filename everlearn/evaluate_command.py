@@ -36,7 +36,8 @@ def _print(scores: dict[str, Any], directory: Path) -> None:
     """The accuracy, and the classes with the lowest recall."""
     from rich.table import Column
 
-    from everlearn.console import percent, plain_table, safe, terminal
+    from everlearn.console import plain_table, safe, terminal
+    from everlearn.formats import percent
     from everlearn.metrics.per_class import worst
 
     out = terminal()

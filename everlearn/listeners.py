@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from everlearn.console import Progress
 from everlearn.engine import Learning, Listener
 from everlearn.files import append_lines
+from everlearn.progress import Progress
 
 BATCH = 50  # steps whose losses are written together: asking an accelerator for each would make it wait
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.image_text import TEMPLATES
 from everlearn.backbones.lit import Pair
-from everlearn.console import Progress
 from everlearn.errors import EverlearnError
 from everlearn.heads.least_squares import solve_shifted
+from everlearn.progress import Progress
 from everlearn.seeds import seeded
 from everlearn.streams.stream import Examples
 

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everlearn.console import Progress
 from everlearn.errors import LONGEST, EverlearnError, printable
 from everlearn.files import write_whole
 from everlearn.interrupts import Interrupted
 from everlearn.locks import alone
+from everlearn.progress import Progress
 
 Results = dict[str, Any]
 

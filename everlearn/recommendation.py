@@ -63,7 +63,7 @@ def recommendation(results: Sequence[Results], least: Least = (OLD, NEW)) -> str
 
 
 def _figures(one: Judged) -> str:
-    from everlearn.console import duration, ranged
+    from everlearn.formats import duration, ranged
 
     halves = f", old {ranged(one.old)} and new {ranged(one.new)} % of joint's" if one.old and one.new else ""
     return f"final {ranged(one.final)}{halves}, {duration(one.seconds)}"

@@ -15,7 +15,6 @@ import torch
 
 from everlearn import calibration, checkpoint
 from everlearn.backbones.backbone import Backbone
-from everlearn.console import Progress
 from everlearn.engine import Learning, Listener, Training, learn, replay
 from everlearn.errors import EverlearnError, EverlearnWarning, as_word, near, one_line
 from everlearn.evaluation import Evaluation
@@ -26,6 +25,7 @@ from everlearn.interrupts import Interrupted, Stop
 from everlearn.listeners import Bar, Clock, Log
 from everlearn.method import Method
 from everlearn.presentations import FILE, Presentations
+from everlearn.progress import Progress
 from everlearn.results import Measured, Result, assemble, reset_peak_memory, rounding, write_results
 from everlearn.schemas.logs import read_log, read_presentations
 from everlearn.schemas.states import State

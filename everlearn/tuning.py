@@ -19,7 +19,6 @@ from everlearn import methods
 from everlearn.budgets import epochs_within, steps_of_an_epoch
 from everlearn.comparison import Entry, learn_each, refuse_links
 from everlearn.config import Config, build_config, check_out, usual_recipe
-from everlearn.console import Progress
 from everlearn.engine import replay
 from everlearn.errors import EverlearnError, not_named
 from everlearn.files import write_whole
@@ -27,6 +26,7 @@ from everlearn.grids import TRIALS, Line, Value, grid_of, lines_of
 from everlearn.interrupts import Interrupted
 from everlearn.locks import alone
 from everlearn.method import Method
+from everlearn.progress import Progress
 from everlearn.protocol import absolute, build_method, load_stream
 from everlearn.schemas.several import read_tuning
 from everlearn.search import Point, best_point, check_validation, import_optuna, search

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from everlearn import comparison_table, console, methods
+from everlearn import comparison_table, console, methods, progress, run_table
 from everlearn.backbones.image_text import ImageText
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.comparison import Entry, compare, learn_each, select
@@ -147,7 +147,7 @@ def test_tables_fit_100_columns(capsys, monkeypatch, tmp_path, tasks):
     long = "a_method_with_an_exceedingly_long_name_that_somebody_gave_it"
     one = result(long, tasks=tasks, warnings=["w" * 150], notes=["n " * 90], paper_compat=True)
     one["tasks"][-1]["name"] = "a domain with a long name [and brackets]"
-    console.final_table(one)
+    run_table.final_table(one)
     comparison_table.compare_table([one, result("joint"), {"method": "l2p", "error": "out of " + "memory " * 30},
                            {"method": "icarl", "skipped": "learns images only"}])  # fmt: skip
     console.cache_table([{"identity": "i" * 64, "description": "d " * 90, "examples": 10**9, "bytes": 10**13,
@@ -163,7 +163,7 @@ def test_tables_fit_100_columns(capsys, monkeypatch, tmp_path, tasks):
 
 def test_the_table_shows_scores_where_they_belong(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    console.final_table(result("ranpac", accuracy_matrix=[[0.5, None], [0.25, 0.75]], curve=[0.5, 0.6]))
+    run_table.final_table(result("ranpac", accuracy_matrix=[[0.5, None], [0.25, 0.75]], curve=[0.5, 0.6]))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["task", "1", "50.0", "50.0"] in lines and ["task", "2", "25.0", "75.0", "60.0"] in lines
 
@@ -172,18 +172,18 @@ def test_runs_of_an_earlier_version_are_shown_and_say_what_they_lack(capsys, mon
     monkeypatch.setenv("COLUMNS", "100")
     older = result("lda")
     del older["forgetting_proper"]
-    console.final_table(older)
+    run_table.final_table(older)
     assert "forgetting proper was not measured" in capsys.readouterr().out
     comparison_table.compare_table([older, result("joint")])
     shown = capsys.readouterr().out
     assert "lda: learned by an earlier version" in shown and "pass" in shown
-    console.final_table(result("lda"))
+    run_table.final_table(result("lda"))
     assert "not measured" not in capsys.readouterr().out
 
 
 def test_the_table_of_a_retriever_names_its_metric(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    console.final_table(result("finetune", metric="nDCG@10", goal="ranking"))
+    run_table.final_table(result("finetune", metric="nDCG@10", goal="ranking"))
     shown = capsys.readouterr().out
     assert "final nDCG@10" in shown and "average nDCG@10" in shown and "accuracy" not in shown
 
@@ -198,15 +198,15 @@ def test_the_table_says_who_encoded_and_who_found_all_in_the_store(capsys, monke
 
 def test_progress_off_a_terminal_is_one_line_for_each_bar_that_took_its_time(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("everlearn.console.time.monotonic", lambda: now[0])
-    with console.Progress(2, "outer") as bar:
-        with console.Progress(3, "inner [1]") as inner:
+    monkeypatch.setattr("everlearn.progress.time.monotonic", lambda: now[0])
+    with progress.Progress(2, "outer") as bar:
+        with progress.Progress(3, "inner [1]") as inner:
             inner.advance(3)
             now[0] += 2
-        with console.Progress(3, "soon done") as inner:
+        with progress.Progress(3, "soon done") as inner:
             inner.advance(3)
         bar.advance(2, "loss 0.5")
-    with console.Progress(2, "silent", enabled=False) as bar:
+    with progress.Progress(2, "silent", enabled=False) as bar:
         bar.advance()
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -217,11 +217,11 @@ def test_progress_off_a_terminal_is_one_line_for_each_bar_that_took_its_time(cap
 
 def test_progress_on_a_terminal_may_be_nested(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with pytest.raises(ValueError), console.Progress(2, "outer"), console.Progress(3, "inner") as bar:
+    with pytest.raises(ValueError), progress.Progress(2, "outer"), progress.Progress(3, "inner") as bar:
         bar.show(2)
         bar.advance(text="loss [1]")
         raise ValueError
-    assert console.Progress.active == [] and console.Progress.display is None
+    assert progress.Progress.active == [] and progress.Progress.display is None
 
 
 def test_selections():

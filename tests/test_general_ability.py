@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 
 import everlearn
 from everlearn import backbones, general_ability, methods
-from everlearn.console import final_table
 from everlearn.general_ability import GeneralAbility, leave_one_out
+from everlearn.run_table import final_table
 from everlearn.testing import toy_stream
 
 

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from everlearn import cli
-from everlearn.console import Progress, final_table
+from everlearn.progress import Progress
+from everlearn.run_table import final_table
 
 OPTIONS = ["--method", "simplecil", "--stream", "digits", "--tasks", "5", "--backbone", "tiny"]
 
@@ -31,7 +32,7 @@ def test_a_long_wait_is_not_silent(monkeypatch, capsys):
 
 def test_every_task_is_told_unless_tasks_are_quick(monkeypatch, capsys):
     now = [0.0]
-    monkeypatch.setattr("everlearn.console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("everlearn.progress.time.monotonic", lambda: now[0])
     with Progress(4, "run") as bar:
         for seconds in (10, 0.1, 10, 10):
             now[0] += seconds

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from everlearn import load, run
 from everlearn.cli import main
 from everlearn.config import build_config
-from everlearn.console import final_table
 from everlearn.errors import EverlearnError, printable
 from everlearn.interrupts import Interrupted
 from everlearn.protocol import resume
+from everlearn.run_table import final_table
 from everlearn.session import Session
 from everlearn.testing import toy_stream
 

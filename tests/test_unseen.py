@@ -6,9 +6,9 @@ import everlearn
 from everlearn import backbones, methods, streams
 from everlearn.backbones.image_text import ImageText
 from everlearn.backbones.tiny import TinyBackbone
-from everlearn.console import _zero_shot_line
 from everlearn.engine import learn
 from everlearn.report import render
+from everlearn.run_table import _zero_shot_line
 from everlearn.session import Session
 from everlearn.unseen import Unseen, summary
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from everlearn.console import Progress
 from everlearn.errors import EverlearnError
+from everlearn.progress import Progress
 from everlearn.seeds import derived_seed
 
 Weights = dict[str, Tensor]

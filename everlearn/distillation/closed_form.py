@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from everlearn.console import Progress
 from everlearn.distillation.subsets import centres, rows_by_class
+from everlearn.progress import Progress
 from everlearn.seeds import derived_seed
 
 

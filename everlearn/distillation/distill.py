@@ -12,7 +12,6 @@ from torch.nn.functional import one_hot
 
 from everlearn import __version__, streams
 from everlearn.backbones.backbone import Backbone
-from everlearn.console import Progress
 from everlearn.distillation import judge
 from everlearn.distillation.bilevel import Soft, Weights, distil, trained_on
 from everlearn.distillation.closed_form import centred, distil_features, ridge
@@ -23,6 +22,7 @@ from everlearn.distillation.soft import Learner, OnEncoder, OnHead, called, diff
 from everlearn.distillation.subsets import random_rows
 from everlearn.distillation.texts import select
 from everlearn.errors import EverlearnError
+from everlearn.progress import Progress
 from everlearn.seeds import derived_seed
 from everlearn.settings import Count, Factor, Rate, Seed, Size, check
 from everlearn.streams.stream import PARTS, Examples, Stream

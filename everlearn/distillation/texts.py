@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from everlearn.console import Progress
 from everlearn.distillation.inner import adjoint, by_weight, solve
 from everlearn.distillation.subsets import herding, rows_by_class
+from everlearn.progress import Progress
 
 STEPS, EXCHANGED_AFTER, RATE, MOST = 30, 5, 0.1, 10.0
 """Steps of Adam on the logarithms of the weights, after how many of them examples are exchanged, its learning rate,

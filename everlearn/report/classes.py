@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from everlearn.console import percent
+from everlearn.formats import percent
 from everlearn.metrics.per_class import worst
 from everlearn.report.heatmap import SHADES
 from everlearn.report.markup import Html, figure, formula, join, scroll, table, tag

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from everlearn.console import duration, human_bytes
+from everlearn.formats import duration, human_bytes
 from everlearn.report import figures
 from everlearn.report.figures import ACCENT, COLOURS, Line
 from everlearn.report.markup import Html, facts, figure, join, tag

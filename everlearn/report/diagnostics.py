@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from everlearn.console import percent
+from everlearn.formats import percent
 from everlearn.report.figures import ACCENT, columns, short
 from everlearn.report.markup import Html, facts, figure, join, table, tag
 

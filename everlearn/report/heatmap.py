@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from everlearn.console import percent
+from everlearn.formats import percent
 from everlearn.report.markup import Html, scroll, tag
 
 SHADES = 24

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from everlearn.console import percent
+from everlearn.formats import percent
 from everlearn.report.figures import ACCENT, INK, Axes, legend, short, ticks
 from everlearn.report.markup import Html, figure, join, tag
 

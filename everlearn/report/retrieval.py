@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from everlearn.console import duration, human_bytes, percent
+from everlearn.formats import duration, human_bytes, percent
 from everlearn.metrics.accuracy_matrix import mean
 from everlearn.report.markup import Html, facts, join, table, tag
 

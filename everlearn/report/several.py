@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from everlearn.console import duration, human_bytes, percent, ranged, short_count
+from everlearn.formats import duration, human_bytes, percent, ranged, short_count
 from everlearn.judgement import Judged, above_joint, beside_joint, differences, front, judge
 from everlearn.metrics.accuracy_matrix import mean
 from everlearn.metrics.gate import Least

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from everlearn.console import percent
+from everlearn.formats import percent
 from everlearn.judgement import beside_joint_command, scores_on_old_and_new
 from everlearn.metrics import FORMULAS, passes
 from everlearn.metrics.accuracy_matrix import mean

@@ -133,7 +133,7 @@ def _documents(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _added(index: Index, documents: Mapping[str, str], by: Encoder, args: argparse.Namespace) -> dict[str, Any]:
-    from everlearn.console import Progress
+    from everlearn.progress import Progress
 
     ids, done = list(documents), 0
     try:

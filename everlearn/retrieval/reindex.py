@@ -12,11 +12,11 @@ from hashlib import sha256
 from pathlib import Path
 from zlib import crc32
 
-from everlearn.console import Progress
 from everlearn.errors import DataError, EverlearnError, printable
 from everlearn.files import append_lines, read_text, rewrite_lines
 from everlearn.interrupts import Interrupted
 from everlearn.locks import alone
+from everlearn.progress import Progress
 from everlearn.retrieval.current import is_unfinished
 from everlearn.retrieval.index import MAKING, Index
 from everlearn.retrieval.stamp import Encoder, stamp_of

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from everlearn.backbones.backbone import Backbone
-from everlearn.console import Progress
 from everlearn.errors import EverlearnError
 from everlearn.metrics.retrieval import id_order, ndcg_at_k, nearest, recall_at_k
 from everlearn.metrics.significance import compare_scores
+from everlearn.progress import Progress
 from everlearn.retrieval.bridge import Bridge, fitted
 from everlearn.retrieval.checks import comparable
 from everlearn.retrieval.index import Index

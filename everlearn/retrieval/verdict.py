@@ -189,7 +189,7 @@ def describe_bill(bill: dict[str, Any]) -> str:
     >>> describe_bill({"documents": 0, "documents_per_second": None, "seconds": 0.0, "bytes": 0})
     'documents are embedded as before, so that none has to be encoded'
     """
-    from everlearn.console import duration, human_bytes
+    from everlearn.formats import duration, human_bytes
 
     if not bill["documents"]:
         return "documents are embedded as before, so that none has to be encoded"

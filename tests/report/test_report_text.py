@@ -13,12 +13,13 @@ from report_samples import results, retrieval, rich, several, with_classes
 
 from everlearn import report
 from everlearn.comparison_table import compare_table
-from everlearn.console import WIDTH, final_table
+from everlearn.console import WIDTH
 from everlearn.errors import EverlearnError
 from everlearn.judgement import beside_joint, judge
 from everlearn.metrics import FORMULAS
 from everlearn.report import figures, heatmap, markup
 from everlearn.report import several as compared
+from everlearn.run_table import final_table
 
 
 def text_of(page: str) -> str:
