@@ -12,13 +12,17 @@ from typing import Any, NoReturn
 from everlearn import (
     __version__,
     distill_command,
+    evaluate_command,
     events_command,
     label_commands,
     lit_command,
     merge_command,
     methods,
+    options,
+    predict_command,
     streams,
     tune_command,
+    version_commands,
 )
 from everlearn.config import DEFAULT_METHODS
 from everlearn.errors import EverlearnError, unknown
@@ -40,9 +44,6 @@ Update a pre-trained model with new data, keep what it could do, and prove both.
 
 SAME = {"--tasks": "--stream.tasks", "--stream": "--stream.name", "--method": "--method.name"}
 """Options that are short for a setting."""
-
-KEEP = ("how many held-out examples stay in the run folder, so that an update can measure what it changed; they are "
-        "raw texts or images (default: 2000 for tests, 2000 for calibration)")  # fmt: skip
 
 BACKBONE = ("the pre-trained encoder (default: minilm, or vit-tiny for images, but run takes that of its recipe where "
             "there is one); A+B joins the features of two")  # fmt: skip
@@ -169,6 +170,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         p.add_argument("--backbone", metavar="NAME|DIR", help=BACKBONE)
         p.add_argument("--seed", type=int, metavar="N", help="the random seed (default: 0)")
         p.add_argument("--out", metavar="DIR", help=out)
+        options.as_json(p)
 
     p = verb("run", "learn a stream with one method", add_help=False, epilog=own)
     p.add_argument("-h", "--help", action="store_true", help="show this help; --method, --stream add their settings")
@@ -184,7 +186,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
                    "none: the defaults of the method; FILE: a recipe, as `tune --write` makes it")  # fmt: skip
     p.add_argument("--save-minutes", type=float, default=5.0, metavar="M", help="save every M minutes (default: 5)")
     p.add_argument("--save-steps", type=int, metavar="N", help="also save every N steps")
-    p.add_argument("--keep", metavar="N|none", help=KEEP)
+    options.keep(p)
     p.add_argument("--validate", action="store_true", help="also compute the scores on the validation examples at the "
                    "end; compare always does, and chooses by these scores")  # fmt: skip
 
@@ -209,79 +211,29 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
 
     tune_command.add_parser(verb)
 
-    expected = (
-        "the method of the run; needed only for a method of your own, because a run folder never names code to run"
-    )
     p = verb("resume", "continue an interrupted run, with the same result")
-    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
-    p.add_argument("--method", metavar="NAME", help=expected)
+    options.run_folder(p)
+    options.own_method(p)
+    options.as_json(p)
     p = verb("report", "write the HTML report of one run, or a comparison of several runs")
     p.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="run folders, or a comparison's folder")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in DIR, or here for several DIRs")
     events_command.add_parser(verb)
-    p = verb(
-        "predict",
-        "predict with the model of a run; writes CSV with id, prediction and score (the probability of the predicted "
-        "class); rows that cannot be read come last, without a prediction",
-    )
-    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
-    p.add_argument("--input", required=True, type=Path, metavar="FILE",
-                   help="CSV, TSV, JSON Lines, Parquet, Excel, a text with one input per line, or images")  # fmt: skip
-    p.add_argument("--method", metavar="NAME", help=expected)
-    p.add_argument("--column", metavar="NAME", help="the column of the inputs, if its name is not a usual one")
-    p.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
-    p.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
-    p.add_argument("--proba", action="store_true", help="also write the probability of each class")
-    p = verb(
-        "update",
-        "teach a finished run new data as one more task: new classes, new domains or more examples of old classes; "
-        "the scores on old and new data before and after are printed, and the previous version is kept",
-    )
-    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
-    p.add_argument("--data", required=True, type=Path, metavar="FILE", help="the new examples, as `run` reads them")
-    p.add_argument("--test", type=Path, metavar="FILE",
-                   help="test examples (default: a fifth of the new examples of each class is held out)")  # fmt: skip
-    p.add_argument("--keep", metavar="N|none", help=KEEP)
-    p.add_argument("--stream.KEY", metavar="VALUE", help="text_column, image_column, label_column, split_column or "
-                   "id_column, if they differ from the run's; skip_bad_rows")  # fmt: skip
-    p.add_argument("--method", metavar="NAME", help=expected)
-    p = verb(
-        "evaluate",
-        "score the model of a run on labelled examples that it has not learned: its accuracy, each class, and how far "
-        "its probabilities can be trusted",
-    )
-    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
-    p.add_argument("--data", required=True, type=Path, metavar="FILE",
-                   help="labelled examples, as `run` reads them; where rows are of the split test, these alone are "
-                        "scored")  # fmt: skip
-    p.add_argument("--stream.KEY", metavar="VALUE", help="as for update")
-    p.add_argument("--method", metavar="NAME", help=expected)
+    predict_command.add_parser(verb)
+    evaluate_command.add_parser(verb)
+    version_commands.add_parsers(verb)
     label_commands.add_parser(verb)
-    p = verb("rollback", "return to the version before the last update; no version is removed")
-    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
-    p = verb("versions", "list the versions of a run that was updated")
-    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
     merge_command.add_parser(verb)
-    p = verb("export", "write the model for another library, where it gives equal predictions; if this is not "
-             "possible, the reason is printed")  # fmt: skip
-    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
-    p.add_argument("--to", required=True, metavar="FORMAT",
-                   help="sentence-transformers: the encoder, with trained weights and merged LoRA, as a folder; "
-                        "setfit: the same with a head of logistic regression; onnx: the classifier "
-                        "as model.onnx, with its tokenizer (extra: onnx)")  # fmt: skip
-    p.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new or empty folder")
-    p.add_argument("--method", metavar="NAME", help=expected)
     index_commands.add_parsers(verb, made)
     migrate_commands.add_parser(verb)
     distill_command.add_parser(verb)
     lit_command.add_parser(verb)
     p = verb("list", "list the available methods, streams and backbones")
     p.add_argument("kind", nargs="?", choices=("methods", "streams", "backbones"))
+    options.as_json(p)
     p = verb("cache", "show or clear the stored features of frozen backbones")
     p.add_argument(
         "--clear", nargs="?", const="all", metavar="IDENTITY", help="remove the features of all backbones, or of one"
     )
-    for name in ("run", "compare", "resume", "predict", "list", "cache", "update", "evaluate", "rollback", "versions",
-                 "export"):  # fmt: skip
-        made[name].add_argument("--json", action="store_true", help="write only JSON to standard output")
+    options.as_json(p)
     return parser, made

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from everlearn import options
 from everlearn.errors import printable
 
 ABOUT = (
@@ -52,7 +53,7 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
                    "(default: the words themselves)")  # fmt: skip
     p.add_argument("--seed", type=int, metavar="N", help="the random seed (default: 0)")
     p.add_argument("--out", required=True, type=Path, metavar="FILE", help="a new file, in safetensors")
-    p.add_argument("--json", action="store_true", help="write only JSON to standard output")
+    options.as_json(p)
 
 
 SETTINGS = ("kind", "per_class", "until", "labels", "documents", "length", "train", "steps", "rate", "inner_steps",

@@ -6,15 +6,30 @@ import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from everlearn import options
 from everlearn.config import run_folder
 from everlearn.errors import near, printable
 from everlearn.version_commands import settings_of
 
 SHOWN = 10
 """Classes with wrong answers that are printed."""
+
+
+def add_parser(verb: Callable[[str, str], Any]) -> None:
+    """Add `evaluate` to the command line."""
+    p = verb("evaluate", "score the model of a run on labelled examples that it has not learned: its accuracy, each "
+             "class, and how far its probabilities can be trusted")  # fmt: skip
+    options.run_folder(p)
+    p.add_argument("--data", required=True, type=Path, metavar="FILE",
+                   help="labelled examples, as `run` reads them; where rows are of the split test, these alone are "
+                        "scored")  # fmt: skip
+    p.add_argument("--stream.KEY", metavar="VALUE", help="as for update")
+    options.own_method(p)
+    options.as_json(p)
 
 
 def run_evaluate(args: argparse.Namespace) -> int:

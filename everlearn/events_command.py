@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everlearn import options
 from everlearn.config import check_file, run_folder
 from everlearn.errors import EverlearnError, printable
 
@@ -29,7 +30,7 @@ def add_parser(verb: Any) -> None:
         "list the training examples that were forgotten while their own task was trained, or never learned, "
         "and those whose label may be wrong; the run must have a method that trains",
     )
-    p.add_argument("directory", metavar="DIR", type=Path, help="the run folder")
+    options.run_folder(p)
     p.add_argument(
         "--top", type=int, default=10, metavar="N", help="examples that are shown of each kind (default: 10)"
     )

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from everlearn import options
 from everlearn.config import check_file, run_folder
 from everlearn.errors import EverlearnError, as_word, printable
 from everlearn.settings import Count, Seed, checked
@@ -47,8 +48,8 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
                    "labelled examples of each class is held out)")  # fmt: skip
     p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used")
     p.add_argument("--overwrite", action="store_true", help="replace the file of --out if it exists")
-    p.add_argument("--method", metavar="NAME", help="the method of the run, if it is one of your own")
-    p.add_argument("--json", action="store_true", help="write only JSON to standard output")
+    options.own_method(p)
+    options.as_json(p)
 
 
 def _label(args: argparse.Namespace) -> int:

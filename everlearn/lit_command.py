@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from everlearn import options
 from everlearn.errors import EverlearnError, as_word, printable
 
 ABOUT = (
@@ -39,7 +40,7 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
     p.add_argument("--lr", type=float, metavar="R", help="the learning rate (default: 0.001)")
     p.add_argument("--seed", type=int, metavar="N", help="the random seed (default: 0)")
     p.add_argument("--out", required=True, type=Path, metavar="FILE", help="a new file that ends in .safetensors")
-    p.add_argument("--json", action="store_true", help="write only JSON to standard output")
+    options.as_json(p)
 
 
 SETTINGS = ("epochs", "batch_size", "lr", "seed")

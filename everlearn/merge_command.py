@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from everlearn import options
 from everlearn.errors import EverlearnError, as_word, printable
 
 ABOUT = (
@@ -43,8 +44,8 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
     p.add_argument("--data", type=Path, metavar="FILE",
                    help="interpolate: labelled examples of the data that the first run learned, but no test "
                         "examples")  # fmt: skip
-    p.add_argument("--method", metavar="NAME", help="the method that the runs hold; needed for a method of your own")
-    p.add_argument("--json", action="store_true", help="write only JSON to standard output")
+    options.own_method(p)
+    options.as_json(p)
 
 
 def _merge(args: argparse.Namespace) -> int:

@@ -8,14 +8,32 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from everlearn import options
 from everlearn.config import check_file, run_folder
 from everlearn.errors import EverlearnError, printable
 from everlearn.files import write_whole
 
 MOST_TOLD = 20
 """Rows without an answer whose reasons are printed."""
+
+
+def add_parser(verb: Callable[[str, str], Any]) -> None:
+    """Add `predict` to the command line."""
+    p = verb("predict", "predict with the model of a run; writes CSV with id, prediction and score (the probability of "
+             "the predicted class); rows that cannot be read come last, without a prediction")  # fmt: skip
+    options.run_folder(p)
+    p.add_argument("--input", required=True, type=Path, metavar="FILE",
+                   help="CSV, TSV, JSON Lines, Parquet, Excel, a text with one input per line, or images")  # fmt: skip
+    p.add_argument("--column", metavar="NAME", help="the column of the inputs, if its name is not a usual one")
+    p.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
+    p.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    p.add_argument("--proba", action="store_true", help="also write the probability of each class")
+    options.own_method(p)
+    options.as_json(p)
 
 
 def run_predict(args: argparse.Namespace) -> int:

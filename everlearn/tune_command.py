@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everlearn import options
 from everlearn.config import check_file, collections, default_out, read_config
 from everlearn.errors import EverlearnError, as_word, printable
 from everlearn.files import write_whole
@@ -50,7 +51,7 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
     p.add_argument("--out", metavar="DIR", help="the folder of the trials; give the same folder again to continue")
     p.add_argument("--write", type=Path, metavar="RECIPE.yaml", help="write the chosen settings as a recipe; its first "
                    "lines are the commands that run it and that chose it")  # fmt: skip
-    p.add_argument("--json", action="store_true", help="write only JSON to standard output")
+    options.as_json(p)
 
 
 def _tune(args: argparse.Namespace) -> int:

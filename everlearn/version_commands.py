@@ -7,14 +7,47 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from everlearn import streams
+from everlearn import options, streams
 from everlearn.config import check_arguments, run_folder
 from everlearn.errors import EverlearnError, as_word, printable, unknown
 
 SETTINGS = ("text_column", "image_column", "label_column", "split_column", "id_column", "skip_bad_rows")
 """The settings of a stream that update and evaluate take; listed here too, so that help is fast."""
+
+
+def add_parsers(verb: Callable[[str, str], Any]) -> None:
+    """Add the four commands to the command line."""
+    p = verb("update", "teach a finished run new data as one more task: new classes, new domains or more examples of "
+             "old classes; the scores on old and new data before and after are printed, and the previous version is "
+             "kept")  # fmt: skip
+    options.run_folder(p)
+    p.add_argument("--data", required=True, type=Path, metavar="FILE", help="the new examples, as `run` reads them")
+    p.add_argument("--test", type=Path, metavar="FILE",
+                   help="test examples (default: a fifth of the new examples of each class is held out)")  # fmt: skip
+    p.add_argument("--stream.KEY", metavar="VALUE", help="text_column, image_column, label_column, split_column or "
+                   "id_column, if they differ from the run's; skip_bad_rows")  # fmt: skip
+    options.keep(p)
+    options.own_method(p)
+    options.as_json(p)
+    p = verb("rollback", "return to the version before the last update; no version is removed")
+    options.run_folder(p)
+    options.as_json(p)
+    p = verb("versions", "list the versions of a run that was updated")
+    options.run_folder(p)
+    options.as_json(p)
+    p = verb("export", "write the model for another library, where it gives equal predictions; if this is not "
+             "possible, the reason is printed")  # fmt: skip
+    options.run_folder(p)
+    p.add_argument("--to", required=True, metavar="FORMAT",
+                   help="sentence-transformers: the encoder, with trained weights and merged LoRA, as a folder; "
+                        "setfit: the same with a head of logistic regression; onnx: the classifier "
+                        "as model.onnx, with its tokenizer (extra: onnx)")  # fmt: skip
+    p.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new or empty folder")
+    options.own_method(p)
+    options.as_json(p)
 
 
 def to_keep(given: str | None) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everlearn import options
 from everlearn.errors import EverlearnError, as_word, printable, unknown
 from everlearn.interrupts import Interrupted
 from everlearn.retrieval import migrate_commands
@@ -52,7 +53,7 @@ def add_parsers(verb: Callable[[str, str], Any], made: dict[str, Any]) -> None:
     for name, text in ACTIONS.items():
         p = made[f"index {name}"] = actions.add_parser(name, help=text, description=text)
         p.add_argument("folder", metavar="FOLDER", type=Path, help="the index")
-        p.add_argument("--json", action="store_true", help="write only JSON to standard output")
+        options.as_json(p)
     for name in ("create", "add"):
         p = made[f"index {name}"]
         p.add_argument("--documents", required=True, metavar="FILE",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from everlearn import options
 from everlearn.settings import Count, checked
 
 MODEL = "the other encoder: a run's folder, or a backbone's name or folder"
@@ -35,7 +36,7 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
                    help="the score above which you show a document; it is translated to the new encoder")  # fmt: skip
     p.add_argument("--apply", action="store_true", help="do what the verdict recommends")
     p.add_argument("--reindex", action="store_true", help="re-index with every verdict except to roll back")
-    p.add_argument("--json", action="store_true", help="write only JSON to standard output")
+    options.as_json(p)
 
 
 def add_options(p: Any) -> None:
