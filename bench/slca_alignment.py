@@ -1,5 +1,5 @@
-"""SLCA's classifier alignment over a whole run, with two ways to draw samples: one factorisation per class and one
-batched product per epoch, or one torch MultivariateNormal per class and epoch.
+"""SLCA's classifier alignment over a whole run, with two ways to draw samples: the kept factors and one batched product
+per epoch, or one torch MultivariateNormal per class and epoch.
 
     python bench/slca_alignment.py [--tasks 10] [--classes 10] [--width 768] [--epochs 5] [--samples 256]
                                    [--threads 2] [--repeats 5]
@@ -34,8 +34,8 @@ class OneAClass(GaussianReplay):
     """Gaussians that build a new distribution for every class in every epoch; the rest is the same."""
 
     def drawn(self, samples: int, *, times: int, shrink: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        means = (self.means if shrink is None else self.means * shrink[:, None]).float()
-        covariances = self.covariances().float()
+        means = self.means if shrink is None else self.means * shrink[:, None]
+        covariances = self.covariances()
         covariances.diagonal(dim1=1, dim2=2).add_(JITTER)
         labels = torch.arange(len(means)).repeat_interleave(samples)
         for _ in range(times):

@@ -6,22 +6,31 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from everlearn.heads.gaussians import Gaussians
-from everlearn.state import grown
+from everlearn.errors import EverlearnError
+from everlearn.state import Stateful, check_saved, grown
 
 BLOCK = 256  # columns of the features drawn together
 JITTER = 1e-4  # added to every variance
 
 
-class GaussianReplay(Gaussians):
+class GaussianReplay(Stateful):
     """One Gaussian per class, from which features are drawn.
 
-    The Cholesky factors of the covariances stay in memory, 4 `width`² bytes per class, and are not saved. A factor
-    is computed again only if its class has new examples.
+    Of a class are kept the count n of its examples, their mean, and a triangular factor R with RᵀR = Σ (f - mean)(f -
+    mean)ᵀ. R has as many rows as the class has examples, and never more than `width`: few examples span few
+    directions, and what they say about the covariance needs no more. With z ~ N(0, I), mean + Rᵀz / √(n - 1) has
+    the mean and the covariance of the class.
+
+    Size: 4 `width` (min(n, `width`) + 1) + 16 bytes per class; the covariance would take 4 `width`² or more.
 
     Args:
         width: length of a feature vector.
+
+    Attributes:
+        counts: (classes,) examples of each class. means: (classes, width). sizes: (classes,) rows of each factor.
+        rows: (sum of the sizes, width) the factors, one class below the other.
 
     >>> memory = GaussianReplay(2)
     >>> memory.grow(1)
@@ -30,27 +39,58 @@ class GaussianReplay(Gaussians):
     [(torch.Size([4, 2]), [0])]
     """
 
-    factors: Tensor
-    factored: Tensor
+    counts: Tensor
+    means: Tensor
+    sizes: Tensor
+    rows: Tensor
 
     def __init__(self, width: int) -> None:
-        super().__init__(width)
-        self.register_buffer("factors", torch.zeros(0, width, width), persistent=False)
-        self.register_buffer("factored", torch.zeros(0, dtype=torch.long), persistent=False)  # of how many examples
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("means", torch.zeros(0, width))
+        self.register_buffer("sizes", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("rows", torch.zeros(0, width))
+
+    def grow(self, classes: int) -> None:
+        """Have this many classes; new ones have no examples."""
+        for name in ("counts", "means", "sizes"):
+            setattr(self, name, grown(getattr(self, name), classes))
 
     @torch.no_grad()
-    def factor(self) -> None:
-        """Compute the Cholesky factors of the covariances that have changed."""
-        self.factors, self.factored = grown(self.factors, self.classes), grown(self.factored, self.classes)
-        changed = (self.factored != self.counts).nonzero()[:, 0]
-        covariances = self.covariances(changed)
-        covariances.diagonal(dim1=1, dim2=2).add_(JITTER)
-        factors, failed = torch.linalg.cholesky_ex(covariances.float())
-        if failed.any():  # nearly singular: float32 has lost what float64 still has
-            factors[failed > 0] = torch.linalg.cholesky(covariances[failed > 0]).float()
-        self.factors[changed] = factors
-        self.factored = self.counts.clone()
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Have the Gaussians be those of all examples so far, with these (n, width) features of (n,) labels.
 
+        Raises:
+            EverlearnError: a feature is not finite. Nothing is added then.
+        """
+        if not torch.isfinite(features).all():
+            raise EverlearnError("a feature is not finite: the backbone or its input is broken; nothing was added")
+        factors, means = list(self.factors()), self.means.clone()
+        for k in labels.unique().tolist():
+            new, old, known = features[labels == k].double(), self.means[k].double(), int(self.counts[k])
+            total, mean = known + len(new), new.mean(0)
+            between = (mean - old) * (known * len(new) / total) ** 0.5  # that of the two means around the one of all
+            means[k] = old + (mean - old) * (len(new) / total)
+            parts = [factors[k].double(), new - mean, *([between[None]] if known else [])]
+            factors[k] = torch.linalg.qr(torch.cat(parts), mode="r").R.to(self.rows)
+        self.counts += torch.bincount(labels, minlength=len(self.counts)).to(self.counts)
+        self.means, self.rows = means, torch.cat([self.rows[:0], *factors])
+        self.sizes = self.sizes.new_tensor([len(factor) for factor in factors])
+
+    def factors(self) -> tuple[Tensor, ...]:
+        """R of each class, (size, width) upper triangular."""
+        return self.rows.split(self.sizes.tolist())
+
+    def covariances(self) -> Tensor:
+        """(classes, width, width), unbiased. Zeros for a class that has not two examples."""
+        return torch.stack([factor.mT @ factor for factor in self.scaled()])
+
+    def scaled(self) -> list[Tensor]:
+        """R / √(n - 1) of each class: by its transpose, standard normal numbers become those of the class."""
+        freedom = (self.counts - 1).clamp_min(1).sqrt()
+        return [factor / divisor for factor, divisor in zip(self.factors(), freedom, strict=True)]
+
+    @torch.no_grad()
     def drawn(self, samples: int, *, times: int, shrink: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw `samples` features of every class that has examples, with their labels, `times` times. Each draw
         overwrites the one before.
@@ -58,17 +98,29 @@ class GaussianReplay(Gaussians):
         Args:
             shrink: (classes,) factors of the means; 1 by default.
         """
-        self.factor()
         present = self.counts.nonzero()[:, 0]
-        means = (self.means if shrink is None else self.means * shrink[:, None]).float()[present]
-        factors = self.factors if len(present) == len(self.factors) else self.factors[present]
+        means = (self.means if shrink is None else self.means * shrink[:, None])[present, None]
+        scaled = self.scaled()
+        factors = pad_sequence([scaled[k] for k in present.tolist()], batch_first=True)  # type: ignore[no-untyped-call]
         labels = present.repeat_interleave(samples)
-        noise = means.new_empty(len(present), samples, means.shape[1])
-        features = torch.empty_like(noise)
+        features = means.new_empty(len(present), samples, means.shape[2])
+        noise = means.new_empty(len(present), samples, factors.shape[1])
         for _ in range(times):
             noise.normal_()
-            for start in range(0, means.shape[1], BLOCK):
-                end = start + BLOCK  # beyond it these rows of the factors are zero: a third of the work is saved
-                rows = factors[:, start:end, :end]
-                torch.baddbmm(means[:, None, start:end], noise[:, :, :end], rows.mT, out=features[:, :, start:end])
+            features.normal_().mul_(JITTER**0.5).add_(means)
+            for start in range(0, means.shape[2], BLOCK):
+                end = (
+                    start + BLOCK
+                )  # rows of the factors beyond it are zero here: a third of the work is saved
+                features[:, :, start:end].baddbmm_(noise[:, :, :end], factors[:, :end, start:end])
             yield features.flatten(0, 1), labels
+
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """As every module, with one mean and one factor for each class that replaying has grown it to."""
+        super().check_saved(saved)
+        for name in {"counts", "means", "sizes"} & saved.keys():
+            check_saved(name, saved[name], self._buffers[name])
+        if {"sizes", "rows"} <= saved.keys():
+            if (saved["sizes"] < 0).any() or int(saved["sizes"].sum()) != len(saved["rows"]):
+                raise EverlearnError("the checkpoint is damaged: the factors of its Gaussians do not fit their sizes")
+            check_saved("rows", saved["rows"], self.rows, (len(saved["rows"]), self.rows.shape[1]))

@@ -85,7 +85,7 @@ class SLCA(Method):
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        self.memory.grow(task.class_names)
+        self.memory.grow(len(task.class_names))
         self.last_task = grown(self.last_task, len(task.class_names))
         self.last_task[list(task.classes)] = task.index
 

@@ -117,5 +117,8 @@ def test_more_tasks_of_the_same_classes_store_nothing_more(input: str) -> None:
     method, sizes = built(train="lora"), []
     for task in toy_stream(input, kind="domain-incremental", tasks=4):
         learn(method, task)
-        sizes.append(sum(t.numel() * t.element_size() for t in method_state(method).values()))
+        state = {name: t.numel() * t.element_size() for name, t in method_state(method).items()}
+        rows = state.pop("memory.rows")  # of the Gaussians: as many as the examples, and at most the width of features
+        assert rows == 4 * method.backbone.width * int(method.memory.counts.clamp(max=method.backbone.width).sum())
+        sizes.append(sum(state.values()))
     assert len(set(sizes)) == 1

@@ -198,27 +198,6 @@ def test_slca_draws_features_with_the_moments_it_keeps(monkeypatch) -> None:
     assert ((rows.mean(0) - mean) / deviation).abs().max() > 5 / 20000**0.5
 
 
-def test_slca_factors_each_class_once_and_again_only_with_new_examples(monkeypatch) -> None:
-    factored = []
-    whole = torch.linalg.cholesky_ex
-    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda a: (factored.append(len(a)), whole(a))[1])
-    stream = toy_stream()
-    method = learn("slca", stream, epochs=1, samples=8)
-    assert factored == [2, 2, 2]  # three tasks of two classes
-    memory, old = method.memory, method.memory.factors.clone()
-    twin = learn("slca", stream, epochs=1, samples=8)
-    twin.load_state_dict(method.state_dict())
-    twin.memory.factored.zero_()  # as a run that goes on: not saved, so made again
-    factored.clear()
-    twin.memory.factor()
-    assert factored == [6] and torch.equal(twin.memory.factors, old)
-    memory.add(torch.randn(3, method.backbone.width), torch.tensor([1, 1, 1]))
-    factored.clear()
-    memory.factor()
-    changed = (memory.factors != old).flatten(1).any(1)
-    assert factored == [1] and changed.tolist() == [False, True, False, False, False, False]
-
-
 def test_slca_alignment_loss_normalises_scores_task_by_task() -> None:
     stream = toy_stream()
     method = learn("slca", stream, epochs=1)
