@@ -79,6 +79,9 @@ class Encoder(Protocol):
     @property
     def active(self) -> Sequence[Any]: ...
 
+    @property
+    def is_frozen(self) -> bool: ...
+
     def identity(self) -> str: ...
 
     def doubt(self) -> None: ...
@@ -97,6 +100,8 @@ class FeatureStore:
     Attributes:
         encoded: number of examples that this process has encoded through the store.
         served: number of examples whose features were already in the store.
+        seconds: that encoding took. pretrained_seconds: those of them that pre-trained encoders took, which any other
+            method would have needed too.
         on_progress: called with (done, total) while examples are encoded.
 
     Raises:
@@ -115,7 +120,7 @@ class FeatureStore:
         self.root = Path(root) if root else cache_root()
         self.limit = size_limit() if limit is None else limit
         self.encoded = self.served = 0
-        self.seconds = 0.0
+        self.seconds = self.pretrained_seconds = 0.0
         self.on_progress: Callable[[int, int], None] | None = None
         self._shelves: dict[str, Shelf] = {}
         self._bytes: int | None = None  # of the whole store, as this process knows it
@@ -175,7 +180,10 @@ class FeatureStore:
             if self.on_progress:
                 self.on_progress(done, missing_total)
         if done:
-            self.seconds += time.perf_counter() - started
+            spent = time.perf_counter() - started
+            self.seconds += spent
+            if backbone.is_frozen and not backbone.active:
+                self.pretrained_seconds += spent
             self._evict(4 * done * backbone.width)
         return done
 

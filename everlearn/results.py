@@ -46,6 +46,7 @@ class Measured:
         trainable: the most parameters that received gradient in a task.
         passes: examples that went through an encoder; an example counts once for each pass.
         encoded, served, encode_seconds: examples that the feature store had encoded, and had; the seconds of the first.
+        pretrained_seconds: those of them that pre-trained encoders took.
         warned: the warnings that a reader of the results must see.
     """
 
@@ -61,6 +62,7 @@ class Measured:
     encoded: int = 0
     served: int = 0
     encode_seconds: float = 0.0
+    pretrained_seconds: float = 0.0
     warned: list[str] = field(default_factory=list)
 
 
@@ -145,7 +147,8 @@ def assemble(
         "trainable_parameters": measured.trainable, "stored_bytes": sum(stored.values()), "stored": dict(stored),
         "stored_bytes_per_task": [row.get("stored_bytes") for row in rows],
         "answer_per_task": [row.get("answer") for row in rows],
-        "seconds": {"total": sum(seconds.values()), **seconds, "encode": measured.encode_seconds},
+        "seconds": {"total": sum(seconds.values()), **seconds, "encode": measured.encode_seconds,
+                    "encode_pretrained": measured.pretrained_seconds},
         "seconds_per_task": measured.seconds,
         "peak_rss_bytes": peak_memory(),
         "examples_encoded": measured.encoded, "examples_served": measured.served,

@@ -299,7 +299,7 @@ def _work_of_encoders() -> dict[str, float]:
     """What encoders have done in this process, by the names that `Measured` has for it."""
     store = default_store()
     return {"passes": Backbone.passed, "encoded": store.encoded, "served": store.served,
-            "encode_seconds": store.seconds}  # fmt: skip
+            "encode_seconds": store.seconds, "pretrained_seconds": store.pretrained_seconds}  # fmt: skip
 
 
 def load_saved(folder: Path, name: str) -> checkpoint.Checkpoint:

@@ -24,9 +24,11 @@ from filelock import FileLock
 from everlearn import backbones, checkpoint, load, methods, run, streams
 from everlearn.engine import learn
 from everlearn.errors import ContractError, EverlearnError
+from everlearn.features import FeatureStore, using_store
 from everlearn.interrupts import Interrupted
 from everlearn.methods.coda_prompt import quarter_cosine
 from everlearn.methods.slca import last_tenth
+from everlearn.metrics import own_seconds
 from everlearn.protocol import resume
 from everlearn.results import TIMINGS, Result
 from everlearn.retrieval.verdict import Verdict
@@ -107,7 +109,16 @@ def test_a_run_leaves_its_folder_and_gives_the_fields_of_results_json(tmp_path):
     assert (result.examples_encoded, result.trainable_parameters) == (300, 0)
     assert set(result.stored) == {"head", "held-out examples"} and result.stored["head"] == 10 * 32 * 8 + 10 * 8
     assert result.stored_bytes == sum(result.stored.values())
-    assert set(result.seconds) == {"total", "begin", "train", "end", "evaluate", "calibrate", "encode"}
+    assert set(result.seconds) == {
+        "total",
+        "begin",
+        "train",
+        "end",
+        "evaluate",
+        "calibrate",
+        "encode",
+        "encode_pretrained",
+    }
     assert [line["score"] for line in lines(tmp_path / "run")] == result.curve
     assert (result.input, result.goal) == ("image", "classes")
     with pytest.raises(AttributeError, match="a result has no field 'acuracy'"):
@@ -309,6 +320,17 @@ def test_a_resumed_run_counts_the_time_and_the_work_before_it(monkeypatch, tmp_p
     result = resume(folder)
     assert result.seconds_per_task[0]["train"] > saved["seconds"][0]["train"]
     assert result.examples_encoded == saved["encoded"] and result.seconds["encode"] == saved["encode_seconds"]
+
+
+def test_seconds_of_the_pretrained_encoder_are_told_apart_from_those_of_a_changed_one(tmp_path):
+    """The first are those that another method would need too; adapters that aper trains change every feature."""
+    times = {}
+    for method in ("simplecil", "aper"):
+        with using_store(FeatureStore(tmp_path / method)):
+            times[method] = run(method, DIGITS, backbone="tiny").seconds
+    assert times["simplecil"]["encode"] == times["simplecil"]["encode_pretrained"] > 0
+    assert times["aper"]["encode"] > times["aper"]["encode_pretrained"] > 0
+    assert own_seconds({"seconds": times["simplecil"]}) == times["simplecil"]["total"] - times["simplecil"]["encode"]
 
 
 def test_a_run_killed_twice_resumes_to_the_same_bits(monkeypatch, tmp_path, reference):

@@ -109,9 +109,7 @@ class GaussianReplay(Stateful):
             noise.normal_()
             features.normal_().mul_(JITTER**0.5).add_(means)
             for start in range(0, means.shape[2], BLOCK):
-                end = (
-                    start + BLOCK
-                )  # rows of the factors beyond it are zero here: a third of the work is saved
+                end = start + BLOCK  # rows of the factors beyond it are zero here: a third of the work is saved
                 features[:, :, start:end].baddbmm_(noise[:, :, :end], factors[:, :end, start:end])
             yield features.flatten(0, 1), labels
 

@@ -50,6 +50,7 @@ class MeasuredSoFar(TypedDict):
     encoded: NotRequired[Count]
     served: NotRequired[Count]
     encode_seconds: NotRequired[Seconds]
+    pretrained_seconds: NotRequired[Seconds]
     warned: list[str]
 
 
