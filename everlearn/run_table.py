@@ -159,9 +159,8 @@ def _worst_classes(results: Results) -> Text | None:
 
 def _costs(results: Results) -> Table:
     seconds, environment = results["seconds"], results["environment"]
-    phases = ", ".join(
-        f"{name} {duration(s)}" for name, s in seconds.items() if name != "total" and not name.startswith("encode")
-    )
+    sums = ("total", "encode", "encode_pretrained")  # over phases
+    phases = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items() if name not in sums)
     stored = ", ".join(f"{name} {human_bytes(size)}" for name, size in results["stored"].items() if size)
     threads = environment.get("threads", "?")
     cpu = f"{environment.get('cpu', 'CPU')}, {threads} thread{'' if threads == 1 else 's'}"
