@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from everlearn import backbones, features, streams
-from everlearn.backbones.backbone import has_bfloat16
+from everlearn.backbones.precision import has_bfloat16
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.errors import DataError, EverlearnError
 from everlearn.features import FeatureStore, cache_info, clear_cache

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from everlearn.backbones.attention import PlainAttention
-from everlearn.backbones.digests import Digests, digest
+from everlearn.backbones.digests import Digests
+from everlearn.backbones.identity import plain_state
 from everlearn.batches import of_similar_length
 from everlearn.errors import EverlearnError
 from everlearn.features import ONE_AT_A_TIME, default_store
@@ -367,7 +368,7 @@ class Backbone(nn.Module):
     def identity(self) -> str:
         """A hash of all that determines a feature: weights, active deltas, preprocessing, pooling, precision."""
         deltas = [
-            (delta.site_name, type(delta).__name__, self.digests(delta, f"delta {number} "), _plain_state(delta))
+            (delta.site_name, type(delta).__name__, self.digests(delta, f"delta {number} "), plain_state(delta))
             for number, delta in enumerate(self.attached)
             if delta.is_active
         ]
@@ -400,45 +401,3 @@ def outputs(blocks: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _plain_state(delta: Delta) -> dict[str, Any]:
-    """What determines the output of a delta besides its parameters, such as a scale or the tokens given to it."""
-    return {
-        f"{path}.{name}": _plain(value)
-        for path, module in delta.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, bool | int | float | str | tuple | torch.Tensor) and name not in ("training", "_input")
-    }
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON, a tensor as its digest; nothing for what is neither."""
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, torch.Tensor):
-        return digest(value)
-    return value if isinstance(value, bool | int | float | str) else None
-
-
-def config_hash(config: Any) -> str:
-    """A hash of a transformers configuration: with other heads or activations, equal weights give other features."""
-    leave_out = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
-    told = {key: value for key, value in config.to_dict().items() if key not in leave_out}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def has_bfloat16(device: torch.device | str = "cpu") -> bool:
-    """Whether the hardware supports bfloat16 matrix products natively."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return bool(supported and supported()) and "bf16" in _cpu_flags()
-
-
-def _cpu_flags() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next((line for line in file if line.startswith("flags")), "")
-    except OSError:  # not Linux: no such file, and no claim of native bfloat16
-        return ""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from everlearn.backbones.backbone import Backbone, Block, has_bfloat16
+from everlearn.backbones.backbone import Backbone, Block
+from everlearn.backbones.precision import has_bfloat16
 from everlearn.errors import EverlearnError, one_line
 from everlearn.peft.delta import Site
 

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from everlearn.backbones.backbone import Backbone, Hidden, config_hash
+from everlearn.backbones.backbone import Backbone, Hidden
 from everlearn.backbones.discover import Discovered
 from everlearn.backbones.folder import ModelFolder
+from everlearn.backbones.identity import config_hash
 from everlearn.backbones.sentences import Dense
 from everlearn.backbones.text import TextBackbone, vocabulary_hash
 from everlearn.backbones.two_towers import TwoTowers

@@ -21,7 +21,8 @@ from typing import Any, cast
 import torch
 from typing_extensions import TypedDict
 
-from everlearn.backbones.backbone import Backbone, has_bfloat16
+from everlearn.backbones.backbone import Backbone
+from everlearn.backbones.precision import has_bfloat16
 from everlearn.errors import EverlearnError, printable
 from everlearn.features import cache_root
 from everlearn.files import read_bytes, sha256_of, write_whole

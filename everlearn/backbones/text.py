@@ -16,9 +16,10 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from everlearn.backbones import sentences
-from everlearn.backbones.backbone import Hidden, Role, config_hash
+from everlearn.backbones.backbone import Hidden, Role
 from everlearn.backbones.discover import Discovered
 from everlearn.backbones.folder import MODULES, ModelFolder, no_panic
+from everlearn.backbones.identity import config_hash
 from everlearn.errors import EverlearnError
 from everlearn.features import ONE_AT_A_TIME
 from everlearn.peft.delta import Site

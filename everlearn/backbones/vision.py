@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from everlearn.backbones.backbone import Hidden, config_hash
+from everlearn.backbones.backbone import Hidden
 from everlearn.backbones.discover import Discovered
 from everlearn.backbones.folder import ModelFolder, unreadable
+from everlearn.backbones.identity import config_hash
 from everlearn.backbones.tensors import in_float32, read_tensors, same_shapes
 from everlearn.errors import DataError, EverlearnError, one_line, printable
 from everlearn.peft.delta import Site

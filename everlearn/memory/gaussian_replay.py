@@ -86,7 +86,7 @@ class GaussianReplay(Stateful):
         return torch.stack([factor.mT @ factor for factor in self.scaled()])
 
     def scaled(self) -> list[Tensor]:
-        """R / √(n - 1) of each class: by its transpose, standard normal numbers become those of the class."""
+        """R / √(n - 1) of each class, (size, width): by its transpose, standard normal numbers become those of the class."""
         freedom = (self.counts - 1).clamp_min(1).sqrt()
         return [factor / divisor for factor, divisor in zip(self.factors(), freedom, strict=True)]
 
@@ -114,7 +114,11 @@ class GaussianReplay(Stateful):
             yield features.flatten(0, 1), labels
 
     def check_saved(self, saved: dict[str, Tensor]) -> None:
-        """As every module, with one mean and one factor for each class that replaying has grown it to."""
+        """As every module, with one mean and one factor for each class that replaying has grown it to.
+
+        Raises:
+            EverlearnError: they do not fit each other or the classes.
+        """
         super().check_saved(saved)
         for name in {"counts", "means", "sizes"} & saved.keys():
             check_saved(name, saved[name], self._buffers[name])

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from everlearn import backbones
-from everlearn.backbones.backbone import Backbone, digest
+from everlearn.backbones.backbone import Backbone
+from everlearn.backbones.digests import digest
 from everlearn.config import arguments
 from everlearn.engine import learn
 from everlearn.errors import ContractError, EverlearnError

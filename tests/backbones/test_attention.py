@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from everlearn.backbones.attention import PlainAttention
-from everlearn.backbones.backbone import has_bfloat16
+from everlearn.backbones.precision import has_bfloat16
 from everlearn.peft.prefix import Prefix
 
 
