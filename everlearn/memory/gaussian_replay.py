@@ -86,7 +86,7 @@ class GaussianReplay(Stateful):
         return torch.stack([factor.mT @ factor for factor in self.scaled()])
 
     def scaled(self) -> list[Tensor]:
-        """R / √(n - 1) of each class, (size, width): by its transpose, standard normal numbers become those of the class."""
+        """R / √(n - 1) of each class, (size, width): its transpose makes features of the class of normal numbers."""
         freedom = (self.counts - 1).clamp_min(1).sqrt()
         return [factor / divisor for factor, divisor in zip(self.factors(), freedom, strict=True)]
 
