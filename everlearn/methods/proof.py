@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, dropout, linear, normalize
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.image_text import as_pair
@@ -42,7 +42,8 @@ class PROOF(Method):
     Departures: the texts and prototypes of an image are not averaged over its batch, and the projections of old texts
     are frozen like those of old images (`paper_compat` asks for both as released). The scale of the contrastive loss
     stays that of the pair. Features have length 1 when they are projected, and projected ones when they are compared
-    (in the released code neither holds for the images that are asked about).
+    (in the released code neither holds for the images that are asked about). The attention among texts, prototypes and
+    prompts is computed once for all images of a batch, so dropout leaves out the same part of it for all of them.
 
     Args:
         backbone: a pair of an image encoder and a text encoder, frozen.
@@ -200,12 +201,41 @@ class Fusion(nn.Module):
         Returns:
             The images (n, width), and the texts and the prototypes as each image sees them, (n, classes, width).
         """
-        shared = torch.cat([texts, prototypes, self.context]).expand(len(images), -1, -1)
-        tokens = torch.cat([images[:, None], shared], dim=1)
-        mixed = self.attention(tokens, tokens, tokens, need_weights=False)[0]
-        tokens = self.norm(tokens + self.dropout(mixed))
-        classes = len(texts)
-        return tokens[:, 0], tokens[:, 1 : 1 + classes], tokens[:, 1 + classes : 1 + classes + len(prototypes)]
+        classes = torch.cat([texts, prototypes])
+        of_images, of_classes = self.attended(images, classes)
+        images = self.norm(images + self.dropout(of_images))
+        seen = self.norm(classes + self.dropout(of_classes))
+        return images, seen[:, : len(texts)], seen[:, len(texts) :]
+
+    def attended(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """What the self-attention over an image, all texts and prototypes, and the prompts gives for each of n images.
+
+        The sequences differ in their image alone. So what the other tokens take from each other is computed once for
+        all images; an image changes only the share that it has itself.
+
+        Args:
+            images: (n, width). classes: (m, width) texts and prototypes.
+
+        Returns:
+            For the images (n, width), and for the texts and prototypes of each image (n, m, width).
+        """
+        n, m, layer = len(images), len(classes), self.attention
+        tokens = torch.cat([images, classes, self.context])
+        queries, keys, values = linear(tokens, layer.in_proj_weight, layer.in_proj_bias).chunk(3, dim=1)
+        queries = queries / self.width**0.5
+
+        def dropped(shares: Tensor) -> Tensor:
+            return dropout(shares, layer.dropout, self.training)
+
+        own = (queries[:n] * keys[:n]).sum(1, keepdim=True)
+        shares = dropped(torch.cat([own, queries[:n] @ keys[n:].T], dim=1).softmax(1))
+        of_images = shares[:, :1] * values[:n] + shares[:, 1:] @ values[n:]
+        among = queries[n : n + m] @ keys[n:].T
+        of_others = linear(dropped(among.softmax(1)) @ values[n:], layer.out_proj.weight)
+        share = (keys[:n] @ queries[n : n + m].T - among.logsumexp(1)).sigmoid()  # (n, m), of its image
+        of_image = linear(values[:n], layer.out_proj.weight)[:, None]
+        of_classes = (1 - share)[..., None] * of_others + dropped(share)[..., None] * of_image
+        return layer.out_proj(of_images), of_classes + layer.out_proj.bias
 
 
 def _means(head: Prototype) -> Tensor:
