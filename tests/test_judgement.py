@@ -107,6 +107,20 @@ def test_seeds_of_streams_with_other_settings_are_not_taken_together() -> None:
     assert [len(one.runs) for one in judge([*seeds, fewer])] == [2, 1]
 
 
+def test_the_better_of_two_joints_is_the_bar() -> None:
+    def run(method: str, seed: int, last: float, lr: float = 0.1) -> dict:
+        return {"method": method, "seed": seed, "fingerprint": str(seed), "final_accuracy": last,
+                "accuracy_matrix": [[last, None], [last, last]], "tasks": [{"test": 5}, {"test": 5}],
+                "seconds": {"total": 1.0, "encode": 0.0}, "config": {"method": {"name": method, "lr": lr}}}  # fmt: skip
+
+    good = [run("joint", seed, 0.9) for seed in (0, 1)]
+    bad = [run("joint", 0, 0.3, lr=1.0), run("joint", 1, 0.95, lr=1.0)]  # better once, and worse on average
+    runs = [run("lda", seed, 0.45) for seed in (0, 1)]
+    for results in ([*runs, *good, *bad], [*bad, *good, *runs]):
+        lda = next(one for one in judge(results) if one.method == "lda")
+        assert lda.old is not None and lda.old.mean == pytest.approx(0.5)
+
+
 def test_a_stream_of_rankings_has_no_order_of_classes_to_vary() -> None:
     assert varied({"name": "domains4"}, 1) == {"name": "domains4", "split_seed": 1}
 
