@@ -17,9 +17,9 @@ from typing import Any
 
 from everlearn import methods
 from everlearn.budgets import epochs_within, steps_of_an_epoch
-from everlearn.comparison import Entry, learn_each, refuse_links
 from everlearn.config import Config, build_config, check_out, usual_recipe
 from everlearn.engine import replay
+from everlearn.entries import Entry, learn_each, refuse_links
 from everlearn.errors import EverlearnError, not_named
 from everlearn.files import write_whole
 from everlearn.grids import TRIALS, Line, Value, grid_of, lines_of

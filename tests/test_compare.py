@@ -18,7 +18,8 @@ import pytest
 from everlearn import comparison_table, console, methods, progress, run_table
 from everlearn.backbones.image_text import ImageText
 from everlearn.backbones.tiny import TinyBackbone
-from everlearn.comparison import Entry, compare, learn_each, select
+from everlearn.comparison import compare, select
+from everlearn.entries import Entry, learn_each
 from everlearn.errors import EverlearnError
 from everlearn.interrupts import Interrupted
 from everlearn.locks import alone
@@ -363,7 +364,7 @@ def test_compare_waits_for_a_process_that_still_learns_in_the_folder_of_a_run(tm
     assert "curve" in compare("simplecil", SMALL, backbone="tiny", out=tmp_path / "out", progress=True)[0]
     other.join()
     assert "simplecil: waiting until another process" in capsys.readouterr().err
-    monkeypatch.setattr("everlearn.comparison.PATIENCE", 0.1)
+    monkeypatch.setattr("everlearn.entries.PATIENCE", 0.1)
     with alone(folder), pytest.raises(EverlearnError, match=r"another process is learning in .*simplecil: wait until"):
         compare("simplecil", SMALL, backbone="tiny", out=tmp_path / "out")
 
@@ -379,7 +380,7 @@ def test_a_run_in_which_another_process_learns_is_not_a_failed_one(tmp_path, mon
         locks.append(alone(out / "finetune"))
         return known(entry, *rest)
 
-    monkeypatch.setattr("everlearn.comparison._known", then_somebody_resumes)
+    monkeypatch.setattr("everlearn.entries._known", then_somebody_resumes)
     with pytest.raises(EverlearnError, match=r"another process is learning in .*finetune: wait until"):
         compare("finetune", SMALL, backbone="tiny", out=out, jobs=jobs)
     assert "results" not in json.loads((out / "compare.json").read_text())
