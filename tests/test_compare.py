@@ -357,7 +357,7 @@ def test_compare_waits_for_a_process_that_still_learns_in_the_folder_of_a_run(tm
             awaited.set()
         return alone(*arguments, patience=patience)
 
-    monkeypatch.setattr("everlearn.comparison.alone", patient)
+    monkeypatch.setattr("everlearn.entries.alone", patient)
     other = threading.Thread(target=learn)
     other.start()
     begun.wait()
@@ -372,7 +372,7 @@ def test_compare_waits_for_a_process_that_still_learns_in_the_folder_of_a_run(tm
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_in_which_another_process_learns_is_not_a_failed_one(tmp_path, monkeypatch, jobs):
     """Somebody resumes one of the runs by hand, while they are compared."""
-    out, known = tmp_path / "out", importlib.import_module("everlearn.comparison")._known
+    out, known = tmp_path / "out", importlib.import_module("everlearn.entries")._known
     (out / "finetune").mkdir(parents=True)
     locks = []
 
