@@ -94,7 +94,7 @@ def ask(
         budget: how many.
         labelled: files with examples that have labels; these are not asked for again, and count as known.
         strategy: one of `everlearn.active`; by default the one that did best on validation examples.
-        column: the column of the inputs, where its name is not a usual one.
+        column: the column of the inputs, in `data` and in the labelled files, where its name is not a usual one.
         seed: of what is drawn.
 
     Raises:
@@ -123,13 +123,14 @@ def ask(
     inputs, ids = read_inputs(data, **{f"{reads}_column": column}, learned=learned, bad=bad)  # type: ignore[arg-type]
     if inputs and kind(inputs[0]) not in backbone.reads:
         raise EverlearnError(f"{data} holds {kind(inputs[0])}s, which {backbone.name} does not read")
-    known = [record.input for file in labelled for record in read(file, columns=learned, bad=bad)]
+    named = {**learned, **({reads: column} if column else {})}
+    known = [record.input for file in labelled for record in read(file, columns=named, bad=bad)]
     seen = dict.fromkeys(map(content, known), -1)
     left = [row for row, item in enumerate(inputs) if seen.setdefault(content(item), row) == row]  # a copy is one row
     if not left:
         raise EverlearnError(f"{data} has no example left that is not labelled yet: give others")
     pool: list[Input] = [inputs[row] for row in left]
-    named = [_shown(item, Path(out)) for item in pool]  # before anything is encoded: not every image can be shown
+    cells = [_shown(item, Path(out)) for item in pool]  # before anything is encoded: not every image can be shown
     with _encoding(progress):
         features = _features(model or backbone, [*pool, *known])
         probabilities = None if model is None else torch.from_numpy(model.predict_proba(pool))
@@ -142,7 +143,7 @@ def ask(
         best = probabilities.max(1)
         guesses = [(model.class_names[k], f"{p:.6g}") for k, p in zip(best.indices.tolist(), best.values.tolist(),
                                                                       strict=True)]  # fmt: skip
-    _write(Path(out), kind(pool[0]), [(ids[left[row]], named[row], *guesses[row], "") for row in order])
+    _write(Path(out), kind(pool[0]), [(ids[left[row]], cells[row], *guesses[row], "") for row in order])
     expected = None if probabilities is None else active.expected_accuracy(probabilities)
     return Asked(len(order), len(pool), strategy, expected, agreements, bad.notes())
 

@@ -145,6 +145,38 @@ def test_labels_that_cannot_be_are_one_line_with_the_row(
         labelling.ask(everlearn.backbones.load("tiny"), unlabelled, out, 5, labelled=[everything])
 
 
+def test_columns_are_named_once_for_every_file(
+    pool: list[tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"message": text, "intent": name} for text, name in pool]
+    data, tests, labelled = (write(tmp_path / f"{name}.csv", part) for name, part in
+                             (("data", rows[::2]), ("tests", rows[1::4]), ("labelled", rows[3::4])))  # fmt: skip
+    stream = {"name": str(data), "tasks": 1, "text_column": "message", "label_column": "intent"}
+    run({"name": "simplecil"}, stream, backbone="tiny", out=tmp_path / "run")
+    ask = ["label", str(tmp_path / "run"), "--data", str(labelled), "--budget", "4", "--out", str(tmp_path / "ask.csv")]
+    assert main(ask) == 0
+    fill(tmp_path / "ask.csv", pool)
+    learn = ["label", str(tmp_path / "run"), "--read", str(tmp_path / "ask.csv"), "--json"]
+    capsys.readouterr()
+    assert main([*learn, "--test", str(tests)]) == 0
+    assert json.loads(capsys.readouterr().out)["held_out"] == len(rows[1::4])
+    rows_with_labels = [{"message": row["message"], "label": row["intent"]} for row in rows[:5]]
+    asked = labelling.ask(backbones.load("tiny"), data, tmp_path / "first.csv", 2, column="message",
+                          labelled=[write(tmp_path / "given.csv", rows_with_labels)])  # fmt: skip
+    assert asked.pool == len(rows[::2]) - 3
+
+
+@pytest.mark.parametrize("option", [["--test", "there is no such file.csv"], ["--new-classes"]])
+def test_options_that_would_do_nothing_are_refused(
+    option: list[str], unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out.csv"), *option]
+    for argv in (["label", "--backbone", "tiny", "--data", str(unlabelled), *out],
+                 ["label", "--read", str(unlabelled), *out]):  # fmt: skip
+        assert main(argv) == 2
+        assert f"{option[0]} is for labels that a run learns: give DIR and --read FILE" in capsys.readouterr().err
+
+
 def test_texts_that_a_spreadsheet_would_compute_come_back_as_they_were(tmp_path: Path) -> None:
     texts = ["=1+1", "=1+1", "'=1+1", "-5", "'tis tea", 'a "quoted"; cell', "two\nlines", "@home"]
     data, out = write(tmp_path / "pool.csv", [{"text": text} for text in texts]), tmp_path / "out.csv"
