@@ -167,7 +167,7 @@ def typical(features: Tensor, labelled: Tensor, budget: int, seed: int = 0) -> T
     if not len(rows):
         return rows
     count = min(len(labelled) + budget, CLUSTERS, len(every.unique(dim=0)))
-    means = KMeans(count, n_init=1, max_iter=20, random_state=seed)
+    means = KMeans(count, n_init=1, max_iter=20, random_state=seed % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # rows that hardly differ fill fewer clusters
         cluster = torch.from_numpy(means.fit_predict(every.numpy())).long()

@@ -232,6 +232,13 @@ def test_every_strategy_gives_each_row_once_and_the_same_again(strategy: active.
     assert not len(active.choose(5, features[:0], probabilities[:0], None, strategy=strategy))
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_takes_every_seed(strategy: active.Strategy) -> None:
+    torch.manual_seed(0)
+    features, probabilities = torch.randn(30, 8), torch.rand(30, 3).softmax(1)
+    assert len(active.choose(5, features, probabilities, strategy=strategy, seed=2**63 - 1)) == 5
+
+
 def test_strategies_choose_what_they_say() -> None:
     draw = torch.Generator().manual_seed(1)
     centres = torch.nn.functional.normalize(torch.randn(6, 16, generator=draw), dim=1)
