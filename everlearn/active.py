@@ -155,6 +155,10 @@ def typical(features: Tensor, labelled: Tensor, budget: int, seed: int = 0) -> T
     The rows and what is labelled are cut into as many clusters as there will be labels (k-means). Typical is what is
     near to its 20 nearest neighbours in the cluster. A cluster may have a second turn when all others had one.
 
+    Departures: as in the released code distances are squared, so on rows of length 1 the order is that of the mean
+    cosine. A row counts among its own 20 neighbours. In a cluster of fewer rows all are neighbours, and in the released
+    code half of them, which also leaves clusters of up to five rows out.
+
     >>> rows = torch.eye(2)[[0, 0, 0, 1, 1]]
     >>> typical(rows, rows[:0], 2).tolist()
     [0, 3]

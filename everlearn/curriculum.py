@@ -71,7 +71,8 @@ class Curriculum(Stateful):
     from all; "hard first" from the hard ones, then from the hard and medium ones, then from all; "mixed" equally often
     from each band that has examples, all the time. Until the bands are told anew or a third begins, no example is drawn
     more than REPEATS times, so that a band of few is not learned by heart: where a third has too few examples, the next
-    band joins it, and in a mix the others take more. The number of steps, and of examples in a step, is the same in every order.
+    band joins it, and in a mix the others take more. The number of steps, and of examples in a step, is the same in
+    every order.
 
     Where the goal is ranking, the queries stay shuffled, and the bands are those of their negatives
     (`everlearn.retrieval.negatives.near`): easy is the rest of the batch, which is always there; medium and hard

@@ -131,18 +131,18 @@ def ask(
         raise EverlearnError(f"{data} has no example left that is not labelled yet: give others")
     pool: list[Input] = [inputs[row] for row in left]
     cells = [_shown(item, Path(out)) for item in pool]  # before anything is encoded: not every image can be shown
+    probabilities, agreements, guesses = None, tuple[float, ...](), [("", "")] * len(pool)
     with _encoding(progress):
         features = _features(model or backbone, [*pool, *known])
-        probabilities = None if model is None else torch.from_numpy(model.predict_proba(pool))
-        agreements = () if model is None else _agreements(model, pool)
+        if model is not None:
+            probabilities = torch.from_numpy(model.predict_proba(pool))
+            best = probabilities.max(1)
+            names = [model.class_names[k] for k in best.indices.tolist()]
+            guesses = [(name, f"{p:.6g}") for name, p in zip(names, best.values.tolist(), strict=True)]
+            agreements = _agreements(model, pool, names)
     strategy = strategy or active.default(model is not None, max(len(known), _learned(model)))
     order = active.choose(budget, features[: len(pool)], probabilities, features[len(pool) :], strategy=strategy,
                           seed=seed).tolist()  # fmt: skip
-    guesses = [("", "")] * len(pool)
-    if model is not None and probabilities is not None:
-        best = probabilities.max(1)
-        guesses = [(model.class_names[k], f"{p:.6g}") for k, p in zip(best.indices.tolist(), best.values.tolist(),
-                                                                      strict=True)]  # fmt: skip
     _write(Path(out), kind(pool[0]), [(ids[left[row]], cells[row], *guesses[row], "") for row in order])
     expected = None if probabilities is None else active.expected_accuracy(probabilities)
     return Asked(len(order), len(pool), strategy, expected, agreements, bad.notes())
@@ -243,15 +243,15 @@ def _features(source: Model | Backbone, inputs: Sequence[Input]) -> Tensor:
     return torch.from_numpy(source.embed(inputs))
 
 
-def _agreements(model: Model, pool: Sequence[Input]) -> tuple[float, ...]:
-    """Of the last four versions of the model's folder, each with the one before."""
+def _agreements(model: Model, pool: Sequence[Input], guesses: Sequence[str]) -> tuple[float, ...]:
+    """Of the last four versions of the model's folder, each with the one before; the guesses are the model's own."""
     if model.directory is None or model.version == 1:
         return ()
     numbers = [1, *(version.version for version in chain(model.directory, model.version))][-4:]
     cls = type(model.method)
     earlier = [load(model.directory, method=cls, version=number) for number in numbers[:-1]]
-    guesses = [one.predict(pool) for one in (*earlier, model)]
-    return tuple(active.agreement(before, after) for before, after in pairwise(guesses))
+    of_each = [*(one.predict(pool) for one in earlier), guesses]
+    return tuple(active.agreement(before, after) for before, after in pairwise(of_each))
 
 
 @contextmanager

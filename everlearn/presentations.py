@@ -92,8 +92,8 @@ def histories(folder: str | Path) -> list[History]:
     """
     file = Path(folder) / FILE
     if not file.exists():
-        raise EverlearnError(f"{file} is not there: the run trains nothing, or trains on pairs alone (setfit), or is of "
-                             "an older version of everlearn; learn a new run with a method such as lora")  # fmt: skip
+        raise EverlearnError(f"{file} is not there: the run trains nothing, or trains on pairs (setfit), or is of an "
+                             "older version of everlearn; learn a new run with a method such as lora")  # fmt: skip
     right: dict[str, list[bool]] = defaultdict(list)
     labels: dict[str, int] = {}
     wrong: dict[str, Counter[int]] = defaultdict(Counter)

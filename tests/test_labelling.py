@@ -12,10 +12,12 @@ import torch
 
 import everlearn
 from everlearn import active, backbones, labelling
+from everlearn.backbones.backbone import Backbone
 from everlearn.cli import main
 from everlearn.errors import DataError, EverlearnError
 from everlearn.protocol import run
-from everlearn.streams.records import BadRows
+from everlearn.streams import from_rows
+from everlearn.streams.records import BadRows, Record
 from everlearn.testing.toy import toy_stream
 
 
@@ -87,7 +89,21 @@ def test_from_no_label_at_all_to_a_model_that_asks_learns_and_says_when_to_stop(
     model = everlearn.load(folder)
     texts = [text for text, _ in pool]
     expected = active.agreement(*(everlearn.load(folder, version=number).predict(texts) for number in (1, 2)))
-    assert labelling._agreements(model, texts)[0] == expected and model.version == 3
+    assert labelling._agreements(model, texts, model.predict(texts))[0] == expected and model.version == 3
+
+
+def test_a_model_reads_what_is_unlabelled_twice_and_earlier_versions_once(
+    pool: list[tuple[str, str]], unlabelled: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    stream = from_rows(*zip(*pool[:32], strict=True), tasks=1)
+    run({"name": "lora", "epochs": 1}, stream, backbone="tiny", out=tmp_path / "run")
+    everlearn.load(tmp_path / "run").update([Record(*row) for row in pool[32:48]])
+    model, read, infer = everlearn.load(tmp_path / "run"), [], Backbone.infer
+    monkeypatch.setattr(
+        Backbone, "infer", lambda self, inputs, *rest: read.append(inputs) or infer(self, inputs, *rest)
+    )
+    assert labelling.ask(model, unlabelled, tmp_path / "ask.csv", 4).agreements
+    assert len(read) == 3, "features, probabilities, and the guesses of the version before"
 
 
 def test_labels_that_cannot_be_are_one_line_with_the_row(
