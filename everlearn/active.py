@@ -64,10 +64,7 @@ def choose(
     [1, 2]
     """
     strategy = strategy or default(probabilities is not None, 0 if labelled is None else len(labelled))
-    if strategy not in (*BY_FEATURES, *BY_MODEL):
-        raise unknown("strategy", strategy, [*BY_FEATURES, *BY_MODEL])
-    if budget < 1:
-        raise EverlearnError(f"a budget of {budget} labels chooses nothing: give at least 1")
+    check(strategy, budget, has_model=probabilities is not None)
     features = normalize(features.float(), dim=1)
     covered = features[:0] if labelled is None else normalize(labelled.float(), dim=1)
     if strategy == "random":
@@ -78,9 +75,7 @@ def choose(
         return typical(features, covered, budget, seed)
     if strategy == "facility":
         return facility(features, covered, budget, seed)
-    if probabilities is None:
-        raise EverlearnError(f"the strategy {strategy} asks a model, and there is none yet: give one of "
-                             + ", ".join(BY_FEATURES))  # fmt: skip
+    assert probabilities is not None
     if strategy == "margin":
         return margin(probabilities, budget)
     if strategy == "entropy":
@@ -88,6 +83,20 @@ def choose(
     if strategy == "badge":
         return badge(features, probabilities, budget, seed)
     return fass(features, probabilities, budget)
+
+
+def check(strategy: Strategy, budget: int, *, has_model: bool) -> None:
+    """Raise an EverlearnError if nothing can be chosen so, before anything is computed.
+
+    >>> check("k-center", 5, has_model=False)
+    """
+    if strategy not in (*BY_FEATURES, *BY_MODEL):
+        raise unknown("strategy", strategy, [*BY_FEATURES, *BY_MODEL])
+    if budget < 1:
+        raise EverlearnError(f"a budget of {budget} labels chooses nothing: give at least 1")
+    if strategy in BY_MODEL and not has_model:
+        raise EverlearnError(f"the strategy {strategy} asks a model, and there is none yet: give one of "
+                             + ", ".join(BY_FEATURES))  # fmt: skip
 
 
 def default(has_model: bool, labelled: int) -> Strategy:

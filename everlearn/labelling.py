@@ -131,6 +131,8 @@ def ask(
         raise EverlearnError(f"{data} has no example left that is not labelled yet: give others")
     pool: list[Input] = [inputs[row] for row in left]
     cells = [_shown(item, Path(out)) for item in pool]  # before anything is encoded: not every image can be shown
+    strategy = strategy or active.default(model is not None, max(len(known), _learned(model)))
+    active.check(strategy, budget, has_model=model is not None)
     probabilities, agreements, guesses = None, tuple[float, ...](), [("", "")] * len(pool)
     with _encoding(progress):
         features = _features(model or backbone, [*pool, *known])
@@ -140,7 +142,6 @@ def ask(
             names = [model.class_names[k] for k in best.indices.tolist()]
             guesses = [(name, f"{p:.6g}") for name, p in zip(names, best.values.tolist(), strict=True)]
             agreements = _agreements(model, pool, names)
-    strategy = strategy or active.default(model is not None, max(len(known), _learned(model)))
     order = active.choose(budget, features[: len(pool)], probabilities, features[len(pool) :], strategy=strategy,
                           seed=seed).tolist()  # fmt: skip
     _write(Path(out), kind(pool[0]), [(ids[left[row]], cells[row], *guesses[row], "") for row in order])

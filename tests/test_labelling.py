@@ -218,6 +218,16 @@ def test_images_are_named_from_the_folder_of_the_table(tmp_path: Path) -> None:
     assert all(Path(record.input).is_file() for record in labelling.read(out))
 
 
+@pytest.mark.parametrize(("options", "cause"), [({"budget": 2, "strategy": "badge"}, "asks a model"),
+                                                ({"budget": 0}, "chooses nothing")])  # fmt: skip
+def test_what_cannot_be_chosen_is_refused_before_anything_is_encoded(
+    options: dict[str, Any], cause: str, unlabelled: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(Backbone, "encode", lambda *given: pytest.fail("encoded"))
+    with pytest.raises(EverlearnError, match=cause):
+        labelling.ask(backbones.load("tiny"), unlabelled, tmp_path / "ask.csv", **options)
+
+
 def test_images_in_no_files_are_refused_before_they_are_encoded(tmp_path: Path, monkeypatch: Any) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     image = pytest.importorskip("PIL.Image")
