@@ -64,10 +64,7 @@ def choose(
     [1, 2]
     """
     strategy = strategy or default(probabilities is not None, 0 if labelled is None else len(labelled))
-    if strategy not in (*BY_FEATURES, *BY_MODEL):
-        raise unknown("strategy", strategy, [*BY_FEATURES, *BY_MODEL])
-    if budget < 1:
-        raise EverlearnError(f"a budget of {budget} labels chooses nothing: give at least 1")
+    check(strategy, budget, has_model=probabilities is not None)
     features = normalize(features.float(), dim=1)
     covered = features[:0] if labelled is None else normalize(labelled.float(), dim=1)
     if strategy == "random":
@@ -78,9 +75,7 @@ def choose(
         return typical(features, covered, budget, seed)
     if strategy == "facility":
         return facility(features, covered, budget, seed)
-    if probabilities is None:
-        raise EverlearnError(f"the strategy {strategy} asks a model, and there is none yet: give one of "
-                             + ", ".join(BY_FEATURES))  # fmt: skip
+    assert probabilities is not None
     if strategy == "margin":
         return margin(probabilities, budget)
     if strategy == "entropy":
@@ -88,6 +83,20 @@ def choose(
     if strategy == "badge":
         return badge(features, probabilities, budget, seed)
     return fass(features, probabilities, budget)
+
+
+def check(strategy: Strategy, budget: int, *, has_model: bool) -> None:
+    """Raise an EverlearnError if nothing can be chosen so, before anything is computed.
+
+    >>> check("k-center", 5, has_model=False)
+    """
+    if strategy not in (*BY_FEATURES, *BY_MODEL):
+        raise unknown("strategy", strategy, [*BY_FEATURES, *BY_MODEL])
+    if budget < 1:
+        raise EverlearnError(f"a budget of {budget} labels chooses nothing: give at least 1")
+    if strategy in BY_MODEL and not has_model:
+        raise EverlearnError(f"the strategy {strategy} asks a model, and there is none yet: give one of "
+                             + ", ".join(BY_FEATURES))  # fmt: skip
 
 
 def default(has_model: bool, labelled: int) -> Strategy:
@@ -155,6 +164,10 @@ def typical(features: Tensor, labelled: Tensor, budget: int, seed: int = 0) -> T
     The rows and what is labelled are cut into as many clusters as there will be labels (k-means). Typical is what is
     near to its 20 nearest neighbours in the cluster. A cluster may have a second turn when all others had one.
 
+    Departures: as in the released code distances are squared, so on rows of length 1 the order is that of the mean
+    cosine. A row counts among its own 20 neighbours. In a cluster of fewer rows all are neighbours, and in the released
+    code half of them, which also leaves clusters of up to five rows out.
+
     >>> rows = torch.eye(2)[[0, 0, 0, 1, 1]]
     >>> typical(rows, rows[:0], 2).tolist()
     [0, 3]
@@ -167,7 +180,7 @@ def typical(features: Tensor, labelled: Tensor, budget: int, seed: int = 0) -> T
     if not len(rows):
         return rows
     count = min(len(labelled) + budget, CLUSTERS, len(every.unique(dim=0)))
-    means = KMeans(count, n_init=1, max_iter=20, random_state=seed)
+    means = KMeans(count, n_init=1, max_iter=20, random_state=seed % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # rows that hardly differ fill fewer clusters
         cluster = torch.from_numpy(means.fit_predict(every.numpy())).long()

@@ -31,7 +31,8 @@ CONFIDENT = 0.5
 DOUBTFUL = 0.1
 """τm: from this probability of a wrong class on, a right answer is not easy."""
 REPEATS = 4
-"""An example is drawn at most so many times before the bands are told anew, if there are enough examples in all."""
+"""An example is drawn at most so many times before the bands are told anew or a third begins, if there are enough
+examples in all."""
 RANKS = {EASY: slice(0), MEDIUM: slice(5, 30), HARD: slice(5)}
 """Where the goal is ranking: places among the documents that are nearest to a query, without likely answers."""
 
@@ -68,9 +69,10 @@ class Curriculum(Stateful):
 
     The steps are cut into thirds. "easy first" draws from the easy examples, then from the easy and medium ones, then
     from all; "hard first" from the hard ones, then from the hard and medium ones, then from all; "mixed" equally often
-    from each band that has examples, all the time. Until the bands are told anew, no example is drawn more than REPEATS
-    times, so that a band of few is not learned by heart: where a third has too few examples, the next band joins it,
-    and in a mix the others take more. The number of steps, and of examples in a step, is the same in every order.
+    from each band that has examples, all the time. Until the bands are told anew or a third begins, no example is drawn
+    more than REPEATS times, so that a band of few is not learned by heart: where a third has too few examples, the next
+    band joins it, and in a mix the others take more. The number of steps, and of examples in a step, is the same in
+    every order.
 
     Where the goal is ranking, the queries stay shuffled, and the bands are those of their negatives
     (`everlearn.retrieval.negatives.near`): easy is the rest of the batch, which is always there; medium and hard

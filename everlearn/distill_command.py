@@ -38,7 +38,8 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
     p.add_argument(
         "--per-class", type=int, metavar="N", help="examples of each class, or pairs of each domain (default: 10)"
     )
-    p.add_argument("--labels", choices=("fixed", "learned"), help="learn the labels too (features and soft)")
+    p.add_argument("--labels", choices=("fixed", "learned"), help="learn the labels too (features and soft); er and "
+                   "logistic, which train on a set beside new data, take the class instead")  # fmt: skip
     p.add_argument("--documents", choices=("soft", "real"), help="soft pairs: learn the documents too (default: soft)")
     p.add_argument("--length", type=int, metavar="N", help="soft: tokens of a sequence (default: 8)")
     p.add_argument("--train", metavar="PART", help="soft: what is trained on the set: head (default), full, or an "

@@ -27,8 +27,8 @@ def add_parser(verb: Any) -> None:
     """Add the command to the command line."""
     p = verb(
         "events",
-        "list the training examples that were forgotten while their own task was trained, or never learned, "
-        "and those whose label may be wrong; the run must have a method that trains",
+        "list the training examples that were forgotten while they were trained on (those of a memory in later tasks "
+        "too), or never learned, and those whose label may be wrong; the run must have a method that trains",
     )
     options.run_folder(p)
     p.add_argument(

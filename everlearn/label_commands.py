@@ -57,6 +57,11 @@ def _label(args: argparse.Namespace) -> int:
         raise EverlearnError("give --data FILE to choose what to label, or --read FILE to read labels back")
     if args.directory:
         run_folder(args.directory)
+    if not (args.directory and args.read):
+        for option, given in (("--test", args.test), ("--new-classes", args.new_classes)):
+            if given:
+                raise EverlearnError(f"{option} is for labels that a run learns: give DIR and --read FILE, or leave it "
+                                     "out")  # fmt: skip
     _check_out(args)
     return _read(args) if args.read else _ask(args)
 
@@ -119,7 +124,7 @@ def _read(args: argparse.Namespace) -> int:
             loaded = model.load(args.directory, method=args.method)
             known = None if args.new_classes else loaded.class_names
             records = labelling.read(args.read, known=known, bad=bad)
-            tests = labelling.read(args.test, bad=bad) if args.test else []
+            tests = labelling.read(args.test, columns=loaded.columns, bad=bad) if args.test else []
             tests = [replace(record, id=f"test {record.id}", split="test") for record in tests]
             version = loaded.update([*records, *tests], progress=True)
     notes = list(bad.notes())

@@ -94,7 +94,7 @@ def ask(
         budget: how many.
         labelled: files with examples that have labels; these are not asked for again, and count as known.
         strategy: one of `everlearn.active`; by default the one that did best on validation examples.
-        column: the column of the inputs, where its name is not a usual one.
+        column: the column of the inputs, in `data` and in the labelled files, where its name is not a usual one.
         seed: of what is drawn.
 
     Raises:
@@ -123,26 +123,28 @@ def ask(
     inputs, ids = read_inputs(data, **{f"{reads}_column": column}, learned=learned, bad=bad)  # type: ignore[arg-type]
     if inputs and kind(inputs[0]) not in backbone.reads:
         raise EverlearnError(f"{data} holds {kind(inputs[0])}s, which {backbone.name} does not read")
-    known = [record.input for file in labelled for record in read(file, columns=learned, bad=bad)]
+    named = {**learned, **({reads: column} if column else {})}
+    known = [record.input for file in labelled for record in read(file, columns=named, bad=bad)]
     seen = dict.fromkeys(map(content, known), -1)
     left = [row for row, item in enumerate(inputs) if seen.setdefault(content(item), row) == row]  # a copy is one row
     if not left:
         raise EverlearnError(f"{data} has no example left that is not labelled yet: give others")
     pool: list[Input] = [inputs[row] for row in left]
-    named = [_shown(item, Path(out)) for item in pool]  # before anything is encoded: not every image can be shown
+    cells = [_shown(item, Path(out)) for item in pool]  # before anything is encoded: not every image can be shown
+    strategy = strategy or active.default(model is not None, max(len(known), _learned(model)))
+    active.check(strategy, budget, has_model=model is not None)
+    probabilities, agreements, guesses = None, tuple[float, ...](), [("", "")] * len(pool)
     with _encoding(progress):
         features = _features(model or backbone, [*pool, *known])
-        probabilities = None if model is None else torch.from_numpy(model.predict_proba(pool))
-        agreements = () if model is None else _agreements(model, pool)
-    strategy = strategy or active.default(model is not None, max(len(known), _learned(model)))
+        if model is not None:
+            probabilities = torch.from_numpy(model.predict_proba(pool))
+            best = probabilities.max(1)
+            names = [model.class_names[k] for k in best.indices.tolist()]
+            guesses = [(name, f"{p:.6g}") for name, p in zip(names, best.values.tolist(), strict=True)]
+            agreements = _agreements(model, pool, names)
     order = active.choose(budget, features[: len(pool)], probabilities, features[len(pool) :], strategy=strategy,
                           seed=seed).tolist()  # fmt: skip
-    guesses = [("", "")] * len(pool)
-    if model is not None and probabilities is not None:
-        best = probabilities.max(1)
-        guesses = [(model.class_names[k], f"{p:.6g}") for k, p in zip(best.indices.tolist(), best.values.tolist(),
-                                                                      strict=True)]  # fmt: skip
-    _write(Path(out), kind(pool[0]), [(ids[left[row]], named[row], *guesses[row], "") for row in order])
+    _write(Path(out), kind(pool[0]), [(ids[left[row]], cells[row], *guesses[row], "") for row in order])
     expected = None if probabilities is None else active.expected_accuracy(probabilities)
     return Asked(len(order), len(pool), strategy, expected, agreements, bad.notes())
 
@@ -242,15 +244,15 @@ def _features(source: Model | Backbone, inputs: Sequence[Input]) -> Tensor:
     return torch.from_numpy(source.embed(inputs))
 
 
-def _agreements(model: Model, pool: Sequence[Input]) -> tuple[float, ...]:
-    """Of the last four versions of the model's folder, each with the one before."""
+def _agreements(model: Model, pool: Sequence[Input], guesses: Sequence[str]) -> tuple[float, ...]:
+    """Of the last four versions of the model's folder, each with the one before; the guesses are the model's own."""
     if model.directory is None or model.version == 1:
         return ()
     numbers = [1, *(version.version for version in chain(model.directory, model.version))][-4:]
     cls = type(model.method)
     earlier = [load(model.directory, method=cls, version=number) for number in numbers[:-1]]
-    guesses = [one.predict(pool) for one in (*earlier, model)]
-    return tuple(active.agreement(before, after) for before, after in pairwise(guesses))
+    of_each = [*(one.predict(pool) for one in earlier), guesses]
+    return tuple(active.agreement(before, after) for before, after in pairwise(of_each))
 
 
 @contextmanager

@@ -57,16 +57,19 @@ def fisher_average(
         weights: k numbers of at least 0; equal by default.
 
     Raises:
-        EverlearnError: as for `average`.
+        EverlearnError: as for `average`, or the Fisher information is not that of these models.
 
     >>> models = [{"w": torch.tensor([0.0, 0.0])}, {"w": torch.tensor([1.0, 1.0])}]
     >>> fishers = [{"w": torch.tensor([3.0, 0.0])}, {"w": torch.tensor([1.0, 0.0])}]
     >>> fisher_average(models, fishers)["w"].tolist()
     [0.25, 0.5]
     """
-    factors = _checked(weights, len(models))
+    factors, by_name = _checked(weights, len(models)), _by_name(models)
+    if len(fishers) != len(models) or any(name not in fisher for fisher in fishers for name in models[0]):
+        raise EverlearnError("merge: the Fisher information is not that of these models: give one dictionary for each "
+                             "model, with the same names")  # fmt: skip
     merged = {}
-    for name, tensors in _by_name(models).items():
+    for name, tensors in by_name.items():
         values = _stacked(tensors)
         known = ~values.isnan()
         plain = _beside(factors, values) * known

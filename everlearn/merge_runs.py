@@ -227,7 +227,11 @@ def _to_target(
     method: Method, parts: Sequence[Part], names: Sequence[str], target: float | None, validation: Examples | None
 ) -> list[float]:
     """The weights of the two runs: as much as may be of the second, so that the first one's validation examples keep
-    the share `target` of their accuracy."""
+    the share `target` of their accuracy.
+
+    Raises:
+        EverlearnError: no weight keeps it.
+    """
     assert target is not None and validation is not None
     old, new = (part.by_class(part.method.trained(), names) for part in parts)
 
@@ -235,7 +239,12 @@ def _to_target(
         _take(method, merge.interpolate(old, new, weight))
         return accuracy(method, validation) or 0.0
 
-    weight = merge.largest_weight(score, target * (accuracy(parts[0].method, validation) or 0.0))
+    alone = accuracy(parts[0].method, validation) or 0.0
+    weight = merge.largest_weight(score, target * alone)
+    if not weight and (least := score(0.0)) < target * alone:  # classes that only the second run has take answers
+        raise EverlearnError(f"merge: the first run is right on {100 * alone:.1f} % of the validation examples, and on "
+                             f"{100 * least:.1f} % when it knows the new classes too, however small the weight of the "
+                             "second run: give a smaller --target-old, or another --how")  # fmt: skip
     return [1 - weight, weight]
 
 

@@ -92,8 +92,8 @@ def histories(folder: str | Path) -> list[History]:
     """
     file = Path(folder) / FILE
     if not file.exists():
-        raise EverlearnError(f"{file} is not there: the run trains nothing, or is of an older version of everlearn; "
-                             "learn a new run with a method that trains, such as lora")  # fmt: skip
+        raise EverlearnError(f"{file} is not there: the run trains nothing, or trains on pairs (setfit), or is of an "
+                             "older version of everlearn; learn a new run with a method such as lora")  # fmt: skip
     right: dict[str, list[bool]] = defaultdict(list)
     labels: dict[str, int] = {}
     wrong: dict[str, Counter[int]] = defaultdict(Counter)
@@ -103,6 +103,9 @@ def histories(folder: str | Path) -> list[History]:
             labels[id] = label
             if label != answer:
                 wrong[id][answer] += 1
+    if not right:
+        raise EverlearnError(f"{file} holds no step: the run was stopped before its first steps were written; continue "
+                             "it with everlearn resume")  # fmt: skip
     ids = list(right)
     events = [events_of(right[id]) for id in ids]
     return [

@@ -189,7 +189,7 @@ def test_wrong_labels_come_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("damage", "message"), [
     ("none", "presentations.jsonl is not there: the run trains nothing"),
     ('{"task": 0, "step": 1, "ids": ["a"], "labels": [], "answers": [1]}\n', "a label and an answer for every id"),
-    ("nonsense\n", "broken JSON"),
+    ("nonsense\n", "broken JSON"), ("", "holds no step"), ('{"task": 0, "st', "holds no step"),
 ])  # fmt: skip
 def test_what_cannot_be_read_is_one_line(
     damage: str, message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -12,10 +12,12 @@ import torch
 
 import everlearn
 from everlearn import active, backbones, labelling
+from everlearn.backbones.backbone import Backbone
 from everlearn.cli import main
 from everlearn.errors import DataError, EverlearnError
 from everlearn.protocol import run
-from everlearn.streams.records import BadRows
+from everlearn.streams import from_rows
+from everlearn.streams.records import BadRows, Record
 from everlearn.testing.toy import toy_stream
 
 
@@ -87,7 +89,21 @@ def test_from_no_label_at_all_to_a_model_that_asks_learns_and_says_when_to_stop(
     model = everlearn.load(folder)
     texts = [text for text, _ in pool]
     expected = active.agreement(*(everlearn.load(folder, version=number).predict(texts) for number in (1, 2)))
-    assert labelling._agreements(model, texts)[0] == expected and model.version == 3
+    assert labelling._agreements(model, texts, model.predict(texts))[0] == expected and model.version == 3
+
+
+def test_a_model_reads_what_is_unlabelled_twice_and_earlier_versions_once(
+    pool: list[tuple[str, str]], unlabelled: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    stream = from_rows(*zip(*pool[:32], strict=True), tasks=1)
+    run({"name": "lora", "epochs": 1}, stream, backbone="tiny", out=tmp_path / "run")
+    everlearn.load(tmp_path / "run").update([Record(*row) for row in pool[32:48]])
+    model, read, infer = everlearn.load(tmp_path / "run"), [], Backbone.infer
+    monkeypatch.setattr(
+        Backbone, "infer", lambda self, inputs, *rest: read.append(inputs) or infer(self, inputs, *rest)
+    )
+    assert labelling.ask(model, unlabelled, tmp_path / "ask.csv", 4).agreements
+    assert len(read) == 3, "features, probabilities, and the guesses of the version before"
 
 
 def test_labels_that_cannot_be_are_one_line_with_the_row(
@@ -145,6 +161,38 @@ def test_labels_that_cannot_be_are_one_line_with_the_row(
         labelling.ask(everlearn.backbones.load("tiny"), unlabelled, out, 5, labelled=[everything])
 
 
+def test_columns_are_named_once_for_every_file(
+    pool: list[tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"message": text, "intent": name} for text, name in pool]
+    data, tests, labelled = (write(tmp_path / f"{name}.csv", part) for name, part in
+                             (("data", rows[::2]), ("tests", rows[1::4]), ("labelled", rows[3::4])))  # fmt: skip
+    stream = {"name": str(data), "tasks": 1, "text_column": "message", "label_column": "intent"}
+    run({"name": "simplecil"}, stream, backbone="tiny", out=tmp_path / "run")
+    ask = ["label", str(tmp_path / "run"), "--data", str(labelled), "--budget", "4", "--out", str(tmp_path / "ask.csv")]
+    assert main(ask) == 0
+    fill(tmp_path / "ask.csv", pool)
+    learn = ["label", str(tmp_path / "run"), "--read", str(tmp_path / "ask.csv"), "--json"]
+    capsys.readouterr()
+    assert main([*learn, "--test", str(tests)]) == 0
+    assert json.loads(capsys.readouterr().out)["held_out"] == len(rows[1::4])
+    rows_with_labels = [{"message": row["message"], "label": row["intent"]} for row in rows[:5]]
+    asked = labelling.ask(backbones.load("tiny"), data, tmp_path / "first.csv", 2, column="message",
+                          labelled=[write(tmp_path / "given.csv", rows_with_labels)])  # fmt: skip
+    assert asked.pool == len(rows[::2]) - 3
+
+
+@pytest.mark.parametrize("option", [["--test", "there is no such file.csv"], ["--new-classes"]])
+def test_options_that_would_do_nothing_are_refused(
+    option: list[str], unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out.csv"), *option]
+    for argv in (["label", "--backbone", "tiny", "--data", str(unlabelled), *out],
+                 ["label", "--read", str(unlabelled), *out]):  # fmt: skip
+        assert main(argv) == 2
+        assert f"{option[0]} is for labels that a run learns: give DIR and --read FILE" in capsys.readouterr().err
+
+
 def test_texts_that_a_spreadsheet_would_compute_come_back_as_they_were(tmp_path: Path) -> None:
     texts = ["=1+1", "=1+1", "'=1+1", "-5", "'tis tea", 'a "quoted"; cell', "two\nlines", "@home"]
     data, out = write(tmp_path / "pool.csv", [{"text": text} for text in texts]), tmp_path / "out.csv"
@@ -168,6 +216,16 @@ def test_images_are_named_from_the_folder_of_the_table(tmp_path: Path) -> None:
     assert len(rows) == 2 and all((out.parent / row["image"]).is_file() for row in rows)
     write(out, [{**row, "label": "red"} for row in rows])
     assert all(Path(record.input).is_file() for record in labelling.read(out))
+
+
+@pytest.mark.parametrize(("options", "cause"), [({"budget": 2, "strategy": "badge"}, "asks a model"),
+                                                ({"budget": 0}, "chooses nothing")])  # fmt: skip
+def test_what_cannot_be_chosen_is_refused_before_anything_is_encoded(
+    options: dict[str, Any], cause: str, unlabelled: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(Backbone, "encode", lambda *given: pytest.fail("encoded"))
+    with pytest.raises(EverlearnError, match=cause):
+        labelling.ask(backbones.load("tiny"), unlabelled, tmp_path / "ask.csv", **options)
 
 
 def test_images_in_no_files_are_refused_before_they_are_encoded(tmp_path: Path, monkeypatch: Any) -> None:
@@ -198,6 +256,13 @@ def test_every_strategy_gives_each_row_once_and_the_same_again(strategy: active.
         again = active.choose(budget, 4 * features, probabilities, labelled, strategy=strategy, seed=3)
         assert torch.equal(rows, again), "the length of a feature does not matter"
     assert not len(active.choose(5, features[:0], probabilities[:0], None, strategy=strategy))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_takes_every_seed(strategy: active.Strategy) -> None:
+    torch.manual_seed(0)
+    features, probabilities = torch.randn(30, 8), torch.rand(30, 3).softmax(1)
+    assert len(active.choose(5, features, probabilities, strategy=strategy, seed=2**63 - 1)) == 5
 
 
 def test_strategies_choose_what_they_say() -> None:

@@ -133,6 +133,8 @@ def test_heads_with_other_orders_of_classes() -> None:
         (lambda a, b: task_vector(a, {**b, "head": b["head"][:2]}), "merge models of one kind"),
         (lambda a, b: ties([a, b], density=1.5), "not between 0 and 1"),
         (lambda a, b: dare(a, drop=1.0), "below 1"),
+        (lambda a, b: fisher_average([a, b], [a]), "one dictionary for each model"),
+        (lambda a, b: fisher_average([a, b], [a, {"head": b["head"]}]), "one dictionary for each model"),
     ],
 )
 def test_what_cannot_be_merged_is_refused(merge, message: str) -> None:

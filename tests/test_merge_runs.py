@@ -130,6 +130,21 @@ def test_interpolation_keeps_the_target(runs, tmp_path: Path, target: float) -> 
         assert score(more) < target * score(first)
 
 
+def test_a_target_that_no_weight_reaches_is_refused(tmp_path: Path) -> None:
+    """The rows of new classes are taken as they are, and take answers of old ones even at a weight of 0."""
+    method = {"name": "lora", **SMALL, "epochs": 40, "head_lr": 1.0}
+    for folder, labels in (("one", (0, 1, 2, 3)), ("two", (4, 5))):
+        found = [(text, f"class {label}") for label in labels for text in texts(label, seed=label)]
+        run(method, from_rows(*zip(*found, strict=True), tasks=1), backbone="tiny", out=tmp_path / folder)
+    data = tmp_path / "validation.csv"
+    asked = [f"{text},class {label}" for label in range(4) for text in texts(label, 12, 55)]
+    data.write_text("\n".join(["text,label", *asked]))
+    folders = [tmp_path / "one", tmp_path / "two"]
+    with pytest.raises(EverlearnError, match=r"however small the weight of the second run: give a smaller"):
+        merge(folders, tmp_path / "both", how="interpolate", target=1.0, data=data)
+    assert not (tmp_path / "both").exists()
+
+
 def test_the_merged_model_learns_on_and_goes_back(runs, tmp_path: Path) -> None:
     folder = tmp_path / "both"
     merge([runs["lora"], runs["lora too"]], folder)

@@ -81,7 +81,8 @@ def distill(
             that stand where embedded tokens stand).
         per_class: examples a class; pairs a domain where documents are ranked.
         until: distil the first so many tasks only; all by default.
-        labels: whether the labels are learned too (features and soft).
+        labels: whether the labels are learned too (features and soft). `er` and `logistic`, which train on a set beside
+            new data, take the class of an example and not its learned label.
         documents: for pairs, whether the documents are soft too, or real ones that stay.
         length: tokens of a soft sequence.
         train: for soft, what is trained on the set: head, full, or an insertion into the encoder.

@@ -112,8 +112,10 @@ def from_starts(accuracies: list[Accuracy]) -> dict[str, Any]:
 
 
 def nearest_real(features: Tensor, space: Space, k: int = 1) -> Tensor:
-    """The real training examples that are nearest by cosine to each feature (m, width): rows (m, k)."""
-    return (normalize(features, dim=1) @ normalize(space.train, dim=1).T).topk(k, dim=1).indices
+    """The real training examples that are nearest by cosine to each feature (m, width): rows (m, k), or all of them
+    where there are fewer."""
+    cosines = normalize(features, dim=1) @ normalize(space.train, dim=1).T
+    return cosines.topk(min(k, cosines.shape[1]), dim=1).indices
 
 
 def words(size: int = 256) -> Callable[[list[Input]], Tensor]:

@@ -151,8 +151,9 @@ def differentiable_twice(backbone: Backbone) -> Iterator[None]:
 
 class OnHead:
     """A head on the frozen encoder is trained on the soft sequences. Their features do not depend on the head, so they
-    are computed once for all steps, and only those of some sequences anew in each iteration: block-wise descent, whose
-    gradient is exact for the sequences of the block.
+    are computed once for all steps, and only those of some sequences anew in each iteration: block-wise descent. The
+    features of the other blocks are as they were when their turn came; Adam has moved these sequences a little since.
+    Step 0 computes all of them.
 
     Args:
         features: (n, width) of the real examples. labels: (n,).
@@ -170,7 +171,7 @@ class OnHead:
     def inner(self, soft: Soft, step: int) -> Loss:
         sequences = soft.sequences["inputs"]
         blocks = list(torch.arange(len(sequences)).split(self.at_once))
-        if self.known is None:
+        if self.known is None or step == 0:
             with torch.no_grad():
                 self.known = torch.cat([self.learner.features(sequences[block]) for block in blocks])
         block = blocks[step % len(blocks)]

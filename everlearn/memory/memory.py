@@ -26,9 +26,9 @@ class Memory(Stateful):
     positives, negatives and any tensors by name, such as the logits or embeddings that a model gave them.
 
     If the budget does not suffice for all, the policy decides what is kept. With a budget in bytes, smaller
-    examples are kept more often than larger ones. Draws depend on the seed and on two saved
-    counters alone, so a resumed run draws the same. Everything kept goes into every checkpoint;
-    `stored_bytes` says how much that is.
+    examples are kept more often than larger ones, and one that is larger than the whole budget is never kept.
+    Draws depend on the seed and on two saved counters alone, so a resumed run draws the same. Everything kept
+    goes into every checkpoint; `stored_bytes` says how much that is.
 
     Args:
         examples: most examples kept; None for no such limit.
@@ -124,11 +124,13 @@ class Memory(Stateful):
     def _chosen(self, candidates: Examples) -> list[int]:
         """The rows that the policy prefers and the budget allows, in the order of their arrival."""
         most, room = self.limits
-        rows = self.policy(candidates).tolist()[:most]
+        rows = self.policy(candidates)
         if room is not None:
-            within = np.cumsum(np.array(_sizes(candidates))[rows]) <= room
-            rows = rows[: int(within.sum())]
-        return sorted(rows)
+            sizes = torch.tensor(_sizes(candidates))
+            # One that is larger than the whole budget is never kept, so it may not take the place of others.
+            rows = rows[sizes[rows] <= room][:most]
+            rows = rows[sizes[rows].cumsum(0) <= room]
+        return sorted(rows[:most].tolist())
 
     def check_saved(self, saved: dict[str, Tensor]) -> None:
         """The saved examples can be read, and each column has a row for each of them; NaN stands for what is blank."""

@@ -56,7 +56,8 @@ class SetFit(Method):
         train: what is trained: "full" (every weight, as published), "head" (nothing but the head), or an insertion,
             such as "lora".
         pairs: R, the pairs of equal and the pairs of different class that each example starts.
-        memory_per_class: examples of each class that are kept for later tasks.
+        memory_per_class: examples that are kept for later tasks, of each class in the mean: a class that has fewer
+            leaves its places to the others.
         epochs: passes over the pairs.
         batch_size: pairs per step.
         lr: learning rate of the encoder (AdamW), which rises for a tenth of the steps and falls to zero; by default

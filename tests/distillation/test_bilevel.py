@@ -101,6 +101,15 @@ def test_distilling_lowers_the_loss_of_training_on_the_set():
     assert distil(problem_of(learner, "head"), again, steps=40, lr=0.05, batch_size=6, seed=0) == losses
 
 
+def test_a_set_of_several_blocks_is_judged_by_the_features_that_it_has_at_last():
+    learner = learner_of("head", dtype=torch.float32)
+    soft, real = soft_of(learner).float(), learner.features(TEXTS).detach()
+    problem = OnHead(learner, real, LABELS, at_once=1)
+    distil(problem, soft, steps=10, lr=0.1, batch_size=6, seed=0)
+    problem.inner(soft, 0)  # as the set is judged, from a start of its own
+    assert torch.allclose(problem.known, learner.features(soft.sequences["inputs"]), atol=1e-6)
+
+
 def test_the_gradient_of_pairs_agrees_too():
     learner = learner_of("lora(size=2)", classes=None)
     width = learner.backbone.hidden_width

@@ -16,6 +16,7 @@ from everlearn.errors import DataError, EverlearnError
 from everlearn.heads.linear import Linear
 
 WORDS = ["tea", "sofa", "rose", "gold"]
+LENGTH = {"features": {}, "soft": {"length": 4}}
 ROWS = [(f"{word} {word} number {i} {'please' if i % 2 else 'now'}", word) for word in WORDS for i in range(20)]
 
 
@@ -69,6 +70,14 @@ def test_the_same_seed_gives_the_same_set(data, sets):
     stream = streams.load(str(data), tasks=2, validation=0.2)
     again = distill(stream, backbones.load("tiny"), kind="features", per_class=2, steps=10)[0]
     assert torch.equal(again["features"], read(sets["features"][0])["features"])
+
+
+@pytest.mark.parametrize("kind", ["features", "soft"])
+def test_two_examples_are_enough(kind):
+    splits = ["train", "train", "validation", "test"]
+    stream = streams.from_rows(["one tea", "a tea", "tea", "two teas"], ["tea"] * 4, splits=splits, tasks=1)
+    made, report = distill(stream, backbones.load("tiny"), kind=kind, per_class=3, steps=2, **LENGTH[kind])
+    assert len(made) == 2 and [len(one["nearest"]) for one in report["nearest"]] == [2, 2]
 
 
 def test_an_encoder_that_is_trained_is_the_same_afterwards(data):

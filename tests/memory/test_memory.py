@@ -183,6 +183,17 @@ def test_a_budget_of_bytes_holds_for_examples_of_any_size_with_all_that_is_kept_
     assert memory.stored_bytes() > room - 200  # no more is left than one example takes
 
 
+@pytest.mark.parametrize("policy", [None, Balanced()])
+def test_an_example_larger_than_the_whole_budget_takes_the_place_of_no_other(policy):
+    for seed in range(10):
+        memory = Memory(8, bytes=200, policy=policy, seed=seed)
+        memory.add(even(0, 8))
+        memory.add(Examples(["x" * 300], torch.tensor([0]), ["large"]))
+        assert memory.examples().ids == even(0, 8).ids
+        memory.add(Examples(["x" * 150], torch.tensor([0]), ["half"]))  # this one may be kept, in place of some
+        assert memory.stored_bytes() <= 200
+
+
 def test_the_tighter_of_two_budgets_holds():
     for examples, room, left in ((5, 1000, 5), (50, 100, 5), (0, 1000, 0), (5, 0, 0)):
         memory = Memory(examples, bytes=room)
