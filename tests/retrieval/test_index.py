@@ -104,6 +104,38 @@ def test_of_equal_documents_the_first_comes_first(tmp_path: Path) -> None:
     assert index.ids[-1] == "c"
 
 
+@pytest.mark.parametrize("stamp", [DOT, COSINE], ids=["dot", "cosine"])
+@pytest.mark.parametrize("copies", [4, 60])
+def test_equal_documents_stay_in_order_though_a_product_of_matrices_rounds(
+    tmp_path: Path, stamp: Stamp, copies: int
+) -> None:
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(9000, D)).astype(np.float32)
+    places = np.sort(random.permutation(9000)[:copies])
+    vectors[places] = 3 * vectors[0]
+    index = Index.create(tmp_path / "index", stamp)
+    index.add(names(9000), vectors, stamp)
+    queries = vectors[:1] + random.normal(size=(40, D)).astype(np.float32) / 10
+    together, scores = index.search(queries, stamp, k=4)
+    assert together == 40 * [[f"d{place}" for place in places[:4]]]
+    assert (scores == scores[:, :1]).all()
+    apart = [index.search(query[None], stamp, k=4) for query in queries]  # a prediction depends on its query alone
+    assert [ids for (ids,), _ in apart] == together and np.array_equal(np.concatenate([s for _, s in apart]), scores)
+
+
+def test_equal_documents_stay_in_order_beyond_what_the_structure_covers(tmp_path: Path) -> None:
+    needs("hnsw")
+    vectors = np.random.default_rng(0).normal(size=(300, D)).astype(np.float32)
+    vectors[[150, 299]] = vectors[3]
+    index = Index.create(tmp_path / "index", COSINE, "hnsw")
+    index.add(names(200), vectors[:200], COSINE)
+    index.save()
+    index.add(names(300)[200:], vectors[200:], COSINE)
+    for seed in range(20):
+        query = vectors[3] + np.random.default_rng(seed).normal(size=D).astype(np.float32) / 100
+        assert index.search(query[None], COSINE, k=3)[0] == [["d3", "d150", "d299"]]
+
+
 @pytest.mark.parametrize("how", ["saved", "not saved", "saved, then more", "saved, then almost all removed"])
 def test_every_kind_finds_what_the_exact_search_finds(tmp_path: Path, kind: str, how: str) -> None:
     n, vectors, queries = 3000, whole(3000), whole(30, seed=1)
