@@ -176,8 +176,9 @@ class LoggedGeneration(Generation):
     def _read_log(self, most: int) -> None:
         for change in self._changes(most):
             if "add" in change:
+                known = len(self._rows)
                 self._count(change["add"])
-                if len(self._rows) < len(self):
+                if len(self._rows) < known + len(change["add"]):
                     raise DataError(f"{self.folder / LOG} adds a document that is there already: {REMEDY}")
                 continue
             for id in change["remove"]:
@@ -193,9 +194,10 @@ class LoggedGeneration(Generation):
         """What the first bytes of the log say. A last line without its end was never acknowledged, and is left out;
         it may also be one that another process is writing."""
         with regular(self.folder / LOG) as opened:
-            if os.fstat(opened.fileno()).st_size > MOST_LOG:
+            size = os.fstat(opened.fileno()).st_size
+            if size > MOST_LOG:
                 raise DataError(f"{self.folder / LOG} has more than {MOST_LOG:,} bytes: {REMEDY}")
-            data = opened.read(most)
+            data = opened.read(min(size, most))  # which takes memory for as many bytes as it is asked for
         at = 0
         while end := data.find(b"\n", at) + 1:
             text, _, crc = data[at : end - 1].rpartition(b"\t")

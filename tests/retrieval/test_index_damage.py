@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from safetensors.numpy import save as safetensors_bytes
 from everlearn.errors import EverlearnError
 from everlearn.retrieval import Index, Stamp
 from everlearn.retrieval.bridge import Bridge
+from everlearn.retrieval.logged import LoggedGeneration
 
 BENCH = Path(__file__).parents[2] / "bench" / "kill_index.py"
 D = 8
@@ -50,6 +52,22 @@ def refused(folder: Path, message: str | None = None) -> str:
         index.check()
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
     return str(error.value)
+
+
+def test_opening_takes_no_more_memory_than_the_log_and_no_look_at_all_rows_for_each_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, counted = Index.load(made(tmp_path / "index").parent), []
+    for row in range(30, 60):
+        index.add([f"d{row}"], vectors(1), HERE)
+    monkeypatch.setattr(LoggedGeneration, "__len__", lambda self: counted.append(1) or self.alive.count(1))
+    tracemalloc.start()
+    try:
+        assert Index.load(index.folder).ids == index.ids
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert len(counted) < 10
 
 
 # -- files that are cut or altered -------------------------------------------------------------
