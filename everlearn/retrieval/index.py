@@ -21,7 +21,7 @@ import numpy as np
 from everlearn.errors import EverlearnError, shown
 from everlearn.files import flush_to_disk, write_whole
 from everlearn.locks import alone
-from everlearn.retrieval.bridge import Bridge, read_bridges, write_bridge
+from everlearn.retrieval.bridge import Bridge, check_bridge, read_bridges, write_bridge
 from everlearn.retrieval.checks import check_known, check_new, check_removed, comparable, embeddings, listed, rows
 from everlearn.retrieval.current import (
     CURRENT,
@@ -279,13 +279,11 @@ class Index:
         """Let the queries of another encoder search here, over a bridge from its space (`everlearn migrate` fits one).
 
         Raises:
-            EverlearnError: the bridge ends in another dimension, another process writes, or the disk is full.
+            EverlearnError: the bridge ends in another dimension, has numbers that are not finite, another process
+                writes, or the disk is full.
         """
         self._write_alone()
-        if bridge.dimensions != (stamp.dimension, self.stamp.dimension):
-            raise EverlearnError(f"the bridge leads from {bridge.dimensions[0]} to {bridge.dimensions[1]} numbers, and "
-                                 f"the index needs {stamp.dimension} to {self.stamp.dimension}: fit it for these "
-                                 "encoders")  # fmt: skip
+        check_bridge(bridge, stamp, self.stamp)
         with self._changing():
             write_bridge(self._generation.folder, stamp, bridge)
         self.bridges[stamp.space] = bridge
@@ -295,8 +293,11 @@ class Index:
         atomic: whenever it is interrupted, this index answers as before or as `other`.
 
         Raises:
-            EverlearnError: another process writes in one of the two, or the folder cannot be written.
+            EverlearnError: the two are one and the same, another process writes in one of them, or the folder cannot
+                be written.
         """
+        if other.folder.resolve() == self.folder.resolve():
+            raise EverlearnError(f"{self.folder} cannot take over itself: give an index that was built beside it")
         self._write_alone()
         other.save()
         place = self.folder / TAKEN

@@ -241,6 +241,12 @@ def test_a_bridge_leads_from_another_space(tmp_path: Path, kind: str) -> None:
         again.allow(there, Bridge(np.eye(D)[:, :5], np.zeros(5)))
 
 
+def test_no_queries_have_no_answers(tmp_path: Path, kind: str) -> None:
+    index = filled(tmp_path / "index", kind=kind)
+    for nothing in ([], np.empty((0, D))):
+        assert first(index, nothing) == ([], [])  # type: ignore[arg-type]
+
+
 # -- what is refused ---------------------------------------------------------------------------
 def bad(*rows: float) -> np.ndarray:
     return np.array([[value] * D for value in rows], np.float32)
@@ -259,6 +265,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "one vector for a row": (lambda i: i.add(["new"] * 12, np.ones(12), DOT), "given twice|shape"),
     "not a number": (lambda i: i.add(["a", "b"], bad(1, np.nan), DOT), "embedding of document 2 is not finite"),
     "infinite": (lambda i: i.add(["a"], bad(np.inf), DOT), "embedding of document 1 is not finite"),
+    "a list for an id": (lambda i: i.remove([["d3"]]), r"the id \['d3'\] is not in the index"),
+    "a list for an id that is asked for": (lambda i: i.vectors([["d3"]]), "is not in the index"),
+    "a bridge that is not finite": (lambda i: i.allow(DOT, Bridge(np.eye(D) * np.nan, np.zeros(D))), "not finite"),
+    "a bridge beyond float32": (lambda i: i.allow(DOT, Bridge(np.eye(D), np.full(D, 1e300))), "not finite"),
+    "a shift of another length": (lambda i: i.allow(DOT, Bridge(np.eye(D), np.zeros(3))), r"shape \(3,\) instead of"),
+    "a bridge without columns": (lambda i: i.allow(DOT, Bridge(np.ones(D), np.zeros(D))), "leads from 12 numbers"),
+    "itself": (lambda i: i.take_over(i), "cannot take over itself"),
+    "itself, opened again": (lambda i: i.take_over(Index.load(i.folder)), "cannot take over itself"),
     "texts with a stamp": (lambda i: i.add(["a"], ["a text"], DOT), "are not rows of numbers"),
     "a foreign stamp": (lambda i: i.add(["a"], whole(1), Stamp("there", "generated", D, "dot")), "other weights of"),
     "no encoder": (lambda i: i.add(["a"], ["a text"], "minilm"), "'minilm' is no encoder"),
