@@ -146,9 +146,13 @@ def _added(index: Index, documents: Mapping[str, str], by: Encoder, args: argpar
                 bar.advance(len(part))
         index.save()
     except KeyboardInterrupt:
-        given = f"{as_word(args.folder)} --documents {as_word(args.documents)}"
+        # With the options by which the first documents were read: the rest would else be embedded in another way.
+        given = [as_word(args.folder), "--documents", as_word(args.documents)]
+        given += [f"--{name.replace('_', '-')}" for name in ("titles", "skip_bad_rows") if getattr(args, name)]
+        given += ["--from", as_word(args.encoder)] if args.encoder else []
+        given += ["--method", as_word(args.method)] if args.method else []
         raise Interrupted(f"interrupted after {done:,} of {len(ids):,} documents, which are in the index; go on with "
-                          f"`everlearn index add {given} --missing`") from None  # fmt: skip
+                          f"`everlearn index add {' '.join(given)} --missing`") from None  # fmt: skip
     return {"added": done, "documents": len(index)}
 
 

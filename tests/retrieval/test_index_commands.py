@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.nn.functional import normalize
 
 import everlearn
 from everlearn import backbones
@@ -154,9 +155,13 @@ def test_refused_in_one_line_and_nothing_written(
     assert not new.exists()
 
 
+@pytest.mark.parametrize("options", [[], ["--titles", "--skip-bad-rows"]], ids=["plain", "titles"])
 def test_an_interrupted_command_says_how_to_go_on(
-    tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    options: list[str],
+) -> None:  # fmt: skip
+    if options:
+        documents.write_text(documents.read_text() + "bad,,\n")
     monkeypatch.setattr(index_commands, "PART", 1)
     add = Index.add
     added: list[str] = []
@@ -168,10 +173,15 @@ def test_an_interrupted_command_says_how_to_go_on(
         add(index, ids, texts, by)
 
     monkeypatch.setattr(Index, "add", interrupted)
-    assert main(["index", "create", str(tmp_path / "index"), "--documents", str(documents), "--from", "tiny"]) == 130
+    made = ["index", "create", str(tmp_path / "index"), "--documents", str(documents), "--from", "tiny", *options]
+    assert main(made) == 130
     line = capsys.readouterr().err
     assert "interrupted after 2 of 3 documents" in line
     monkeypatch.undo()
     command = line.partition("`everlearn ")[2].partition("`")[0].split()
     assert main(command) == 0
-    assert Index.load(tmp_path / "index").ids == list(TEXTS)
+    index = Index.load(tmp_path / "index")
+    assert index.ids == list(TEXTS)
+    texts = [f"Title {id}. {text}" for id, text in TEXTS.items()] if options else list(TEXTS.values())
+    expected = normalize(backbones.load("tiny").encode(texts)).numpy()  # the rest is read as the first ones were
+    assert index.vectors(index.ids) == pytest.approx(expected, abs=1e-6)
