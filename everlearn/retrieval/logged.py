@@ -52,7 +52,7 @@ class LoggedGeneration(Generation):
         self._rows: dict[str, int] = {}
         self._mapped = np.empty((0, self.stamp.dimension), np.float32)
         self._saved: int = self.read_json(SAVED, SavedLog)["log_bytes"]
-        self._log_bytes = 0
+        self._log_bytes, self._as_saved = 0, as_saved
         self._read_log(self._saved if as_saved else MOST_LOG)
         # Mapped now and not when they are asked for: a reader goes on after another process has removed the folder.
         _ = self.stored
@@ -128,10 +128,12 @@ class LoggedGeneration(Generation):
 
     def recover(self) -> None:
         for name in (VECTORS, LOG):
-            if (self.folder / name).stat().st_nlink > 1:
-                # The same file belongs to another folder too, such as a copy that somebody keeps: write to one's own.
+            # The same file may belong to another folder too, such as a copy that somebody keeps; and a reader that has
+            # open what is about to be forgotten would be killed by the system if it were cut off: write to one's own.
+            if (self.folder / name).stat().st_nlink > 1 or self._as_saved:
                 own = self.folder / f".{name}"
                 shutil.copyfile(self.folder / name, own)
+                flush_to_disk(own)
                 os.replace(own, self.folder / name)
         _cut(self.folder / LOG, self._log_bytes)
         _cut(self.folder / VECTORS, len(self.stored_ids) * self._row_bytes)

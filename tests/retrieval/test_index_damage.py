@@ -114,6 +114,22 @@ def test_one_altered_bit_is_found_out(tmp_path: Path, file: str) -> None:
             index.save()
 
 
+def test_a_reader_outlives_the_return_to_the_last_save(tmp_path: Path) -> None:
+    """The system kills a process that reads what was cut off from a file."""
+    with Index.create(tmp_path / "index", HERE) as index:
+        index.add(["first"], vectors(1), HERE)
+        index.save()
+        index.add([f"d{i}" for i in range(2000)], vectors(2000), HERE)
+    reader = Index.load(index.folder)
+    expected = reader.search(vectors(1, seed=1), HERE)[0]
+    assert len(Index.restore(index.folder)) == 1
+    child = os.fork()
+    if child == 0:
+        os._exit(reader.search(vectors(1, seed=1), HERE)[0] != expected)
+    assert os.waitpid(child, 0)[1] == 0
+    Index.load(index.folder).check()
+
+
 def test_after_a_loss_of_power_the_last_save_comes_back(tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     folder = made(tmp_path / "index", "hnsw")
