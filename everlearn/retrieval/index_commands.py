@@ -160,11 +160,14 @@ def _remove(args: argparse.Namespace) -> dict[str, Any]:
     from everlearn.files import read_text
     from everlearn.retrieval import Index
 
-    text = read_text(args.ids) if os.path.isfile(args.ids) else args.ids.replace(",", "\n")
-    ids = [id for line in text.split("\n") if (id := line.strip())]
-    if not ids:
-        raise EverlearnError("--ids names no document: give at least one id")
     with Index.load(args.folder) as index:
+        if args.ids in index:  # also where a file is called as the document is
+            ids = [args.ids]
+        else:
+            text = read_text(args.ids) if os.path.isfile(args.ids) else args.ids.replace(",", "\n")
+            ids = [id for line in text.split("\n") if (id := line.strip())]
+        if not ids:
+            raise EverlearnError("--ids names no document: give at least one id")
         index.remove(ids)
         index.save()
         return {"removed": len(ids), "documents": len(index)}

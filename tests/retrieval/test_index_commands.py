@@ -77,6 +77,18 @@ def test_from_documents_to_answers(folder: Path, tmp_path: Path, capsys: pytest.
     assert told(capsys, "save", folder)["documents"] == told(capsys, "restore", folder)["documents"] == 1
 
 
+def test_a_document_that_is_called_as_a_file_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.md").write_text("# Notes\n")
+    (tmp_path / "documents.csv").write_text('id,text\nnotes.md,some notes\n"a,b",two letters\nlast,the last\n')
+    told(capsys, "create", "index", "--documents", "documents.csv", "--from", "tiny")
+    for id in ("notes.md", "a,b"):
+        assert told(capsys, "remove", "index", "--ids", id)["removed"] == 1
+    assert Index.load("index").ids == ["last"]
+
+
 def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "search", str(folder), "the lawn is dry", "--k", "1"]) == 0
     assert capsys.readouterr().out.splitlines() == ["the lawn is dry", "   1  1.0000  lawn"]
