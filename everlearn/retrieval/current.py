@@ -69,6 +69,12 @@ def is_unfinished(place: Path, making: str) -> bool:
     return left <= {".lock", CURRENT, making}
 
 
+def check_free(place: Path, making: str) -> None:
+    """Raise an EverlearnError unless an index can be made in the folder: it is not there, or is unfinished."""
+    if place.exists() and (not place.is_dir() or not is_unfinished(place, making)):
+        raise EverlearnError(f"{place} exists already: give a new folder, or load the index that it holds")
+
+
 @contextmanager
 def one_line(folder: Path) -> Iterator[None]:
     """Within this context errors of the disk become one line."""

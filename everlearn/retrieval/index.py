@@ -28,8 +28,8 @@ from everlearn.retrieval.current import (
     FIRST,
     GENERATION,
     as_saved,
+    check_free,
     current,
-    is_unfinished,
     keeper,
     linked,
     one_line,
@@ -104,11 +104,11 @@ class Index:
         place = Path(folder)
         check_settings(kind, settings)
         make = keeper(kind).create
-        if place.exists() and (not place.is_dir() or not is_unfinished(place, MAKING)):
-            raise EverlearnError(f"{place} exists already: give a new folder, or load the index that it holds")
+        check_free(place, MAKING)
         with one_line(place):
             place.mkdir(parents=True, exist_ok=True)
             with alone(place, "making the index"), removed_on_failure(place / MAKING):
+                check_free(place, MAKING)  # another process may have made one since
                 make(place / MAKING, stamp, kind, settings, dict(made_by or {}))
                 # In this order, so that a folder with a generation is never taken for one that was not finished.
                 write_whole(place / CURRENT, FIRST)

@@ -13,6 +13,7 @@ import torch
 import everlearn
 from everlearn import backbones, methods
 from everlearn.errors import EverlearnError
+from everlearn.locks import alone
 from everlearn.retrieval import Index, Stamp, stamp_of
 from everlearn.retrieval.bridge import Bridge
 
@@ -383,6 +384,21 @@ def test_one_writes_and_others_read(tmp_path: Path, kind: str) -> None:
     writer.close()
     reader.add(["y"], whole(1), DOT)  # it goes on from the newest state
     assert "x" in reader and "d3" not in reader and len(reader) == 22
+
+
+def test_who_comes_second_makes_no_index_in_place_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def after_another(*given: Any) -> Any:
+        monkeypatch.undo()
+        with filled(tmp_path / "index") as first_one:
+            first_one.remove(names(20))
+            first_one.save()
+            assert first_one.generation == 2
+        return alone(*given)
+
+    monkeypatch.setattr("everlearn.retrieval.index.alone", after_another)
+    with pytest.raises(EverlearnError, match="exists already"):
+        Index.create(tmp_path / "index", DOT)
+    assert len(Index.load(tmp_path / "index")) == 20
 
 
 def test_a_reader_goes_on_after_a_cut_over(tmp_path: Path, kind: str) -> None:
