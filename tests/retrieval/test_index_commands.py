@@ -89,6 +89,23 @@ def test_a_document_that_is_called_as_a_file_is_removed(
     assert Index.load("index").ids == ["last"]
 
 
+def test_rows_that_are_left_out_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    documents, asked = tmp_path / "documents.csv", tmp_path / "asked.csv"
+    documents.write_text("id,text\na,a cup of tea\nb,\nc,the lawn\n")
+    asked.write_text("query_id,text\nq1,a cup of tea\nq1,the lawn\n")
+    made = ["create", str(tmp_path / "index"), "--documents", str(documents), "--from", "tiny"]
+    assert "--skip-bad-rows" in refused(capsys, *made)
+    assert main(["index", *made, "--skip-bad-rows", "--json"]) == 0
+    out = capsys.readouterr()
+    assert json.loads(out.out)["added"] == 2 and f"note: left out 1 bad row: {documents}, line 3:" in out.err
+    search = ["search", str(tmp_path / "index"), "--queries", str(asked), "--k", "1"]
+    assert "leave bad rows out with --skip-bad-rows" in refused(capsys, *search)
+    assert main(["index", *search, "--skip-bad-rows", "--json"]) == 0
+    out = capsys.readouterr()
+    assert [query["query"] for query in json.loads(out.out)["queries"]] == ["q1"]
+    assert f"note: left out 1 bad row: {asked}, line 3:" in out.err
+
+
 def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "search", str(folder), "the lawn is dry", "--k", "1"]) == 0
     assert capsys.readouterr().out.splitlines() == ["the lawn is dry", "   1  1.0000  lawn"]

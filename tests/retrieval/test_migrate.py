@@ -233,7 +233,9 @@ def test_bad_rows_are_left_out_if_asked(tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", [{"id": "a", "text": "water"}, {"id": "b", "text": ""}])
     with pytest.raises(DataError, match="line 2"):
         read_texts(str(tmp_path / "d.jsonl"), None)
-    assert list(read_texts(str(tmp_path / "d.jsonl"), None, skip_bad_rows=True).documents) == ["a"]
+    found = read_texts(str(tmp_path / "d.jsonl"), None, skip_bad_rows=True)
+    assert list(found.documents) == ["a"]
+    assert [note.partition(":")[0] for note in found.notes] == ["left out 1 bad row"]
 
 
 def test_queries_that_were_learned_are_not_asked() -> None:
