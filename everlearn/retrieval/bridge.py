@@ -144,8 +144,9 @@ def check_bridge(bridge: Bridge, start: Stamp, end: Stamp) -> None:
     everlearn.errors.EverlearnError: the shift of the bridge has the shape (3,) instead of (2,): fit it again
     """
     if bridge.matrix.shape != (start.dimension, end.dimension):
-        raise EverlearnError(f"the bridge leads from {' to '.join(map(str, bridge.matrix.shape))} numbers, and the "
-                             f"index needs {start.dimension} to {end.dimension}: fit it for these encoders")  # fmt: skip
+        leads = " to ".join(map(str, bridge.matrix.shape))
+        raise EverlearnError(f"the bridge leads from {leads} numbers, and the index needs {start.dimension} to "
+                             f"{end.dimension}: fit it for these encoders")  # fmt: skip
     if bridge.shift.shape != (end.dimension,):
         raise EverlearnError(f"the shift of the bridge has the shape {bridge.shift.shape} instead of "
                              f"({end.dimension},): fit it again")  # fmt: skip
