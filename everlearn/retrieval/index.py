@@ -21,7 +21,7 @@ import numpy as np
 from everlearn.errors import EverlearnError, shown
 from everlearn.files import flush_to_disk, write_whole
 from everlearn.locks import alone
-from everlearn.retrieval.bridge import Bridge, check_bridge, read_bridges, write_bridge
+from everlearn.retrieval.bridge import Bridge, check_bridge, write_bridge
 from everlearn.retrieval.checks import check_known, check_new, check_removed, comparable, embeddings, listed, rows
 from everlearn.retrieval.current import (
     CURRENT,
@@ -76,8 +76,7 @@ class Index:
         self._answer_from(generation)
 
     def _answer_from(self, generation: Generation) -> None:
-        self.bridges = read_bridges(generation.folder, generation.stamp)
-        self._generation = generation
+        self.bridges, self._generation = generation.bridges, generation
 
     # -- opening -------------------------------------------------------------------------------
     @classmethod

@@ -15,7 +15,7 @@ from everlearn import backbones, methods
 from everlearn.errors import EverlearnError
 from everlearn.locks import alone
 from everlearn.retrieval import Index, Stamp, stamp_of
-from everlearn.retrieval.bridge import Bridge
+from everlearn.retrieval.bridge import Bridge, read_bridges
 
 D = 12
 DOT = Stamp("here", "generated", D, "dot")
@@ -384,6 +384,23 @@ def test_one_writes_and_others_read(tmp_path: Path, kind: str) -> None:
     writer.close()
     reader.add(["y"], whole(1), DOT)  # it goes on from the newest state
     assert "x" in reader and "d3" not in reader and len(reader) == 22
+
+
+def test_who_opens_an_index_while_it_is_compacted_has_its_bridges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, there = filled(tmp_path / "index"), Stamp("there", "other", D)
+    index.allow(there, Bridge(np.eye(D), np.zeros(D)))
+    index.remove(names(20))
+
+    def after_another(*given: Any) -> Any:
+        monkeypatch.undo()
+        index.save()
+        return read_bridges(*given)
+
+    monkeypatch.setattr("everlearn.retrieval.current.read_bridges", after_another)
+    opened = Index.load(index.folder)
+    assert list(opened.bridges) == ["there"] and opened.generation == index.generation == 2
 
 
 def test_who_comes_second_makes_no_index_in_place_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
