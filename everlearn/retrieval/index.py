@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -208,7 +208,12 @@ class Index:
 
     def stored_bytes(self) -> int:
         """What its folder takes."""
-        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        total = 0
+        for folder, _, files in os.walk(self.folder):
+            for name in files:
+                with suppress(FileNotFoundError):  # another process may have removed it since
+                    total += os.stat(os.path.join(folder, name)).st_size
+        return total
 
     def check(self) -> None:
         """Read everything and compare it with its checksums.

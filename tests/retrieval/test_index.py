@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -403,6 +404,21 @@ def test_who_opens_an_index_while_it_is_compacted_has_its_bridges(
     assert list(opened.bridges) == ["there"] and opened.generation == index.generation == 2
 
 
+def test_files_that_another_process_removes_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = filled(tmp_path / "index")
+    files = [file for file in index.folder.rglob("*") if file.is_file()]
+    assert index.stored_bytes() == sum(file.stat().st_size for file in files) > 4 * D * 40
+    stat = os.stat
+
+    def after_another(file: Any, *given: Any, **named: Any) -> Any:
+        if str(file).endswith("vectors.f32"):
+            raise FileNotFoundError
+        return stat(file, *given, **named)
+
+    monkeypatch.setattr("os.stat", after_another)
+    assert 0 < index.stored_bytes() < 4 * D * 40
+
+
 def test_who_comes_second_makes_no_index_in_place_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def after_another(*given: Any) -> Any:
         monkeypatch.undo()
@@ -446,7 +462,6 @@ def test_a_reader_goes_on_after_a_cut_over(tmp_path: Path, kind: str) -> None:
 
 def test_a_folder_that_shares_files_with_a_copy_goes_on_in_its_own(tmp_path: Path) -> None:
     """As `cp -al` makes copies, and as a cut-over that is killed before its end leaves two folders."""
-    import os
     import shutil
 
     index = filled(tmp_path / "index")
