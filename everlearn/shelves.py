@@ -243,9 +243,10 @@ class Shelf:
                 self._numbers[name] = None
                 damaged.append((self.folder / f"{name}.keys", error))
         self._drop(damaged)
-        with contextlib.suppress(OSError, Damaged):  # a read-only store works too, one segment after the other
-            write_index(self.folder / INDEX, held)
-            self._key_index = KeyIndex(self.folder / INDEX)
+        if held:
+            with contextlib.suppress(OSError, Damaged):  # a read-only store works too, one segment after the other
+                write_index(self.folder / INDEX, held)
+                self._key_index = KeyIndex(self.folder / INDEX)
         have = self._key_index.names if self._key_index else frozenset()
         return [name for name in stored if name not in self._numbers and name not in have]
 

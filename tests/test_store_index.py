@@ -145,6 +145,22 @@ def test_a_sealed_index_that_names_wrong_rows_gives_no_wrong_feature(filled, tin
     assert torch.equal(FeatureStore(folder.parent).encode(tiny, TEXTS), truth) and (folder / "all.index").exists()
 
 
+@pytest.mark.parametrize("what", ["of another version", "of other names"])
+def test_a_store_with_nothing_to_be_indexed(filled, tiny, what, caplog):
+    folder, truth = filled
+    (folder / "all.index").unlink()
+    for number, file in enumerate(sorted(folder.glob("*.keys"))):
+        if what == "of another version":
+            file.write_bytes(b"everlrn1" + file.read_bytes()[8:])
+        else:
+            for part in (file, file.with_suffix(".f32")):
+                part.rename(folder / f"copy {number}{part.suffix}")
+    store = FeatureStore(folder.parent)
+    assert torch.equal(store.encode(tiny, TEXTS), truth)
+    assert store.encoded == (len(TEXTS) if what == "of another version" else 0)
+    assert len(caplog.records) == (what == "of another version")
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
 def test_an_index_that_is_no_file(filled, tiny, make):
     folder, truth = filled

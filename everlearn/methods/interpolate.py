@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -86,12 +85,14 @@ class Interpolate(Finetune):
 
     @torch.no_grad()
     def _mean_reciprocal_rank(self, pairs: Examples) -> float:
-        """Of each query's document among the documents of all these pairs."""
+        """Of each query's document among the documents of all these pairs. One with an equal score ranks before it, or
+        weights that give all documents the same embedding, or none that is finite, would have the best mean."""
         assert pairs.positives is not None
-        texts: Sequence[str] = list(dict.fromkeys(pairs.positives))
+        texts = list(dict.fromkeys(pairs.positives))
+        row = {text: number for number, text in enumerate(texts)}
         similarity = self.backbone.similarity
         queries, documents = self.embed(pairs.inputs, "query"), self.embed(texts, "document")
         scores = comparable(queries, similarity) @ comparable(documents, similarity).T
-        right = torch.tensor([texts.index(text) for text in pairs.positives], device=scores.device)
-        ranks = (scores > scores.gather(1, right[:, None])).sum(1) + 1
+        right = torch.tensor([row[text] for text in pairs.positives], device=scores.device)
+        ranks = len(texts) - (scores < scores.gather(1, right[:, None])).sum(1)
         return float((1 / ranks).mean())

@@ -48,7 +48,8 @@ class L2R(Finetune):
         memory_size: most pairs kept; None for no such limit.
         memory_bytes: most bytes of pairs kept; None for no such limit.
         replay_batch_size: pairs drawn per step.
-        negatives: chosen for each pair, of new pairs and old ones; 0 leaves those of the batch.
+        negatives: chosen for each pair, of new pairs and old ones; 0 leaves those of the batch, and those that the data
+            bring for new pairs.
         candidates: among which they are chosen: the documents nearest to the query (`everlearn.retrieval.negatives`).
             The other settings are those of `finetune`; the paper's learning rate, 1e-6, is for larger data.
 
@@ -128,6 +129,8 @@ class L2R(Finetune):
 
     def end_task(self, task: Task) -> None:
         pairs = self.supported(task)
+        if not self.negatives:  # those that the data bring may be any number, and the memory has room for none
+            pairs = replace(pairs, negatives=None)
         assert pairs.positives is not None
         own = [[positive, *texts] for positive, texts in
                zip(pairs.positives, pairs.negatives or [()] * len(pairs), strict=True)]  # fmt: skip

@@ -113,7 +113,9 @@ def nearest(queries: torch.Tensor, documents: torch.Tensor, k: int = 10) -> list
     """The positions of the k documents with the largest dot product, best first, for each query.
 
     The search is exact and works in chunks of at most `SCORES_AT_ONCE` scores, on the device of the documents. Of
-    documents with equal scores the first wins; if they are given in `id_order`, this is the ranking of trec_eval.
+    documents with equal scores the first wins; if they are given in `id_order`, this is the ranking of trec_eval. The
+    scores are those of products of matrices in float32, which round a score by its place: documents with the same
+    embedding may differ in the last digit, and then come in any order. (`everlearn.Index` keeps them in order.)
 
     Args:
         queries: (n, d)

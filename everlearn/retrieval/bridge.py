@@ -134,6 +134,27 @@ def fitted(
     return bridges
 
 
+def check_bridge(bridge: Bridge, start: Stamp, end: Stamp) -> None:
+    """Raise an EverlearnError unless the bridge leads from embeddings of `start` to those of `end`: an index with
+    another one beside it could not be opened again.
+
+    >>> stamp = Stamp("space", "encoder", 2)
+    >>> check_bridge(Bridge(np.eye(2), np.zeros(3)), stamp, stamp)
+    Traceback (most recent call last):
+    everlearn.errors.EverlearnError: the shift of the bridge has the shape (3,) instead of (2,): fit it again
+    """
+    if bridge.matrix.shape != (start.dimension, end.dimension):
+        leads = " to ".join(map(str, bridge.matrix.shape))
+        raise EverlearnError(f"the bridge leads from {leads} numbers, and the index needs {start.dimension} to "
+                             f"{end.dimension}: fit it for these encoders")  # fmt: skip
+    if bridge.shift.shape != (end.dimension,):
+        raise EverlearnError(f"the shift of the bridge has the shape {bridge.shift.shape} instead of "
+                             f"({end.dimension},): fit it again")  # fmt: skip
+    with np.errstate(over="ignore"):
+        if not all(np.isfinite(part.astype(np.float32)).all() for part in (bridge.matrix, bridge.shift)):
+            raise EverlearnError("the bridge has numbers that are not finite: fit it again, on embeddings that are")
+
+
 # -- beside the index ------------------------------------------------------------------------------
 def write_bridge(folder: Path, stamp: Stamp, bridge: Bridge) -> None:
     """Write a bridge from the space of `stamp`, completely or not at all."""

@@ -29,7 +29,7 @@ def check_new(ids: Sequence[Any], there: Container[str]) -> None:
 def check_known(ids: Sequence[Any], there: Container[str]) -> None:
     """Raise an EverlearnError if an id is not there."""
     for id in ids:
-        if id not in there:
+        if not isinstance(id, str) or id not in there:  # a list has no place in a dictionary
             raise EverlearnError(f"the id {shown(id)} is not in the index: give ids of its documents")
 
 
@@ -75,7 +75,7 @@ def embeddings(given: Any, n: int, stamp: Stamp, what: str) -> np.ndarray:
         EverlearnError: they have another shape, or are no numbers.
     """
     try:
-        vectors = np.asarray(given, np.float32)
+        vectors = np.asarray(given, np.float32) if n else np.empty((0, stamp.dimension), np.float32)
     except (TypeError, ValueError):
         raise EverlearnError(f"the {what} are not rows of numbers: to give texts, say which encoder reads them, with "
                              "by=encoder") from None  # fmt: skip

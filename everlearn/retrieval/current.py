@@ -11,6 +11,7 @@ from pathlib import Path
 
 from everlearn.errors import DataError, EverlearnError, printable, remedy_for
 from everlearn.files import read_bytes, read_text
+from everlearn.retrieval.bridge import read_bridges
 from everlearn.retrieval.generation import REMEDY, SETTINGS, Generation
 from everlearn.retrieval.logged import LoggedGeneration
 from everlearn.schemas.retrieval import IndexSettings
@@ -31,17 +32,22 @@ def current(place: Path, read: Callable[[Path], Generation]) -> Generation:
         if not GENERATION.fullmatch(name):
             raise DataError(f"{place / CURRENT} names no generation: {REMEDY}")
         try:
-            return read(place / name)
+            found = read(place / name)
         except EverlearnError:
             # Between the two reads another process may have cut over to the next generation.
             if read_text(place / CURRENT, 100).strip() == name:
                 raise
+            continue
+        if read_text(place / CURRENT, 100).strip() == name:  # or some of its files may have been removed already
+            return found
 
 
 def opened(folder: Path) -> Generation:
     file = folder / SETTINGS
     told = valid(from_json(read_bytes(file, 2**20), file, REMEDY), IndexSettings, file, REMEDY)
-    return keeper(told["kind"])(folder)
+    generation = keeper(told["kind"])(folder)
+    generation.bridges = read_bridges(folder, generation.stamp)
+    return generation
 
 
 def as_saved(folder: Path) -> Generation:
@@ -67,6 +73,12 @@ def is_unfinished(place: Path, making: str) -> bool:
     """Whether the folder is empty, or holds only what a process that was killed while it made an index has left."""
     left = {file.name for file in place.iterdir() if not file.name.startswith(f".{CURRENT}.")}
     return left <= {".lock", CURRENT, making}
+
+
+def check_free(place: Path, making: str) -> None:
+    """Raise an EverlearnError unless an index can be made in the folder: it is not there, or is unfinished."""
+    if place.exists() and (not place.is_dir() or not is_unfinished(place, making)):
+        raise EverlearnError(f"{place} exists already: give a new folder, or load the index that it holds")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 
 from everlearn.errors import DataError, EverlearnError, printable
 from everlearn.files import flush_to_disk, read_bytes, write_whole
+from everlearn.retrieval.bridge import Bridge
 from everlearn.retrieval.stamp import Stamp
 from everlearn.schemas.retrieval import IndexSettings
 from everlearn.schemas.values import valid
@@ -63,6 +64,7 @@ class Generation(ABC):
     Attributes:
         ids: of the documents, in the order in which they were added.
         removed: the share of what it keeps that was removed.
+        bridges: to its embeddings, by the space that they come from; whoever opens it reads them.
 
     Raises:
         EverlearnError: a file is missing, damaged or cut.
@@ -73,6 +75,7 @@ class Generation(ABC):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.bridges: dict[str, Bridge] = {}
         told = self.read_json(SETTINGS, IndexSettings)
         if told["format"] != FORMAT:
             raise DataError(f"{folder / SETTINGS}: an index of format {told['format']}, and this everlearn reads "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,9 +140,10 @@ def read_texts(documents: str, queries: str | None, *, titles: bool = False, ski
         collection = read_pair_files(documents, bad)
     else:
         collection = Collection(documents, _documents(Path(documents), titles, bad), [])
-    if queries is None:
-        return collection
-    return Collection(queries, collection.documents, read_queries(Path(queries), collection.documents, bad))
+    if queries is not None:
+        asked = read_queries(Path(queries), collection.documents, bad)
+        collection = Collection(queries, collection.documents, asked)
+    return replace(collection, notes=bad.notes())
 
 
 def of_index(index: Index, collection: Collection) -> tuple[dict[str, str], list[Entry], list[str]]:
@@ -157,7 +159,7 @@ def of_index(index: Index, collection: Collection) -> tuple[dict[str, str], list
                         "from the index")  # fmt: skip
     texts = {id: collection.documents[id].text for id in there}
     kept = [query for query in collection.queries if all(id in texts for id in query.relevant)]
-    notes = []
+    notes = [*collection.notes]
     if more := len(collection.documents) - len(texts):
         notes.append(f"{more:,} documents that are not in the index were left out")
     if more := len(collection.queries) - len(kept):

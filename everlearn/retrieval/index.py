@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -21,15 +21,15 @@ import numpy as np
 from everlearn.errors import EverlearnError, shown
 from everlearn.files import flush_to_disk, write_whole
 from everlearn.locks import alone
-from everlearn.retrieval.bridge import Bridge, read_bridges, write_bridge
+from everlearn.retrieval.bridge import Bridge, check_bridge, write_bridge
 from everlearn.retrieval.checks import check_known, check_new, check_removed, comparable, embeddings, listed, rows
 from everlearn.retrieval.current import (
     CURRENT,
     FIRST,
     GENERATION,
     as_saved,
+    check_free,
     current,
-    is_unfinished,
     keeper,
     linked,
     one_line,
@@ -76,8 +76,7 @@ class Index:
         self._answer_from(generation)
 
     def _answer_from(self, generation: Generation) -> None:
-        self.bridges = read_bridges(generation.folder, generation.stamp)
-        self._generation = generation
+        self.bridges, self._generation = generation.bridges, generation
 
     # -- opening -------------------------------------------------------------------------------
     @classmethod
@@ -104,11 +103,11 @@ class Index:
         place = Path(folder)
         check_settings(kind, settings)
         make = keeper(kind).create
-        if place.exists() and (not place.is_dir() or not is_unfinished(place, MAKING)):
-            raise EverlearnError(f"{place} exists already: give a new folder, or load the index that it holds")
+        check_free(place, MAKING)
         with one_line(place):
             place.mkdir(parents=True, exist_ok=True)
             with alone(place, "making the index"), removed_on_failure(place / MAKING):
+                check_free(place, MAKING)  # another process may have made one since
                 make(place / MAKING, stamp, kind, settings, dict(made_by or {}))
                 # In this order, so that a folder with a generation is never taken for one that was not finished.
                 write_whole(place / CURRENT, FIRST)
@@ -209,7 +208,12 @@ class Index:
 
     def stored_bytes(self) -> int:
         """What its folder takes."""
-        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        total = 0
+        for folder, _, files in os.walk(self.folder):
+            for name in files:
+                with suppress(FileNotFoundError):  # another process may have removed it since
+                    total += os.stat(os.path.join(folder, name)).st_size
+        return total
 
     def check(self) -> None:
         """Read everything and compare it with its checksums.
@@ -279,13 +283,11 @@ class Index:
         """Let the queries of another encoder search here, over a bridge from its space (`everlearn migrate` fits one).
 
         Raises:
-            EverlearnError: the bridge ends in another dimension, another process writes, or the disk is full.
+            EverlearnError: the bridge ends in another dimension, has numbers that are not finite, another process
+                writes, or the disk is full.
         """
         self._write_alone()
-        if bridge.dimensions != (stamp.dimension, self.stamp.dimension):
-            raise EverlearnError(f"the bridge leads from {bridge.dimensions[0]} to {bridge.dimensions[1]} numbers, and "
-                                 f"the index needs {stamp.dimension} to {self.stamp.dimension}: fit it for these "
-                                 "encoders")  # fmt: skip
+        check_bridge(bridge, stamp, self.stamp)
         with self._changing():
             write_bridge(self._generation.folder, stamp, bridge)
         self.bridges[stamp.space] = bridge
@@ -295,8 +297,11 @@ class Index:
         atomic: whenever it is interrupted, this index answers as before or as `other`.
 
         Raises:
-            EverlearnError: another process writes in one of the two, or the folder cannot be written.
+            EverlearnError: the two are one and the same, another process writes in one of them, or the folder cannot
+                be written.
         """
+        if other.folder.resolve() == self.folder.resolve():
+            raise EverlearnError(f"{self.folder} cannot take over itself: give an index that was built beside it")
         self._write_alone()
         other.save()
         place = self.folder / TAKEN

@@ -60,7 +60,9 @@ def add_parsers(verb: Callable[[str, str], Any], made: dict[str, Any]) -> None:
                        help="CSV, TSV, JSON Lines, Parquet or Excel with the columns id (or doc_id) and text; or "
                             "retrieval data as `run --stream` takes them")  # fmt: skip
         p.add_argument("--titles", action="store_true", help="put the title of a document before its text")
-        p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used")
+    for name in ("create", "add", "search"):
+        made[f"index {name}"].add_argument("--skip-bad-rows", action="store_true",
+                                           help="leave out rows that cannot be used")  # fmt: skip
     for name, default in (("create", "minilm"), ("add", "what made the index"), ("search", "what made the index")):
         p = made[f"index {name}"]
         about = f"the encoder: a run's folder, or a backbone's name or folder (default: {default})"
@@ -127,10 +129,16 @@ def _tell_version(by: Encoder, folder: Path) -> None:
 def _documents(args: argparse.Namespace) -> dict[str, str]:
     from everlearn.retrieval.given import read_texts
 
-    found = read_texts(args.documents, None, titles=args.titles, skip_bad_rows=args.skip_bad_rows).documents
-    if not found:
+    found = read_texts(args.documents, None, titles=args.titles, skip_bad_rows=args.skip_bad_rows)
+    _tell(found.notes)
+    if not found.documents:
         raise EverlearnError(f"{printable(args.documents)} has no documents: give a file with at least one")
-    return {id: document.text for id, document in found.items()}
+    return {id: document.text for id, document in found.documents.items()}
+
+
+def _tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {printable(note, 1000)}", file=sys.stderr)
 
 
 def _added(index: Index, documents: Mapping[str, str], by: Encoder, args: argparse.Namespace) -> dict[str, Any]:
@@ -146,9 +154,13 @@ def _added(index: Index, documents: Mapping[str, str], by: Encoder, args: argpar
                 bar.advance(len(part))
         index.save()
     except KeyboardInterrupt:
-        given = f"{as_word(args.folder)} --documents {as_word(args.documents)}"
+        # With the options by which the first documents were read: the rest would else be embedded in another way.
+        given = [as_word(args.folder), "--documents", as_word(args.documents)]
+        given += [f"--{name.replace('_', '-')}" for name in ("titles", "skip_bad_rows") if getattr(args, name)]
+        given += ["--from", as_word(args.encoder)] if args.encoder else []
+        given += ["--method", as_word(args.method)] if args.method else []
         raise Interrupted(f"interrupted after {done:,} of {len(ids):,} documents, which are in the index; go on with "
-                          f"`everlearn index add {given} --missing`") from None  # fmt: skip
+                          f"`everlearn index add {' '.join(given)} --missing`") from None  # fmt: skip
     return {"added": done, "documents": len(index)}
 
 
@@ -156,11 +168,14 @@ def _remove(args: argparse.Namespace) -> dict[str, Any]:
     from everlearn.files import read_text
     from everlearn.retrieval import Index
 
-    text = read_text(args.ids) if os.path.isfile(args.ids) else args.ids.replace(",", "\n")
-    ids = [id for line in text.split("\n") if (id := line.strip())]
-    if not ids:
-        raise EverlearnError("--ids names no document: give at least one id")
     with Index.load(args.folder) as index:
+        if args.ids in index:  # also where a file is called as the document is
+            ids = [args.ids]
+        else:
+            text = read_text(args.ids) if os.path.isfile(args.ids) else args.ids.replace(",", "\n")
+            ids = [id for line in text.split("\n") if (id := line.strip())]
+        if not ids:
+            raise EverlearnError("--ids names no document: give at least one id")
         index.remove(ids)
         index.save()
         return {"removed": len(ids), "documents": len(index)}
@@ -170,6 +185,7 @@ def _search(args: argparse.Namespace) -> dict[str, Any]:
     from everlearn.retrieval import Index
     from everlearn.retrieval.given import encoder, searcher_of
     from everlearn.streams.readers import read_inputs
+    from everlearn.streams.records import BadRows
 
     if bool(args.texts) == bool(args.queries):
         raise EverlearnError("give either queries or --queries FILE: everlearn index search FOLDER 'what you look for'")
@@ -177,7 +193,9 @@ def _search(args: argparse.Namespace) -> dict[str, Any]:
     texts: Any = args.texts
     names = args.texts
     if args.queries:
-        texts, names = read_inputs(args.queries, learned={"id": "query_id"})
+        bad = BadRows(args.skip_bad_rows, option="--skip-bad-rows")
+        texts, names = read_inputs(args.queries, learned={"id": "query_id"}, bad=bad)
+        _tell(bad.notes())
     # A model that is named may be another one than that of the index, to which a bridge leads.
     by = encoder(args.encoder, args.method)[0] if args.encoder else searcher_of(index)
     _tell_version(by, args.folder)

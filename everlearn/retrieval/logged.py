@@ -52,7 +52,7 @@ class LoggedGeneration(Generation):
         self._rows: dict[str, int] = {}
         self._mapped = np.empty((0, self.stamp.dimension), np.float32)
         self._saved: int = self.read_json(SAVED, SavedLog)["log_bytes"]
-        self._log_bytes = 0
+        self._log_bytes, self._as_saved = 0, as_saved
         self._read_log(self._saved if as_saved else MOST_LOG)
         # Mapped now and not when they are asked for: a reader goes on after another process has removed the folder.
         _ = self.stored
@@ -128,10 +128,12 @@ class LoggedGeneration(Generation):
 
     def recover(self) -> None:
         for name in (VECTORS, LOG):
-            if (self.folder / name).stat().st_nlink > 1:
-                # The same file belongs to another folder too, such as a copy that somebody keeps: write to one's own.
+            # The same file may belong to another folder too, such as a copy that somebody keeps; and a reader that has
+            # open what is about to be forgotten would be killed by the system if it were cut off: write to one's own.
+            if (self.folder / name).stat().st_nlink > 1 or self._as_saved:
                 own = self.folder / f".{name}"
                 shutil.copyfile(self.folder / name, own)
+                flush_to_disk(own)
                 os.replace(own, self.folder / name)
         _cut(self.folder / LOG, self._log_bytes)
         _cut(self.folder / VECTORS, len(self.stored_ids) * self._row_bytes)
@@ -176,8 +178,9 @@ class LoggedGeneration(Generation):
     def _read_log(self, most: int) -> None:
         for change in self._changes(most):
             if "add" in change:
+                known = len(self._rows)
                 self._count(change["add"])
-                if len(self._rows) < len(self):
+                if len(self._rows) < known + len(change["add"]):
                     raise DataError(f"{self.folder / LOG} adds a document that is there already: {REMEDY}")
                 continue
             for id in change["remove"]:
@@ -193,9 +196,10 @@ class LoggedGeneration(Generation):
         """What the first bytes of the log say. A last line without its end was never acknowledged, and is left out;
         it may also be one that another process is writing."""
         with regular(self.folder / LOG) as opened:
-            if os.fstat(opened.fileno()).st_size > MOST_LOG:
+            size = os.fstat(opened.fileno()).st_size
+            if size > MOST_LOG:
                 raise DataError(f"{self.folder / LOG} has more than {MOST_LOG:,} bytes: {REMEDY}")
-            data = opened.read(most)
+            data = opened.read(min(size, most))  # which takes memory for as many bytes as it is asked for
         at = 0
         while end := data.find(b"\n", at) + 1:
             text, _, crc = data[at : end - 1].rpartition(b"\t")

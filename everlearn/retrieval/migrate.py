@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from everlearn.errors import EverlearnError, printable
+from everlearn.errors import EverlearnError, as_word, printable
 from everlearn.retrieval.bridge import Bridge
 from everlearn.retrieval.given import encoder, encoder_of, held_out, of_index, read_texts
 from everlearn.retrieval.index import Index
@@ -131,7 +131,7 @@ def pseudo(documents: Mapping[str, str], most: int, seed: int = 0) -> list[Entry
 def followed(verdict: Verdict, folder: str | Path, to: str) -> str:
     """What was done and what comes next, in a sentence."""
     shown = printable(folder)
-    search = f"`everlearn index search {shown} --from {printable(to)}`"
+    search = f"`everlearn index search {as_word(folder)} --from {as_word(to)} QUERY`"
     if verdict.done == "re-index":
         return f"{shown} was re-indexed, and answers {printable(to)}"
     if verdict.done != "nothing":

@@ -27,6 +27,9 @@ BLOCK = 4096  # rows that are compared at once
 QUERIES = 1024
 ADDED = 65_536  # rows that are put into a structure at once
 TRAINED_ON = 64  # vectors a list, from which ivf learns where its lists are
+SPARE = 16  # rows that are looked at beyond those that are asked for, since rounding may have put them behind
+WIDENED = 65_536  # rows that are looked at in all, for as many queries as that makes, where so many are equal
+PAIRS = 4096  # of a query and a row, whose dot products are computed at once
 REMEDY = "delete it, and `everlearn index save` makes it again"
 
 
@@ -56,7 +59,7 @@ class Nearby:
         inside = min(k, int(alive[:covered].sum()))
         if structure is None or not inside:
             return _exact(stored, alive, queries, k)
-        found = self._asked(structure, queries, inside, alive), _exact(stored, alive, queries, k, covered)
+        found = self._asked(structure, stored, queries, inside, alive), _exact(stored, alive, queries, k, covered)
         rows, scores = (np.concatenate(parts, 1) for parts in zip(*found, strict=True))
         order = np.lexsort((rows, -scores))[:, :k]
         rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
@@ -65,7 +68,9 @@ class Nearby:
             rows[few], scores[few] = _exact(stored, alive, queries[few], k)
         return rows, scores
 
-    def _asked(self, structure: Any, queries: np.ndarray, k: int, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _asked(
+        self, structure: Any, stored: np.ndarray, queries: np.ndarray, k: int, alive: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The answers of the structure; where it finds fewer than k, the rest are rows 0 with a score of -inf."""
         faiss = _faiss()
         # The structure numbers its vectors as the rows are numbered; it skips those that do not count.
@@ -74,8 +79,9 @@ class Nearby:
             how = faiss.SearchParametersHNSW(sel=only, efSearch=max(self._settings["width"], k))
         else:
             how = faiss.SearchParametersIVF(sel=only, nprobe=self._settings["probes"])
-        scores, rows = structure.search(queries, k, params=how)
-        return np.where(rows < 0, 0, rows), np.where(rows < 0, -np.inf, scores)
+        _, rows = structure.search(queries, k, params=how)
+        found = np.where(rows < 0, 0, rows)
+        return found, np.where(rows < 0, np.float32(-np.inf), _scores(stored, queries, found))
 
     # -- the structure -------------------------------------------------------------------------
     def build(self, stored: np.ndarray) -> None:
@@ -202,33 +208,68 @@ class Nearby:
 
 
 def _exact(
-    stored: np.ndarray, alive: np.ndarray, queries: np.ndarray, k: int, start: int = 0
+    stored: np.ndarray, alive: np.ndarray, queries: np.ndarray, k: int, start: int = 0, spare: int = SPARE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The search over the rows from `start` on, each compared; fewer columns where there are fewer rows."""
+    """The search over the rows from `start` on, each compared; fewer columns where there are fewer rows.
+
+    A product of matrices rounds a score by the place of its row and query in a block, so that equal rows get scores
+    that differ in the last digits. It only chooses some more rows than are asked for, and these are compared one by
+    one.
+    """
+    count = int(alive[start:].sum())
+    k = min(k, count)
+    if not k:
+        return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+    rows = _chosen(stored, alive, queries, min(k + spare, count), start)
+    scores = _scores(stored, queries, rows)
+    order = np.lexsort((rows, -scores))
+    rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+    last, ends = scores[:, k - 1], scores[:, -1]
+    rows, scores = rows[:, :k], scores[:, :k]
+    if k + spare < count:
+        # Where the last of them is as good as the last that is asked for, others that were left out may be so too.
+        lengths = np.linalg.norm(queries, axis=1) * np.linalg.norm(stored[rows[:, -1]], axis=1)
+        close = np.flatnonzero(last - ends <= np.finfo(np.float32).eps * stored.shape[1] * lengths)
+        at_once = max(1, WIDENED // spare)
+        for some in np.split(close, range(at_once, len(close), at_once)) if len(close) else ():
+            rows[some], scores[some] = _exact(stored, alive, queries[some], k, start, 8 * spare)
+    return rows, scores
+
+
+def _chosen(stored: np.ndarray, alive: np.ndarray, queries: np.ndarray, k: int, start: int) -> np.ndarray:
+    """(n, k) rows from `start` on that have the largest dot products, but for rounding."""
     import torch
 
     from everlearn.metrics.retrieval import first_largest
 
-    count = len(stored)
-    k = min(k, int(alive[start:].sum()))
-    answers = [(np.empty((0, k), np.int64), np.empty((0, k), np.float32))]
+    count, answers = len(stored), [np.empty((0, k), np.int64)]
     for asked in torch.from_numpy(queries).split(QUERIES):
         at, best = torch.empty(len(asked), 0, dtype=torch.long), torch.empty(len(asked), 0)
-        for begin in range(start, count if k else start, BLOCK):
+        for begin in range(start, count, BLOCK):
             rows = np.flatnonzero(alive[begin : begin + BLOCK]) + begin
             if not len(rows):
                 continue
             whole = len(rows) == min(BLOCK, count - begin)
             block = np.array(stored[begin : begin + BLOCK]) if whole else stored[rows]
-            # What was found so far stands first, so that a tie goes to it.
             scores = torch.cat([best, asked @ torch.from_numpy(block).T], 1)
             columns = first_largest(scores, min(k, scores.shape[1]))
             before = best.shape[1]
             new = torch.from_numpy(rows)[(columns - before).clamp(min=0)]
             at = torch.where(columns < before, at.gather(1, columns.clamp(max=before - 1)), new) if before else new
             best = scores.gather(1, columns)
-        answers.append((at.numpy(), best.numpy()))
-    return np.concatenate([rows for rows, _ in answers]), np.concatenate([scores for _, scores in answers])
+        answers.append(at.numpy())
+    return np.concatenate(answers)
+
+
+def _scores(stored: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(n, k) float32: the dot products of queries (n, d) with some rows (n, k), each of which depends on its query and
+    its row alone."""
+    asked, flat = np.repeat(np.arange(len(rows)), rows.shape[1]), rows.ravel()
+    scores = np.empty(len(flat), np.float32)
+    for start in range(0, len(flat), PAIRS):
+        part = slice(start, start + PAIRS)
+        scores[part] = (stored[flat[part]].astype(np.float64) * queries[asked[part]]).sum(1)
+    return scores.reshape(rows.shape)
 
 
 def _sha256(file: Path) -> str:

@@ -61,11 +61,14 @@ def mined(
         raise EverlearnError("mining negatives needs sentence-transformers and datasets; install them with `pip "
                              "install everlearn[retrieval,hub]`") from None  # fmt: skip
     documents = list(dict.fromkeys([*pairs.positives, *corpus]))
+    last = min(last, len(documents))
+    if first >= last or len(documents) < 2:  # there are not so many, or none but the positive
+        return replace(pairs, negatives=[[] for _ in pairs.inputs])
     with redirect_stderr(StringIO()), redirect_stdout(StringIO()):  # what it shows, no argument turns off everywhere
         triplets = mine_hard_negatives(
             Dataset.from_dict({"anchor": list(pairs.inputs), "positive": list(pairs.positives)}),
-            cast(Any, _Encoder(encoder)), corpus=documents, range_min=first, range_max=min(last, len(documents)),
-            relative_margin=margin, num_negatives=most, output_format="triplet", verbose=False,
+            cast(Any, _Encoder(encoder)), corpus=documents, range_min=first, range_max=last,
+            relative_margin=margin, num_negatives=min(most, last - first), output_format="triplet", verbose=False,
         )  # fmt: skip
     negatives: dict[tuple[str, str], list[str]] = {}
     for query, positive, negative in zip(triplets["anchor"], triplets["positive"], triplets["negative"], strict=True):

@@ -21,7 +21,8 @@ def pseudo_queries(documents: Sequence[str], *, per_document: int = 1, seed: int
     """Queries with their documents, n of each, as `everlearn.streams.from_pairs` takes them.
 
     Args:
-        documents: texts; those of fewer than twice `SHORTEST` words give nothing.
+        documents: texts; one of a single sentence with fewer than twice `SHORTEST` words gives nothing, and one whose
+            sentences all have fewer than `SHORTEST` words gives nothing either.
         per_document: queries of a document, at most; each is another sentence.
         seed: which sentences are drawn.
 

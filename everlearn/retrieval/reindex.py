@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from zlib import crc32
@@ -15,7 +16,7 @@ from zlib import crc32
 from everlearn.errors import DataError, EverlearnError, printable
 from everlearn.files import append_lines, read_text, rewrite_lines
 from everlearn.interrupts import Interrupted
-from everlearn.locks import alone
+from everlearn.locks import Busy, alone
 from everlearn.progress import Progress
 from everlearn.retrieval.current import is_unfinished
 from everlearn.retrieval.index import MAKING, Index
@@ -69,7 +70,7 @@ def reindex(
     old = _digests(served)
     served.close()
     if Index.load(served.folder).stamp.space == stamp.space:
-        shutil.rmtree(place, ignore_errors=True)  # of a process that was killed after the index had taken it over
+        _clear(place, stamp.space)
         return 0
     _check_texts(served, documents)
     place.mkdir(exist_ok=True)
@@ -90,8 +91,21 @@ def reindex(
         finally:
             following.index.close()
             served.close()
-    shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)  # before another process may begin there
     return following.embedded
+
+
+def _clear(place: Path, space: str) -> None:
+    """Remove what a process has left that was killed after the index, now of this space, had taken it over. The work of
+    a re-index to another space, which goes on or was stopped, stays."""
+    if place.exists():
+        with suppress(Busy), alone(place, "re-indexing"):
+            try:
+                is_other = Index.load(place / "index").stamp.space != space
+            except EverlearnError:  # half removed, or not begun
+                is_other = False
+            if not is_other:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 class _Following:

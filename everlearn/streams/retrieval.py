@@ -43,11 +43,13 @@ class Collection:
         source: the name of the data, for messages.
         documents: by id.
         queries: each with at least one relevant document, which is among the documents.
+        notes: what was left out.
     """
 
     source: str
     documents: Mapping[str, Entry]
     queries: list[Entry]
+    notes: tuple[str, ...] = ()
 
 
 def joined(parts: Sequence[Collection], source: str) -> Collection:

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, log_softmax, normalize
 
 import everlearn
-from everlearn import backbones
+from everlearn import backbones, streams
 from everlearn.engine import learn
 from everlearn.errors import EverlearnError
 from everlearn.losses import ranking_alignment
@@ -109,6 +109,18 @@ def test_negatives_are_far_behind_the_positive_and_unlike_each_other(seed: int) 
     assert supports(query, positive, candidates, 3) == scores.topk(3).indices.tolist()
     assert supports(query, positive, candidates[:2], 3) == [0, 1]
     assert supports(query, positive, candidates[[0, 0, 0]], 2) == [0, 1]
+
+
+def test_without_chosen_negatives_those_of_the_data_are_used_and_not_kept() -> None:
+    queries, documents = [f"word{i}x1" for i in range(12)], [f"word{i}x1 and more" for i in range(12)]
+    negatives = [documents[: i % 4] for i in range(12)]  # as many as there are
+    domains = ["one"] * 6 + ["two"] * 6
+    method = small(negatives=0)
+    for task in streams.from_pairs(queries, documents, domains, negatives=negatives):
+        assert any(method.supported(task).negatives)  # type: ignore[arg-type]
+        learn(method, task)
+    kept = method.memory.examples()
+    assert not any(kept.negatives or ()) and kept.columns["documents"].shape[1:] == (1, 32)
 
 
 def test_the_model_before_is_a_copy_and_not_a_view() -> None:

@@ -307,6 +307,13 @@ def test_the_weight_is_the_best_on_validation_pairs() -> None:
     assert len(method.held_out) == 12
 
 
+@pytest.mark.parametrize("value", [1.0, torch.nan])
+def test_weights_that_embed_all_alike_are_not_the_best(value: float) -> None:
+    method = Interpolate(backbones.load("tiny"), weight="auto")
+    method.embed = lambda texts, role=None: torch.full((len(texts), 32), value)  # type: ignore[method-assign]
+    assert method._mean_reciprocal_rank(STREAM[0].train[range(8)]) == 1 / len({*STREAM[0].train[range(8)].positives})
+
+
 def test_auto_needs_validation_pairs() -> None:
     with pytest.raises(EverlearnError, match="auto needs validation pairs"):
         learn(Interpolate(backbones.load("tiny"), epochs=1, weight="auto"), STREAM[0])

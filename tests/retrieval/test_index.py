@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 import everlearn
 from everlearn import backbones, methods
 from everlearn.errors import EverlearnError
+from everlearn.locks import alone
 from everlearn.retrieval import Index, Stamp, stamp_of
-from everlearn.retrieval.bridge import Bridge
+from everlearn.retrieval.bridge import Bridge, read_bridges
 
 D = 12
 DOT = Stamp("here", "generated", D, "dot")
@@ -102,6 +104,38 @@ def test_of_equal_documents_the_first_comes_first(tmp_path: Path) -> None:
     index.add(["c"], np.ones((1, D)), DOT)
     assert index.search(np.ones((1, D)), DOT, 4)[0] == [["b", "a", "x0", "x1"]]
     assert index.ids[-1] == "c"
+
+
+@pytest.mark.parametrize("stamp", [DOT, COSINE], ids=["dot", "cosine"])
+@pytest.mark.parametrize("copies", [4, 60])
+def test_equal_documents_stay_in_order_though_a_product_of_matrices_rounds(
+    tmp_path: Path, stamp: Stamp, copies: int
+) -> None:
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(9000, D)).astype(np.float32)
+    places = np.sort(random.permutation(9000)[:copies])
+    vectors[places] = 3 * vectors[0]
+    index = Index.create(tmp_path / "index", stamp)
+    index.add(names(9000), vectors, stamp)
+    queries = vectors[:1] + random.normal(size=(40, D)).astype(np.float32) / 10
+    together, scores = index.search(queries, stamp, k=4)
+    assert together == 40 * [[f"d{place}" for place in places[:4]]]
+    assert (scores == scores[:, :1]).all()
+    apart = [index.search(query[None], stamp, k=4) for query in queries]  # a prediction depends on its query alone
+    assert [ids for (ids,), _ in apart] == together and np.array_equal(np.concatenate([s for _, s in apart]), scores)
+
+
+def test_equal_documents_stay_in_order_beyond_what_the_structure_covers(tmp_path: Path) -> None:
+    needs("hnsw")
+    vectors = np.random.default_rng(0).normal(size=(300, D)).astype(np.float32)
+    vectors[[150, 299]] = vectors[3]
+    index = Index.create(tmp_path / "index", COSINE, "hnsw")
+    index.add(names(200), vectors[:200], COSINE)
+    index.save()
+    index.add(names(300)[200:], vectors[200:], COSINE)
+    for seed in range(20):
+        query = vectors[3] + np.random.default_rng(seed).normal(size=D).astype(np.float32) / 100
+        assert index.search(query[None], COSINE, k=3)[0] == [["d3", "d150", "d299"]]
 
 
 @pytest.mark.parametrize("how", ["saved", "not saved", "saved, then more", "saved, then almost all removed"])
@@ -209,6 +243,12 @@ def test_a_bridge_leads_from_another_space(tmp_path: Path, kind: str) -> None:
         again.allow(there, Bridge(np.eye(D)[:, :5], np.zeros(5)))
 
 
+def test_no_queries_have_no_answers(tmp_path: Path, kind: str) -> None:
+    index = filled(tmp_path / "index", kind=kind)
+    for nothing in ([], np.empty((0, D))):
+        assert first(index, nothing) == ([], [])  # type: ignore[arg-type]
+
+
 # -- what is refused ---------------------------------------------------------------------------
 def bad(*rows: float) -> np.ndarray:
     return np.array([[value] * D for value in rows], np.float32)
@@ -227,6 +267,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "one vector for a row": (lambda i: i.add(["new"] * 12, np.ones(12), DOT), "given twice|shape"),
     "not a number": (lambda i: i.add(["a", "b"], bad(1, np.nan), DOT), "embedding of document 2 is not finite"),
     "infinite": (lambda i: i.add(["a"], bad(np.inf), DOT), "embedding of document 1 is not finite"),
+    "a list for an id": (lambda i: i.remove([["d3"]]), r"the id \['d3'\] is not in the index"),
+    "a list for an id that is asked for": (lambda i: i.vectors([["d3"]]), "is not in the index"),
+    "a bridge that is not finite": (lambda i: i.allow(DOT, Bridge(np.eye(D) * np.nan, np.zeros(D))), "not finite"),
+    "a bridge beyond float32": (lambda i: i.allow(DOT, Bridge(np.eye(D), np.full(D, 1e300))), "not finite"),
+    "a shift of another length": (lambda i: i.allow(DOT, Bridge(np.eye(D), np.zeros(3))), r"shape \(3,\) instead of"),
+    "a bridge without columns": (lambda i: i.allow(DOT, Bridge(np.ones(D), np.zeros(D))), "leads from 12 numbers"),
+    "itself": (lambda i: i.take_over(i), "cannot take over itself"),
+    "itself, opened again": (lambda i: i.take_over(Index.load(i.folder)), "cannot take over itself"),
     "texts with a stamp": (lambda i: i.add(["a"], ["a text"], DOT), "are not rows of numbers"),
     "a foreign stamp": (lambda i: i.add(["a"], whole(1), Stamp("there", "generated", D, "dot")), "other weights of"),
     "no encoder": (lambda i: i.add(["a"], ["a text"], "minilm"), "'minilm' is no encoder"),
@@ -339,6 +387,53 @@ def test_one_writes_and_others_read(tmp_path: Path, kind: str) -> None:
     assert "x" in reader and "d3" not in reader and len(reader) == 22
 
 
+def test_who_opens_an_index_while_it_is_compacted_has_its_bridges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, there = filled(tmp_path / "index"), Stamp("there", "other", D)
+    index.allow(there, Bridge(np.eye(D), np.zeros(D)))
+    index.remove(names(20))
+
+    def after_another(*given: Any) -> Any:
+        monkeypatch.undo()
+        index.save()
+        return read_bridges(*given)
+
+    monkeypatch.setattr("everlearn.retrieval.current.read_bridges", after_another)
+    opened = Index.load(index.folder)
+    assert list(opened.bridges) == ["there"] and opened.generation == index.generation == 2
+
+
+def test_files_that_another_process_removes_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = filled(tmp_path / "index")
+    files = [file for file in index.folder.rglob("*") if file.is_file()]
+    assert index.stored_bytes() == sum(file.stat().st_size for file in files) > 4 * D * 40
+    stat = os.stat
+
+    def after_another(file: Any, *given: Any, **named: Any) -> Any:
+        if str(file).endswith("vectors.f32"):
+            raise FileNotFoundError
+        return stat(file, *given, **named)
+
+    monkeypatch.setattr("os.stat", after_another)
+    assert 0 < index.stored_bytes() < 4 * D * 40
+
+
+def test_who_comes_second_makes_no_index_in_place_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def after_another(*given: Any) -> Any:
+        monkeypatch.undo()
+        with filled(tmp_path / "index") as first_one:
+            first_one.remove(names(20))
+            first_one.save()
+            assert first_one.generation == 2
+        return alone(*given)
+
+    monkeypatch.setattr("everlearn.retrieval.index.alone", after_another)
+    with pytest.raises(EverlearnError, match="exists already"):
+        Index.create(tmp_path / "index", DOT)
+    assert len(Index.load(tmp_path / "index")) == 20
+
+
 def test_a_reader_goes_on_after_a_cut_over(tmp_path: Path, kind: str) -> None:
     every_list = {"probes": 25} if kind == "ivf" else {}
     served, queries = filled(tmp_path / "served", 40, kind, DOT, **every_list), whole(5, seed=1)
@@ -367,7 +462,6 @@ def test_a_reader_goes_on_after_a_cut_over(tmp_path: Path, kind: str) -> None:
 
 def test_a_folder_that_shares_files_with_a_copy_goes_on_in_its_own(tmp_path: Path) -> None:
     """As `cp -al` makes copies, and as a cut-over that is killed before its end leaves two folders."""
-    import os
     import shutil
 
     index = filled(tmp_path / "index")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.nn.functional import normalize
 
 import everlearn
 from everlearn import backbones
@@ -74,6 +75,35 @@ def test_from_documents_to_answers(folder: Path, tmp_path: Path, capsys: pytest.
     assert about["documents"] == 1 and about["kind"] == "exact" and about["generation"] == 3 and about["checked"]
     assert about["stamp"] == stamp_of(backbones.load("tiny")).record and about["made_by"] == {"backbone": "tiny"}
     assert told(capsys, "save", folder)["documents"] == told(capsys, "restore", folder)["documents"] == 1
+
+
+def test_a_document_that_is_called_as_a_file_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.md").write_text("# Notes\n")
+    (tmp_path / "documents.csv").write_text('id,text\nnotes.md,some notes\n"a,b",two letters\nlast,the last\n')
+    told(capsys, "create", "index", "--documents", "documents.csv", "--from", "tiny")
+    for id in ("notes.md", "a,b"):
+        assert told(capsys, "remove", "index", "--ids", id)["removed"] == 1
+    assert Index.load("index").ids == ["last"]
+
+
+def test_rows_that_are_left_out_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    documents, asked = tmp_path / "documents.csv", tmp_path / "asked.csv"
+    documents.write_text("id,text\na,a cup of tea\nb,\nc,the lawn\n")
+    asked.write_text("query_id,text\nq1,a cup of tea\nq1,the lawn\n")
+    made = ["create", str(tmp_path / "index"), "--documents", str(documents), "--from", "tiny"]
+    assert "--skip-bad-rows" in refused(capsys, *made)
+    assert main(["index", *made, "--skip-bad-rows", "--json"]) == 0
+    out = capsys.readouterr()
+    assert json.loads(out.out)["added"] == 2 and f"note: left out 1 bad row: {documents}, line 3:" in out.err
+    search = ["search", str(tmp_path / "index"), "--queries", str(asked), "--k", "1"]
+    assert "leave bad rows out with --skip-bad-rows" in refused(capsys, *search)
+    assert main(["index", *search, "--skip-bad-rows", "--json"]) == 0
+    out = capsys.readouterr()
+    assert [query["query"] for query in json.loads(out.out)["queries"]] == ["q1"]
+    assert f"note: left out 1 bad row: {asked}, line 3:" in out.err
 
 
 def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,9 +184,13 @@ def test_refused_in_one_line_and_nothing_written(
     assert not new.exists()
 
 
+@pytest.mark.parametrize("options", [[], ["--titles", "--skip-bad-rows"]], ids=["plain", "titles"])
 def test_an_interrupted_command_says_how_to_go_on(
-    tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    options: list[str],
+) -> None:  # fmt: skip
+    if options:
+        documents.write_text(documents.read_text() + "bad,,\n")
     monkeypatch.setattr(index_commands, "PART", 1)
     add = Index.add
     added: list[str] = []
@@ -168,10 +202,15 @@ def test_an_interrupted_command_says_how_to_go_on(
         add(index, ids, texts, by)
 
     monkeypatch.setattr(Index, "add", interrupted)
-    assert main(["index", "create", str(tmp_path / "index"), "--documents", str(documents), "--from", "tiny"]) == 130
+    made = ["index", "create", str(tmp_path / "index"), "--documents", str(documents), "--from", "tiny", *options]
+    assert main(made) == 130
     line = capsys.readouterr().err
     assert "interrupted after 2 of 3 documents" in line
     monkeypatch.undo()
     command = line.partition("`everlearn ")[2].partition("`")[0].split()
     assert main(command) == 0
-    assert Index.load(tmp_path / "index").ids == list(TEXTS)
+    index = Index.load(tmp_path / "index")
+    assert index.ids == list(TEXTS)
+    texts = [f"Title {id}. {text}" for id, text in TEXTS.items()] if options else list(TEXTS.values())
+    expected = normalize(backbones.load("tiny").encode(texts)).numpy()  # the rest is read as the first ones were
+    assert index.vectors(index.ids) == pytest.approx(expected, abs=1e-6)

@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from safetensors.numpy import save as safetensors_bytes
 from everlearn.errors import EverlearnError
 from everlearn.retrieval import Index, Stamp
 from everlearn.retrieval.bridge import Bridge
+from everlearn.retrieval.logged import LoggedGeneration
 
 BENCH = Path(__file__).parents[2] / "bench" / "kill_index.py"
 D = 8
@@ -50,6 +52,22 @@ def refused(folder: Path, message: str | None = None) -> str:
         index.check()
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
     return str(error.value)
+
+
+def test_opening_takes_no_more_memory_than_the_log_and_no_look_at_all_rows_for_each_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, counted = Index.load(made(tmp_path / "index").parent), []
+    for row in range(30, 60):
+        index.add([f"d{row}"], vectors(1), HERE)
+    monkeypatch.setattr(LoggedGeneration, "__len__", lambda self: counted.append(1) or self.alive.count(1))
+    tracemalloc.start()
+    try:
+        assert Index.load(index.folder).ids == index.ids
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert len(counted) < 10
 
 
 # -- files that are cut or altered -------------------------------------------------------------
@@ -94,6 +112,22 @@ def test_one_altered_bit_is_found_out(tmp_path: Path, file: str) -> None:
         with Index.load(tmp_path / "index") as index, pytest.raises(EverlearnError, match="damaged from 'd0' on"):
             index.remove([f"d{i}" for i in range(10, 25)])
             index.save()
+
+
+def test_a_reader_outlives_the_return_to_the_last_save(tmp_path: Path) -> None:
+    """The system kills a process that reads what was cut off from a file."""
+    with Index.create(tmp_path / "index", HERE) as index:
+        index.add(["first"], vectors(1), HERE)
+        index.save()
+        index.add([f"d{i}" for i in range(2000)], vectors(2000), HERE)
+    reader = Index.load(index.folder)
+    expected = reader.search(vectors(1, seed=1), HERE)[0]
+    assert len(Index.restore(index.folder)) == 1
+    child = os.fork()
+    if child == 0:
+        os._exit(reader.search(vectors(1, seed=1), HERE)[0] != expected)
+    assert os.waitpid(child, 0)[1] == 0
+    Index.load(index.folder).check()
 
 
 def test_after_a_loss_of_power_the_last_save_comes_back(tmp_path: Path) -> None:

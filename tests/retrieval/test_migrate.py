@@ -15,8 +15,9 @@ from everlearn.errors import DataError, EverlearnError
 from everlearn.retrieval import migrate as migration
 from everlearn.retrieval.given import encoder, encoder_of, held_out, read_texts
 from everlearn.retrieval.index import Index
-from everlearn.retrieval.migrate import migrate
+from everlearn.retrieval.migrate import followed, migrate
 from everlearn.retrieval.stamp import stamp_of
+from everlearn.retrieval.verdict import Verdict
 from everlearn.streams.retrieval import Entry
 
 DOCUMENTS = texts(120)
@@ -82,11 +83,16 @@ def test_serve_lets_its_queries_in(folder: Path, capsys: pytest.CaptureFixture[s
     moved = ENCODERS["moved"] = Known(noise=0.5, moved=0.001)
     code, out, _ = run(capsys, "migrate", "index", "--to", "moved", *GIVEN, "--apply")
     assert code == 0 and out.startswith("verdict: serve\n")
-    assert "the queries of moved may search index now: `everlearn index search index --from moved`" in out
+    assert "the queries of moved may search index now: `everlearn index search index --from moved QUERY`" in out
     found, scores = Index.load(folder).search(["query 5"], by=moved, k=1)
     assert found == [["d5"]]
     expected = moved.embed(["query 5"], "query").numpy() @ Index.load(folder).vectors(["d5"]).T
     assert scores[0, 0] == pytest.approx(expected[0, 0], abs=1e-2)
+
+
+def test_the_command_that_comes_next_can_be_repeated_in_a_shell() -> None:
+    told = followed(Verdict({"answer": "serve", "done": "serve"}, None), "my index", "my run")
+    assert told.endswith("`everlearn index search 'my index' --from 'my run' QUERY`")
 
 
 def test_an_encoder_of_the_same_documents_needs_nothing(folder: Path) -> None:
@@ -227,7 +233,9 @@ def test_bad_rows_are_left_out_if_asked(tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", [{"id": "a", "text": "water"}, {"id": "b", "text": ""}])
     with pytest.raises(DataError, match="line 2"):
         read_texts(str(tmp_path / "d.jsonl"), None)
-    assert list(read_texts(str(tmp_path / "d.jsonl"), None, skip_bad_rows=True).documents) == ["a"]
+    found = read_texts(str(tmp_path / "d.jsonl"), None, skip_bad_rows=True)
+    assert list(found.documents) == ["a"]
+    assert [note.partition(":")[0] for note in found.notes] == ["left out 1 bad row"]
 
 
 def test_queries_that_were_learned_are_not_asked() -> None:

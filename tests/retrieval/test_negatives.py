@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from everlearn import backbones
+from everlearn import backbones, engine, methods, streams
+from everlearn.backbones.tiny import TinyBackbone
 from everlearn.errors import EverlearnError
 from everlearn.streams.stream import Examples
 from everlearn.testing.toy import toy_stream
@@ -58,6 +59,24 @@ def test_a_margin_leaves_out_likely_answers_and_a_band_easy_and_hard_ones() -> N
         for part in (hard, easy)
     ]
     assert means[0] > means[1]
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_where_there_are_few_documents_there_are_few_negatives(count: int) -> None:
+    texts = [f"word{i}x1 and more" for i in range(count)]
+    pairs = Examples(texts, torch.empty(0, dtype=torch.long), texts, positives=texts)
+    found = mined(TINY, pairs, margin=0.0).negatives
+    assert found is not None
+    assert [{*own} for own in found] == [{*texts} - {text} for text in texts]
+    assert mined(TINY, pairs, first=9).negatives == [[]] * count
+
+
+@pytest.mark.parametrize("method", ["l2r", "qdc"])
+def test_a_domain_of_few_documents_is_learned(method: str) -> None:
+    queries = [f"word{i}x{j}" for i in range(4) for j in range(3)]
+    stream = streams.from_pairs(queries, [f"word{i}x1 and more" for i in range(4) for _ in range(3)])
+    learned = methods.get(method)(TinyBackbone(), epochs=1, negatives=5)
+    engine.learn(learned, stream[0])
 
 
 def test_mining_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from known_encoders import Known, texts
 
 from everlearn.errors import DataError, EverlearnError
 from everlearn.interrupts import Interrupted
-from everlearn.locks import alone
+from everlearn.locks import Busy, alone
 from everlearn.retrieval import reindex as reindexing
 from everlearn.retrieval.index import Index
 from everlearn.retrieval.reindex import reindex
@@ -146,6 +148,34 @@ def test_a_stopped_re_index_to_another_encoder_is_not_mixed(index: Index) -> Non
     with pytest.raises(EverlearnError, match="that was stopped: go on with that encoder, or delete this folder"):
         reindex(index, DOCUMENTS, Known(family=2))
     check_old(index.folder)
+
+
+def test_to_its_own_encoder_is_nothing_to_do_and_the_work_for_another_stays(index: Index) -> None:
+    def asked_by_another() -> None:
+        assert reindex(Index.load(index.folder), DOCUMENTS, OLD) == 0
+
+    def interrupt() -> None:
+        asked_by_another()
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        reindex(index, DOCUMENTS, During(20, interrupt))
+    asked_by_another()
+    assert reindex(index, DOCUMENTS, During(0, asked_by_another)) == 30 - 14
+    check(index.folder, DOCUMENTS)
+
+
+def test_its_folder_is_removed_before_another_process_may_begin_there(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove(place: Path, **given: Any) -> None:
+        with pytest.raises(Busy), alone(place):
+            pass
+        shutil.rmtree(place, **given)
+
+    monkeypatch.setattr(reindexing, "shutil", SimpleNamespace(rmtree=remove))
+    reindex(index, DOCUMENTS, NEW)
+    check(index.folder, DOCUMENTS)
 
 
 def check_old(folder: Path) -> None:
