@@ -52,7 +52,7 @@ ORDERING = [
 IN_README = ("joint", "ranpac", "slca", "lda", "simplecil", "coda_prompt", "er", "ewc", "frozen", "finetune")
 """The ten methods of README's table, from the page of CLINC150: references, and the best known of each family."""
 
-BESIDE = ("methods", "seeds", "out")
+BESIDE = ("methods", "out")
 """Options that select which runs a call makes, but do not change the runs themselves."""
 
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,12 +129,14 @@ def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> No
     judged = judged_by_name(rows)
     first = rows[order[0]][0]
     limits = first["config"]["stream"]
+    seeds = ",".join(map(str, sorted({run["seed"] for runs in rows.values() for run in runs})))
+    called = command(PARSER, argparse.Namespace(**{**vars(args), "seeds": seeds}), BESIDE)  # also those of earlier calls
     head = ["| method | seeds | final | old | new | gate | forgetting proper | tuning | average "
             "| trained | stored, MB | seconds |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     lines = [
         f"# {args.stream}", "",
-        f"Measured with `{command(PARSER, args, BESIDE)}`: {len(first['tasks'])} tasks, {first['backbone']}, at "
+        f"Measured with `{called}`: {len(first['tasks'])} tasks, {first['backbone']}, at "
         f"most {limits['max_train_per_class']} training {tested(limits)}examples per class, "
         f"{settings_of(args, rows)}; each method on "
         f"{machines(run for method in order for run in rows[method])}. "
