@@ -130,13 +130,13 @@ def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> No
     first = rows[order[0]][0]
     limits = first["config"]["stream"]
     seeds = ",".join(map(str, sorted({run["seed"] for runs in rows.values() for run in runs})))
-    of_all_calls = argparse.Namespace(**{**vars(args), "seeds": seeds})
+    all_seeds = argparse.Namespace(**{**vars(args), "seeds": seeds})
     head = ["| method | seeds | final | old | new | gate | forgetting proper | tuning | average "
             "| trained | stored, MB | seconds |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     lines = [
         f"# {args.stream}", "",
-        f"Measured with `{command(PARSER, of_all_calls, BESIDE)}`: {len(first['tasks'])} tasks, {first['backbone']}, at "
+        f"Measured with `{command(PARSER, all_seeds, BESIDE)}`: {len(first['tasks'])} tasks, {first['backbone']}, at "
         f"most {limits['max_train_per_class']} training {tested(limits)}examples per class, "
         f"{settings_of(args, rows)}; each method on "
         f"{machines(run for method in order for run in rows[method])}. "
