@@ -42,7 +42,7 @@ class Fusion(nn.Module):
 
     @property
     def context(self) -> Tensor:
-        """(tasks · prompts, width): the context prompts of all tasks."""
+        """(rows, width): the context prompts of all tasks."""
         return torch.cat(list(self.contexts))
 
     def project(self, features: Tensor, of: str) -> Tensor:
