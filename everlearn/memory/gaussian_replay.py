@@ -65,6 +65,7 @@ class GaussianReplay(Stateful):
         """
         if not torch.isfinite(features).all():
             raise EverlearnError("a feature is not finite: the backbone or its input is broken; nothing was added")
+        features, labels = features.to(self.means), labels.to(self.counts.device)
         factors, means = list(self.factors()), self.means.clone()
         for k in labels.unique().tolist():
             new, old, known = features[labels == k].double(), self.means[k].double(), int(self.counts[k])
