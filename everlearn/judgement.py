@@ -229,8 +229,9 @@ def _final(run: Results, on: Split) -> float | None:
 
 
 def _mean_final(runs: Sequence[Results], settings: tuple[str, ...], on: Split) -> float:
-    """The mean final score of all runs with these settings."""
-    return mean(_final(run, on) for run in runs if _identity(run) == settings) or 0.0
+    """The mean final score of all runs of joint with these settings."""
+    joints = (run for run in runs if run["method"] == REFERENCE)
+    return mean(_final(run, on) for run in joints if _identity(run) == settings) or 0.0
 
 
 def _identity(run: Results) -> tuple[str, ...]:
