@@ -53,14 +53,14 @@ def _print(scores: dict[str, Any], directory: Path) -> None:
 
     from everlearn.console import plain_table, safe, terminal
     from everlearn.formats import percent
-    from everlearn.metrics.per_class import worst
+    from everlearn.metrics.per_class import missed
 
     out = terminal()
     head = f"version {scores['version']} of {printable(directory)} on {near(scores['data'])}"
     examples, error = scores["examples"], percent(scores["expected_calibration_error"])
     out.print(safe(f"{head}: {percent(scores['accuracy'])} % of {examples:,} examples are right", style="bold"))
     out.print(safe(f"the probability of an answer and the share of right answers differ by {error} points on average"))
-    lowest = [score for score in worst(scores["per_class"]) if score["recall"] < 1]
+    lowest = missed(scores["per_class"])
     if lowest:
         table = plain_table(Column("lowest recall", overflow="fold"), "examples", "recall", "precision",
                             Column("most often taken for", overflow="fold"))  # fmt: skip

@@ -46,7 +46,7 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
     p.add_argument("--new-classes", action="store_true", help="allow labels that the model does not know yet")
     p.add_argument("--test", type=Path, metavar="FILE", help="with --read: test examples (default: a fifth of the "
                    "labelled examples of each class is held out)")  # fmt: skip
-    p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used")
+    options.skip_bad_rows(p)
     p.add_argument("--overwrite", action="store_true", help="replace the file of --out if it exists")
     options.own_method(p)
     options.as_json(p)

@@ -24,6 +24,11 @@ def keep(parser: ArgumentParser) -> None:
                         "tests, 2000 for calibration)")  # fmt: skip
 
 
+def skip_bad_rows(parser: ArgumentParser) -> None:
+    """--skip-bad-rows, of commands that read data without the settings of a stream."""
+    parser.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used")
+
+
 def as_json(parser: ArgumentParser) -> None:
     """--json, of commands whose answer a program may read."""
     parser.add_argument("--json", action="store_true", help="write only JSON to standard output")

@@ -15,7 +15,7 @@ from everlearn.formats import duration, human_bytes, percent
 from everlearn.judgement import REFERENCE, beside_joint_command, scores_on_old_and_new
 from everlearn.metrics import FORMULAS
 from everlearn.metrics.gate import NEW, OLD
-from everlearn.metrics.per_class import worst
+from everlearn.metrics.per_class import missed
 
 Results = dict[str, Any]
 """The content of results.json."""
@@ -150,7 +150,7 @@ def _general_line(results: Results) -> Text | None:
 
 def _worst_classes(results: Results) -> Text | None:
     """The classes with the lowest recall, and what the worst of them is most often taken for."""
-    lowest = [score for score in worst(results.get("per_class", [])) if score["recall"] < 1][:SHOWN_CLASSES]
+    lowest = missed(results.get("per_class", []))[:SHOWN_CLASSES]
     if not lowest:
         return None
     told = ", ".join(f"{printable(score['name'], 40)} {percent(score['recall'])}" for score in lowest)

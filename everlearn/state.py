@@ -21,6 +21,15 @@ def grown(tensor: Tensor, size: int, dim: int = 0, fill: float = 0.0) -> Tensor:
     return torch.cat([tensor, tensor.new_full(shape, fill)], dim=dim) if shape[dim] > 0 else tensor
 
 
+def check_finite(features: Tensor) -> None:
+    """Raise an EverlearnError if one of the features, which would be added, is NaN or infinite.
+
+    >>> check_finite(torch.ones(2, 3))
+    """
+    if not torch.isfinite(features).all():
+        raise EverlearnError("a feature is not finite: the backbone or its input is broken; nothing was added")
+
+
 def check_saved(
     name: str, saved: Tensor, own: Tensor | None, shape: tuple[int, ...] | None = None, finite: bool = True
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from everlearn.errors import ContractError, EverlearnError
-from everlearn.state import Stateful, check_saved, grown
+from everlearn.state import Stateful, check_finite, check_saved, grown
 
 
 def names_of(classes: int | Sequence[str]) -> tuple[str, ...]:
@@ -82,8 +82,7 @@ class Statistics(Stateful):
             ContractError: where a label is outside the classes that the head has grown to.
             EverlearnError: where a feature is not finite.
         """
-        if not torch.isfinite(features).all():
-            raise EverlearnError("a feature is not finite: the backbone or its input is broken; nothing was added")
+        check_finite(features)
         self.counts = self._counted(labels, 1)
         self._accumulate(features, labels.to(self.counts.device), 1)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from everlearn.errors import EverlearnError
-from everlearn.state import Stateful, check_saved, grown
+from everlearn.state import Stateful, check_finite, check_saved, grown
 
 BLOCK = 256  # columns of the features drawn together
 JITTER = 1e-4  # added to every variance
@@ -63,8 +63,7 @@ class GaussianReplay(Stateful):
         Raises:
             EverlearnError: a feature is not finite. Nothing is added then.
         """
-        if not torch.isfinite(features).all():
-            raise EverlearnError("a feature is not finite: the backbone or its input is broken; nothing was added")
+        check_finite(features)
         features, labels = features.to(self.means), labels.to(self.counts.device)
         factors, means = list(self.factors()), self.means.clone()
         for k in labels.unique().tolist():

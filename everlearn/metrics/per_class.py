@@ -72,5 +72,14 @@ def worst(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(tested, key=lambda score: (score["recall"], score["precision"] or 0.0))
 
 
+def missed(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of `worst` of which a test example was answered wrong, in the same order.
+
+    >>> [score["name"] for score in missed(per_class(["tea", "sofa"], [0, 0, 1], [0, 1, 1]))]
+    ['tea']
+    """
+    return [score for score in worst(scores) if score["recall"] < 1]
+
+
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None

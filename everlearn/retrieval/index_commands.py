@@ -61,13 +61,12 @@ def add_parsers(verb: Callable[[str, str], Any], made: dict[str, Any]) -> None:
                             "retrieval data as `run --stream` takes them")  # fmt: skip
         p.add_argument("--titles", action="store_true", help="put the title of a document before its text")
     for name in ("create", "add", "search"):
-        made[f"index {name}"].add_argument("--skip-bad-rows", action="store_true",
-                                           help="leave out rows that cannot be used")  # fmt: skip
+        options.skip_bad_rows(made[f"index {name}"])
     for name, default in (("create", "minilm"), ("add", "what made the index"), ("search", "what made the index")):
         p = made[f"index {name}"]
         about = f"the encoder: a run's folder, or a backbone's name or folder (default: {default})"
         p.add_argument("--from", dest="encoder", metavar="MODEL", help=about)
-        p.add_argument("--method", metavar="NAME", help="the method of the run, if it is one of your own")
+        options.own_method(p)
     migrate_commands.add_options(made["index reindex"])
     p = made["index create"]
     p.add_argument("--kind", choices=KINDS, default="exact", help="exact compares with every document; hnsw and ivf "

@@ -47,9 +47,9 @@ def add_options(p: Any) -> None:
     p.add_argument("--documents", required=True, metavar="FILE",
                    help="the texts of all documents of the index: CSV, TSV, JSON Lines, Parquet or Excel with the "
                         "columns id (or doc_id) and text; or retrieval data as `run --stream` takes them")  # fmt: skip
-    p.add_argument("--method", metavar="NAME", help="the method of the run, if it is one of your own")
+    options.own_method(p)
     p.add_argument("--titles", action="store_true", help="put the title of a document before its text")
-    p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used")
+    options.skip_bad_rows(p)
 
 
 def _migrate(args: argparse.Namespace) -> int:
