@@ -332,6 +332,19 @@ class Backbone(nn.Module):
         """The attached deltas that are switched on."""
         return [delta for delta in self.attached if delta.is_active]
 
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Inside the `with` statement, matrix products with gradients run in float32."""
+        encoders = self.encoders()
+        before = [encoder.training_precision for encoder in encoders]
+        for encoder in encoders:
+            encoder.training_precision = "float32"
+        try:
+            yield
+        finally:
+            for encoder, precision in zip(encoders, before, strict=True):
+                encoder.training_precision = precision
+
     @property
     def is_frozen(self) -> bool:
         """Whether neither the backbone nor an active delta has trainable parameters."""

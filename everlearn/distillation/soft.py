@@ -141,12 +141,8 @@ def drawn(like: Tensor, seed: int) -> Tensor:
 def differentiable_twice(backbone: Backbone) -> Iterator[None]:
     """Inside the `with` statement the encoder computes in float32 and its attention has a second derivative, which
     torch's fused one lacks."""
-    before, backbone.training_precision = backbone.training_precision, "float32"
-    try:
-        with PlainAttention():
-            yield
-    finally:
-        backbone.training_precision = before
+    with backbone.full_precision(), PlainAttention():
+        yield
 
 
 class OnHead:

@@ -427,6 +427,16 @@ def test_the_outputs_of_prompts_do_not_stand_for_features_of_another_size(encode
         methods.get("l2p")(load(described(encoder(), NEW)))
 
 
+def test_full_precision_is_that_of_every_tower_and_ends(encoder):
+    towers = TwoTowers(first=load(encoder()), second=load(encoder("roberta")))
+    for tower, precision in zip(towers.encoders(), ("bfloat16", "float32"), strict=True):
+        tower.training_precision = precision
+    with pytest.raises(KeyError), towers.full_precision():
+        assert [tower.training_precision for tower in towers.encoders()] == ["float32", "float32"]
+        raise KeyError
+    assert [tower.training_precision for tower in towers.encoders()] == ["bfloat16", "float32"]
+
+
 def test_two_towers_read_roles_and_compare_in_one_way(encoder, library, saved):
     prompts = {"query": "word20 ", "document": "word21 "}
     folder = saved(encoder(), pooling(library, "mean"), prompts=prompts, similarity_fn_name="dot")

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot, pad
 
 from everlearn import backbones, methods
 from everlearn.engine import END, Learning, Listener, learn
-from everlearn.fisher import diagonal_fisher
+from everlearn.fisher import diagonal_fisher, example_gradients
 from everlearn.losses import cross_entropy
 from everlearn.method import Method
 from everlearn.methods import EWC, MAS, SI, FeatureDistillation
@@ -83,6 +83,19 @@ def test_the_empirical_fisher_is_the_squared_gradient_of_each_example() -> None:
     residual = (p - one_hot(train.labels, 2)).square()
     torch.testing.assert_close(found["head.bias"], residual.mean(0))
     torch.testing.assert_close(found["head.weight"], residual.T @ features.square() / len(train))
+
+
+def test_single_examples_are_differentiated_in_float32() -> None:
+    method, found = built("ewc"), []
+    method.begin_task(STREAM[0].sealed())
+    method.backbone.training_precision = "bfloat16"
+
+    def scalars(scores: Tensor, row: int) -> list[tuple[float, Tensor]]:
+        found.append(method.backbone.training_precision)
+        return [(1.0, scores.sum())]
+
+    assert len(list(example_gradients(method, STREAM[0].train, 3, scalars))) == 3
+    assert found == ["float32"] * 3 and method.backbone.training_precision == "bfloat16"
 
 
 def test_labels_of_other_classes_are_found_among_the_classes_given() -> None:
