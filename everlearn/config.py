@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from everlearn import backbones, methods, streams
-from everlearn.errors import EverlearnError, not_named, shown, unknown
+from everlearn.errors import EverlearnError, as_word, not_named, shown, unknown
 from everlearn.files import read_text
 from everlearn.settings import Seed, arguments, convert
 from everlearn.streams.packaged import IR_DATASETS
@@ -238,7 +238,7 @@ def check_out(folder: str | Path) -> Path:
     held = [name for name in ours if (folder / name).exists()]
     if held:
         what = {"compare.json": "a comparison", "tune.json": "a search of settings"}.get(held[0], "a run")
-        remedy = f"continue it with `everlearn resume {folder}`, or " if what == "a run" else ""
+        remedy = f"continue it with `everlearn resume {as_word(folder)}`, or " if what == "a run" else ""
         raise EverlearnError(f"{folder} already holds {what} ({held[0]}): {remedy}give another folder with --out")
     return folder
 

@@ -14,7 +14,7 @@ import torch
 from everlearn import backbones, checkpoint, methods, setfit_folder, versions
 from everlearn.calibration import probabilities
 from everlearn.config import check_arguments
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, as_word
 from everlearn.method import Method, Role
 from everlearn.protocol import read_run
 from everlearn.session import restore_method
@@ -274,7 +274,8 @@ def update(
     given = _by_role(columns, "an update")
     config, saving = read_run(folder)
     if not (folder / "results.json").exists():
-        raise EverlearnError(f"{folder} has not learned all its tasks yet: run `everlearn resume {folder}` first")
+        raise EverlearnError(f"{folder} has not learned all its tasks yet: run `everlearn resume {as_word(folder)}` "
+                             "first")  # fmt: skip
     needed, optional = _to_read(_columns_of(config), given)
 
     def restore() -> tuple[Method, checkpoint.Checkpoint]:
@@ -343,7 +344,7 @@ def merge(
     for folder in folders:
         if not (folder / "results.json").exists():
             raise EverlearnError(f"{folder} holds no finished run: give the folder of one, or run `everlearn resume "
-                                 f"{folder}` first")  # fmt: skip
+                                 f"{as_word(folder)}` first")  # fmt: skip
         model, saved = _restored(folder, method)
         parts.append(Part(folder, model.method, partial(_built, folder, type(model.method)), saved, model.version))
     if inside := [folder for folder in folders if folder.resolve() in place.resolve().parents]:

@@ -12,7 +12,7 @@ import yaml
 
 from everlearn import backbones, methods, streams
 from everlearn.config import DEFAULT_METHODS, check_arguments
-from everlearn.errors import CONTROL, EverlearnError, not_named
+from everlearn.errors import CONTROL, EverlearnError, as_word, not_named
 from everlearn.evaluation import supports
 from everlearn.files import rewrite_lines, write_whole
 from everlearn.held_out import KEEP
@@ -237,7 +237,7 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
         EverlearnError: it holds a run already, or cannot be written.
     """
     if (folder / "config.yaml").exists():
-        raise EverlearnError(f"{folder} holds a run already: `everlearn resume {folder}`, or give another --out")
+        raise EverlearnError(f"{folder} holds a run already: `everlearn resume {as_word(folder)}`, or give another --out")
     with _writable(folder):
         rewrite_lines(folder / "metrics.jsonl", [])
         write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

@@ -352,6 +352,58 @@ def test_damaged_versions_are_refused(case: str, folder: Path) -> None:
         everlearn.load(folder)
 
 
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_version_without_its_record_says_what_helps_and_that_helps(
+    damage: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update(folder, [Record(text, name) for text, name in rows(4, 5)])
+    file = folder / "versions" / "version-0002" / "state.json"
+    file.write_bytes(file.read_bytes()[:500]) if damage == "truncated" else file.unlink()
+    assert main(["rollback", str(folder)]) == 2  # it cannot know the version before, so that it must not advise itself
+    told = capsys.readouterr().err
+    assert f"put the file back, or remove {file.parent}" in told and "everlearn rollback" not in told
+    shutil.rmtree(file.parent)
+    with pytest.raises(EverlearnError, match="names version 2, which is not there: remove it to go back to version 1"):
+        everlearn.load(folder)
+    (folder / "versions" / "current.json").unlink()
+    assert everlearn.load(folder).version == 1
+
+
+def test_the_remedy_for_a_pointer_can_be_followed_to_the_letter(folder: Path) -> None:
+    update(folder, [Record(text, name) for text, name in rows(4, 5)])
+    pointer = folder / "versions" / "current.json"
+    pointer.write_text("2")
+    with pytest.raises(EverlearnError) as refused:
+        everlearn.load(folder)
+    assert 'write {"version": 2} into it (versions: 1, 2)' in str(refused.value)
+    pointer.write_text('{"version": 2}')
+    assert everlearn.load(folder).version == 2
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_nothing_goes_back_to_a_run_that_cannot_answer(damage: str, folder: Path) -> None:
+    update(folder, [Record(text, name) for text, name in rows(4, 5)])
+    place = next((folder / "checkpoints").iterdir())
+    file = place / "method.safetensors"
+    file.write_bytes(file.read_bytes()[:500]) if damage == "truncated" else shutil.rmtree(place)
+    # The run is finished, so that resume would change nothing and there is no checkpoint before this one.
+    with pytest.raises(EverlearnError, match="put (the file|it) back, or learn the run again in a new folder"):
+        versions.rollback(folder)
+    assert everlearn.load(folder).version == 2
+
+
+def test_commands_in_messages_can_be_pasted(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "our model"
+    folder.rename(place)
+    update(place, [Record(text, name) for text, name in rows(4, 5)])
+    (place / "versions" / "version-0002" / "method.safetensors").write_bytes(b"")
+    with pytest.raises(EverlearnError, match=f"`everlearn rollback '{place}'` returns"):
+        everlearn.load(place)
+    (place / "results.json").unlink()
+    with pytest.raises(EverlearnError, match=f"run `everlearn resume '{place}'` first"):
+        update(place, [Record("a", "b")])
+
+
 def test_held_out_examples_with_wrong_labels_are_refused(folder: Path) -> None:
     number, saved = versions.load(folder)
     assert number == 1
