@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from everlearn.cli import main
 from everlearn.errors import DataError, EverlearnError
 from everlearn.held_out import HeldOut
 from everlearn.interrupts import Interrupted
+from everlearn.listeners import Bar
 from everlearn.locks import Busy, alone
 from everlearn.model import update
 from everlearn.protocol import run
@@ -152,11 +154,42 @@ def test_rolling_back_and_updating_again(folder: Path, capsys: pytest.CaptureFix
 def test_held_out_examples_are_never_learned(folder: Path) -> None:
     test = kept(folder).test.examples()
     _, version = update(folder, [Record(test.inputs[0], "class 0"), *(Record(t, n) for t, n in rows(4, 5))])
-    assert version.learned == 4 and "1 examples were not learned" in version.notes[0]
+    assert version.learned == 4 and "1 example was not learned, because it is held out" in version.notes[0]
     again = kept(folder).test.examples()
     assert set(test.inputs) < set(again.inputs) and len(again) == 17
     with pytest.raises(DataError, match="every example is a held-out one"):
         update(folder, [Record(item, "class 0") for item in again.inputs[:2]])
+
+
+def test_the_same_test_file_with_every_update_counts_once(folder: Path, tmp_path: Path) -> None:
+    tests = write(tmp_path / "tests.csv", rows(0, 6, 50), ("message", "intent"))
+    counts = []
+    for label in (4, 5):
+        _, version = update(folder, [Record(text, name) for text, name in rows(label, 1)], test=tests)
+        counts.append((version.old["examples"], version.new["examples"], len(kept(folder).test)))
+    assert counts == [(16, 6, 22), (22, 6, 22)]
+
+
+def test_an_update_that_stops_does_not_look_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(method: object, task: object, bar: Bar) -> None:
+        bar.show(1, 9, "loss 0.1")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("everlearn.update.learn", stop)
+    with pytest.raises(Interrupted):
+        update(folder, [Record(text, name) for text, name in rows(4, 5)], progress=True)
+    assert "loss 0.1" not in capsys.readouterr().err  # which is the line of a bar that has come to its end
+
+
+@pytest.mark.parametrize("name, label", [("", "garden"), ("may", "a\nb"), ("may", ""), ("may", "x" * 20_000)])
+def test_names_that_could_not_be_read_again_are_refused(name: str, label: str, folder: Path) -> None:
+    stream = everlearn.streams.from_rows(["tea", "milk", "juice"], ["drink"] * 3)
+    stream = replace(stream, name=name, tasks=tuple(replace(task, class_names=(label,)) for task in stream))
+    with pytest.raises(EverlearnError, match="what is saved under it could not be read again: rename it"):
+        update(folder, stream)
+    assert everlearn.load(folder).version == 1
 
 
 @pytest.mark.parametrize("name", ["joint", "er", "ewc", "lwf", "l2p", "task_adapters", "lora", "slca"])
@@ -387,7 +420,7 @@ def test_nothing_goes_back_to_a_run_that_cannot_answer(damage: str, folder: Path
     file = place / "method.safetensors"
     file.write_bytes(file.read_bytes()[:500]) if damage == "truncated" else shutil.rmtree(place)
     # The run is finished, so that resume would change nothing and there is no checkpoint before this one.
-    with pytest.raises(EverlearnError, match="put (the file|it) back, or learn the run again in a new folder"):
+    with pytest.raises(EverlearnError, match=r"put (the file|it) back, or learn the run again in a new folder"):
         versions.rollback(folder)
     assert everlearn.load(folder).version == 2
 
