@@ -45,6 +45,9 @@ Update a pre-trained model with new data, keep what it could do, and prove both.
 SAME = {"--tasks": "--stream.tasks", "--stream": "--stream.name", "--method": "--method.name"}
 """Options that are short for a setting."""
 
+SEVERAL = ("--template",)
+"""Options that may be given several times."""
+
 BACKBONE = ("the pre-trained encoder (default: minilm, or vit-tiny for images, but run takes that of its recipe where "
             "there is one); A+B joins the features of two")  # fmt: skip
 
@@ -94,7 +97,8 @@ def _setting(option: str, args: argparse.Namespace) -> str | None:
     name = getattr(args, "method", None) or DEFAULT_METHODS["classes"]
     if "--method.KEY" in known and name in methods.names() and key in arguments(methods.get(name)):
         return f"--method.{key}"
-    return f"--stream.{key}" if "--stream.KEY" in known and key in arguments(streams.load) else None
+    of_stream = version_commands.SETTINGS if args.verb in ("update", "evaluate") else arguments(streams.load)
+    return f"--stream.{key}" if "--stream.KEY" in known and key in of_stream else None
 
 
 def split_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -108,7 +112,7 @@ def split_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, 
     """
     same = {**SAME, "--tasks": "--tasks"} if argv[:1] == ["tune"] else SAME
     options = [same.get(option, option) for option in (word.partition("=")[0] for word in argv) if option[:2] == "--"]
-    if repeated := [option for option, count in Counter(options).items() if count > 1]:
+    if repeated := [option for option, count in Counter(options).items() if count > 1 and option not in SEVERAL]:
         names = " or ".join([*(short for short, name in same.items() if name == repeated[0]), repeated[0]])
         raise EverlearnError(f"{names} is given twice: give it once")
     rest: list[str] = []

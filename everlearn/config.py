@@ -252,7 +252,8 @@ def check_file(option: str, file: Path, read: Iterable[Path] = (), *, overwrite:
         overwrite: whether a file that is there may be replaced.
 
     Raises:
-        EverlearnError: its folder is not there, or it is no file, is read, or is there and may not be replaced.
+        EverlearnError: its folder is not there or may not be written, or it is no file, is read, or is there and may
+            not be replaced.
 
     >>> check_file("--out", Path("nowhere/answers.csv"))
     Traceback (most recent call last):
@@ -260,6 +261,8 @@ def check_file(option: str, file: Path, read: Iterable[Path] = (), *, overwrite:
     """
     if not file.parent.is_dir():
         raise EverlearnError(f"{option} {file}: its folder does not exist: make it first")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise EverlearnError(f"{option} {file}: its folder may not be written to: correct its permissions")
     if file.exists():
         if not file.is_file():
             raise EverlearnError(f"{option} {file} is no file: give another")

@@ -147,6 +147,8 @@ class Model:
         >>> len(model.class_names)
         151
         """
+        if isinstance(self.method, setfit_folder.Classifier):
+            raise EverlearnError(setfit_folder.CANNOT_LEARN)
         if self.directory is None:
             raise EverlearnError("the model was not loaded from a folder: teach it with everlearn.engine.learn")
         if (now := versions.current(self.directory)) != self.version:
@@ -231,6 +233,9 @@ def load(directory: str | Path, *, method: str | type[Method] | None = None, ver
     """
     checked("version", version, Count | None)
     if setfit_folder.is_one(Path(directory)):
+        if method is not None or version is not None:
+            raise EverlearnError(f"{directory} is the folder of a SetFit model, which has neither versions nor another "
+                                 "method: leave method and version out")  # fmt: skip
         return Model(setfit_folder.read(Path(directory)))
     return _restored(Path(directory), method, version)[0]
 
@@ -272,6 +277,8 @@ def update(
     folder = Path(directory)
     checked("keep", keep, Natural | None)
     given = _by_role(columns, "an update")
+    if setfit_folder.is_one(folder):
+        raise EverlearnError(setfit_folder.CANNOT_LEARN)
     config, saving = read_run(folder)
     if not (folder / "results.json").exists():
         raise EverlearnError(f"{folder} has not learned all its tasks yet: run `everlearn resume {as_word(folder)}` "
