@@ -72,8 +72,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise unknown("command", argv[0], verbs)
     words = list(argv)
     argv, settings = split_settings(argv)
-    if empty := [word for word in argv if word.startswith("--") and word.endswith("=--")]:  # argparse gives [] for it
-        raise EverlearnError(f"{empty[0].removesuffix('=--')} needs a value")
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        option, equals, value = word.partition("=")
+        # An empty value is a variable of the shell that is not set; and argparse gives [] for --out=--.
+        if option.startswith("--") and (value in ("", "--") if equals else following == ""):
+            raise EverlearnError(f"{option} needs a value")
     args, rest = parser.parse_known_args(argv)
     args.settings, args.words = settings, words
     args.parser = verbs.get(f"{args.verb} {getattr(args, 'action', None)}", verbs.get(args.verb, parser))

@@ -118,6 +118,7 @@ def test_help_of_a_method_lists_its_settings(capsys):
         ("run --method.width", "--method.width needs a value"),
         ("run --method.width --json", "--method.width needs a value"),
         ("predict none --input=--", "--input needs a value"),
+        ("run --out=", "--out needs a value"),
         ("run --method ranpac --method.width many", "method.width: 'many' is not of type int"),
         ("run --save-minutes 0", "--save-minutes: 0.0 is out of range: give a number above 0"),
         ("run extra", "unexpected argument 'extra'"),
@@ -139,6 +140,13 @@ def test_what_cannot_be_done_is_one_line_exit_code_2_and_leaves_no_folder(capsys
     assert captured.err.startswith("everlearn: ") and captured.err.count("\n") == 1
     assert message in captured.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["run", "--out", ""], ["update", "run", "--data", "", "--json"]])
+def test_an_empty_value_is_not_the_default(words, capsys):
+    """As `--out "$FOLDER"` gives it where the variable is not set."""
+    assert main(words) == 2 and f"{words[words.index('') - 1]} needs a value" in capsys.readouterr().err
+    assert parse(["run", "--method.prompt", ""]).settings["method"] == {"prompt": ""}
 
 
 def test_debug_shows_the_traceback(monkeypatch):

@@ -822,3 +822,13 @@ def test_a_single_input_is_no_list(tmp_path):
         with pytest.raises(EverlearnError, match=r"this is a single one: give \[input\]"):
             ask(image)
     assert len(model.predict([image])) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="not Linux")
+def test_the_peak_is_that_of_this_process_and_not_of_the_one_that_started_it(monkeypatch):
+    from types import SimpleNamespace
+
+    from everlearn import results
+
+    monkeypatch.setattr(results.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=10**12))
+    assert 10**7 < results.peak_memory() < 10**13
