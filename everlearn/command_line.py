@@ -193,7 +193,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
                    "none: the defaults of the method; FILE: a recipe, as `tune --write` makes it")  # fmt: skip
     p.add_argument("--save-minutes", type=float, default=5.0, metavar="M", help="save every M minutes (default: 5)")
     p.add_argument("--save-steps", type=int, metavar="N", help="also save every N steps")
-    options.keep(p)
+    options.keep(p, "2000 for tests, 2000 for calibration")
     p.add_argument("--validate", action="store_true", help="also compute the scores on the validation examples at the "
                    "end; compare always does, and chooses by these scores")  # fmt: skip
 

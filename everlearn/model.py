@@ -198,7 +198,8 @@ class Model:
     def _scores(self, inputs: Sequence[Input]) -> torch.Tensor:
         inputs = listed(inputs)
         if not self.class_names:
-            raise EverlearnError("a retrieval model has no classes to predict: use embed")
+            raise EverlearnError("a retrieval model has no classes to predict: use embed, or on the command line "
+                                 "everlearn index create and everlearn index search")  # fmt: skip
         with torch.no_grad():
             scores = self.method.predict(inputs).float().cpu()
         is_whole = not scores.isnan().any() and bool((scores.isfinite().any(1) & (scores < math.inf).all(1)).all())
