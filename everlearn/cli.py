@@ -26,7 +26,7 @@ from everlearn import (
 )  # fmt: skip
 from everlearn.command_line import described, parse
 from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out, run_folder
-from everlearn.errors import EverlearnError, printable, remedy_for, unknown
+from everlearn.errors import EverlearnError, printable, remedy_for
 from everlearn.evaluate_command import run_evaluate
 from everlearn.events_command import run_events
 from everlearn.interrupts import Interrupted
@@ -217,9 +217,11 @@ def _cache(args: argparse.Namespace) -> int:
 
     entries = cache_info()
     if args.clear is not None:
-        if args.clear not in ("all", *(entry["identity"] for entry in entries)):
-            raise unknown("identity", args.clear, ["all", *(entry["identity"] for entry in entries)])
-        freed = clear_cache(None if args.clear == "all" else args.clear)
+        begun = [entry["identity"] for entry in entries if entry["identity"].startswith(args.clear.rstrip("…"))]
+        if args.clear != "all" and len(begun) != 1:
+            raise EverlearnError(f"unknown identity '{printable(args.clear)}': give one that `everlearn cache` lists; "
+                                 "its beginning is enough where no other begins so")  # fmt: skip
+        freed = clear_cache(None if args.clear == "all" else begun[0])
         print(json.dumps({"freed_bytes": freed}) if args.json else f"freed {freed / 2**20:.1f} MiB")
     elif args.json:
         print(json.dumps(entries, indent=1))

@@ -20,6 +20,7 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
+from everlearn import backbones
 from everlearn.cli import main
 from everlearn.command_line import parse, split_settings
 from everlearn.config import find_recipe
@@ -358,8 +359,14 @@ def test_cache_shows_and_clears(capsys):
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry["examples"] > 0 and entry["bytes"] > 0 and "tiny" in entry["description"]
     assert main(["cache"]) == 0
-    assert "tiny" in capsys.readouterr().out
+    shown = next(line.split()[0] for line in capsys.readouterr().out.splitlines() if "tiny" in line)
+    assert shown.endswith("…")
+    backbones.load("tiny").__class__(seed=1).encode(["another identity"])
+    assert main(["cache", "--clear", "nothing"]) == 2 and "its beginning is enough" in capsys.readouterr().err
+    assert main(["cache", "--clear", shown, "--json"]) == 0  # what the table shows can be given back
+    assert json.loads(capsys.readouterr().out) == {"freed_bytes": entry["bytes"]}
     assert main(["cache", "--clear", "--json"]) == 0
+    entry["bytes"] = 4 * 32
     assert json.loads(capsys.readouterr().out) == {"freed_bytes": entry["bytes"]}
     assert main(["cache", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
