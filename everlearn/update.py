@@ -234,12 +234,8 @@ def _learn(method: Method, task: Task, held_out: HeldOut, temperature: float | N
     old, new = held_out.test.examples(), task.test
     before = [accuracy(method, examples) for examples in (old, new)]
     for_calibration = calibration.held_out_of(method, task)
-    bar = Bar(f"{task.name}: {len(task.train):,} examples", progress)
-    try:
+    with Bar(f"{task.name}: {len(task.train):,} examples", progress) as bar:
         learn(method, task, bar)
-    except BaseException as error:
-        bar.close(type(error))
-        raise
     after = [accuracy(method, examples) for examples in (old, new)]
     if len(held_out.calibration):  # without old examples it would be fitted on the new classes alone
         held_out.calibration.add(for_calibration)
