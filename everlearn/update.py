@@ -196,7 +196,9 @@ def _task(method: Method, new: NewData, held_out: HeldOut) -> tuple[Task, list[s
     last, known = method.task, method.task.class_names
     new.check_input(last.input)
     parts = make_splits(new.records, new.source, {"test": SHARE}, seed=method.seed, by_domain=False)
-    old = {content(item) for item in held_out.test.examples().inputs}
+    # A method whose `forget` is exact has learned the examples of the calibration, and forgets them for it.
+    kept = [held_out.test] if method.is_exact else [held_out.test, held_out.calibration]
+    old = {content(item) for memory in kept for item in memory.examples().inputs}
     train = [record for record in parts["train"] if content(record.input) not in old]
     labels = {*known, *(record.label for record in train)}
     others = {split: [r for r in parts[split] if r.label in labels] for split in ("validation", "test")}
@@ -218,7 +220,7 @@ def _task(method: Method, new: NewData, held_out: HeldOut) -> tuple[Task, list[s
              *other_spellings(task.class_names[len(known) :], known)]  # fmt: skip
     if count := len(parts["train"]) - len(train):
         were = "examples were not learned, because they are" if count > 1 else "example was not learned, because it is"
-        notes.append(f"{count} {were} held out to compare versions")
+        notes.append(f"{count} {were} held out to compare versions or to fit the temperature")
     if count := sum(len(parts[split]) - len(others[split]) for split in others):
         notes.append(f"left out {count} test example{'s' * (count > 1)} of classes that no training example has")
     return task, notes

@@ -161,6 +161,20 @@ def test_held_out_examples_are_never_learned(folder: Path) -> None:
         update(folder, [Record(item, "class 0") for item in again.inputs[:2]])
 
 
+def test_what_a_trained_method_is_calibrated_on_is_not_learned_later(tmp_path: Path) -> None:
+    lines = [(text, name, split) for label in range(2) for split, seed in (("train", 1), ("validation", 2), ("test", 3))
+             for text, name in rows(label, 6, seed)]  # fmt: skip
+    stream = everlearn.streams.from_rows(*zip(*((t, n) for t, n, _ in lines), strict=True),
+                                         splits=[split for *_, split in lines])  # fmt: skip
+    run({"name": "er", "epochs": 1}, stream, backbone="tiny", out=tmp_path / "run")
+    examples = kept(tmp_path / "run").calibration.examples()
+    assert len(examples) == 2
+    new = [(text, "class 0") for text in examples.inputs] + rows(0, 5, 9)
+    _, version = update(tmp_path / "run", [*(Record(text, name) for text, name in new),
+                                           Record("word0x0 word0x1", "class 0", split="test")])  # fmt: skip
+    assert version.learned == 5 and "2 examples were not learned" in version.notes[-1]
+
+
 def test_the_same_test_file_with_every_update_counts_once(folder: Path, tmp_path: Path) -> None:
     tests = write(tmp_path / "tests.csv", rows(0, 6, 50), ("message", "intent"))
     counts = []
