@@ -25,7 +25,15 @@ from everlearn import (
     version_commands,
 )  # fmt: skip
 from everlearn.command_line import described, parse
-from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out, run_folder
+from everlearn.config import (
+    ELSEWHERE,
+    arguments,
+    build_config,
+    check_out,
+    default_out,
+    kept_and_validated,
+    run_folder,
+)
 from everlearn.errors import EverlearnError, printable, remedy_for
 from everlearn.evaluate_command import run_evaluate
 from everlearn.events_command import run_events
@@ -115,12 +123,14 @@ def _run(args: argparse.Namespace) -> int:
         other = args.recipe == "auto" and recipe.parent.name != config["stream"]["name"]
         print(f"settings: recipe {name}{', chosen on other data' * other} (--recipe none for the method's own)",
               file=sys.stderr)  # fmt: skip
+    kept, validated = kept_and_validated(args.config) if args.config else (None, False)
+    keep = to_keep(args.keep) if args.keep is not None or kept is None else kept
     with _only_json(args.json):
         from everlearn.protocol import run
 
         result = run(config["method"], config["stream"], backbone=config["backbone"], out=out, seed=config["seed"],
-                     save_minutes=args.save_minutes, save_steps=args.save_steps, keep=to_keep(args.keep),
-                     validate=args.validate, progress=True)  # fmt: skip
+                     save_minutes=args.save_minutes, save_steps=args.save_steps, keep=keep,
+                     validate=args.validate or validated, progress=True)  # fmt: skip
     return _show(result, args.json)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from everlearn import backbones, methods, streams
 from everlearn.errors import EverlearnError, as_word, not_named, shown, unknown
 from everlearn.files import read_text
-from everlearn.settings import Seed, arguments, convert
+from everlearn.settings import Natural, Seed, arguments, checked, convert
 from everlearn.streams.packaged import IR_DATASETS
 from everlearn.streams.peek import goal_of, input_of
 from everlearn.strict import MOST_YAML, from_yaml
@@ -109,10 +109,24 @@ def read_config(path: str | Path) -> Config:
     if not isinstance(data, dict):
         raise EverlearnError(f"{path}: the file holds a {type(data).__name__}, but must hold a mapping with the keys "
                              f"{', '.join(DEFAULTS)}")  # fmt: skip
-    for record in ("saving", "tuning"):  # how often a run was saved, and how its settings were chosen, change nothing
+    for record in ("saving", "tuning"):  # how a run was saved, and how its settings were chosen, changes no score
         data.pop(record, None)
     _check_sections(data, f"key in {path}")
     return data
+
+
+def kept_and_validated(path: str | Path) -> tuple[int | None, bool]:
+    """How many held-out examples the run of a config.yaml keeps, None where it does not say, and whether it scores the
+    validation examples: a run that repeats it does the same.
+
+    Raises:
+        EverlearnError: the file cannot be read, or one of the two is of the wrong type.
+    """
+    data = from_yaml(read_text(path, MOST_YAML), path)
+    saving = data.get("saving") if isinstance(data, dict) else None
+    told = saving if isinstance(saving, dict) else {}
+    keep = checked(f"saving.keep in {path}", told.get("keep"), Natural | None)
+    return keep, checked(f"saving.validate in {path}", told.get("validate", False), bool)
 
 
 def merge(base: Config, over: Config) -> Config:

@@ -412,3 +412,15 @@ def test_a_bad_row_gets_an_empty_answer_with_its_reason(tmp_path, capsys):
     new.write_text("text\n \n")
     assert main(["predict", str(tmp_path / "run"), "--input", str(new)]) == 2
     assert "no row that can be answered" in capsys.readouterr().err
+
+
+def test_a_run_that_is_repeated_keeps_no_more_examples_than_the_first(tmp_path, capsys):
+    run = ["run", *SMALL, "--method", "simplecil", "--json"]
+    assert main([*run, "--keep", "none", "--validate", "--out", "a"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main(["run", "--config", "a/config.yaml", "--out", "b", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert first["stored"] == again["stored"] and "held-out examples" not in again["stored"]
+    assert first["validation"] == again["validation"]
+    assert main(["run", "--config", "a/config.yaml", "--keep", "3", "--out", "c", "--json"]) == 0
+    assert "held-out examples" in json.loads(capsys.readouterr().out)["stored"]
