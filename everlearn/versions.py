@@ -243,7 +243,8 @@ def rollback(directory: str | Path) -> tuple[int, int]:
         previous: int = state["record"]["previous"]
         if previous not in numbers(folder):
             raise EverlearnError(f"version {previous} of {folder}, which version {number} was made from, is not there: "
-                                 "put its folder back")  # fmt: skip
+                                 f'put its folder back, or write {{"version": 1}} into {place / "current.json"} to go '
+                                 "back to the run itself")  # fmt: skip
         if previous == 1:
             load(folder, 1)  # no version is before it, and no command goes forward again: it must be able to answer
         _set(folder, previous)

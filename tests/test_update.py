@@ -439,6 +439,16 @@ def test_nothing_goes_back_to_a_run_that_cannot_answer(damage: str, folder: Path
     assert everlearn.load(folder).version == 2
 
 
+def test_going_back_over_a_version_that_is_gone(folder: Path) -> None:
+    for label in (4, 5):
+        update(folder, [Record(text, name) for text, name in rows(label, 5)])
+    shutil.rmtree(folder / "versions" / "version-0002")
+    with pytest.raises(EverlearnError, match=r'put its folder back, or write \{"version": 1\} into .*current.json'):
+        versions.rollback(folder)
+    (folder / "versions" / "current.json").write_text('{"version": 1}')
+    assert everlearn.load(folder).version == 1
+
+
 def test_commands_in_messages_can_be_pasted(folder: Path, tmp_path: Path) -> None:
     place = tmp_path / "our model"
     folder.rename(place)
