@@ -32,11 +32,11 @@ CHOICE = 5  # what the seed of the choice is derived for
 
 
 def held_out_of(method: Method, task: Task) -> Examples:
-    """The examples of a task that the temperature is fitted on, none of which is kept from the learning.
+    """The examples of a task that the temperature is fitted on. They take no example away from the training, so that
+    all methods learn from the same examples, and they are never test examples.
 
-    A method whose `forget` is exact has learned them: they are forgotten for the moment of the fit. For other methods
-    the validation examples of the stream serve, and where there are none, no temperature is fitted: all methods
-    learn from the same examples. Test examples are never used.
+    A method whose `forget` is exact gives examples that it has learned: a copy of it forgets them, and the copy is
+    asked. Other methods give the validation examples of the stream; where there are none, no temperature is fitted.
 
     >>> from everlearn import backbones, methods
     >>> from everlearn.testing.toy import toy_stream

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from everlearn.errors import EverlearnError, one_line, remedy_for
+from everlearn.errors import EverlearnError, as_word, one_line, remedy_for
 from everlearn.files import flush_to_disk, read_bytes, regular, replace_folder, sha256_of
 from everlearn.schemas.states import Container
 from everlearn.schemas.values import MOST_JSON, valid
@@ -137,8 +137,8 @@ def load(folder: Path, name: str) -> Checkpoint:
                 "convert it to safetensors on a machine where you trust it"
             )
     remedy = _remedy(place)
+    state = read_state(place)
     with one_line(f"checkpoint {place}", remedy, EverlearnError):
-        state = read_state(place)
         files = [file for file in FILES if file in state["files"] or file != HELD_OUT]  # older ones held nothing out
         return Checkpoint(state, *(_read(place / file, state["files"][file], remedy) for file in files))
 
@@ -149,8 +149,9 @@ def read_state(place: Path) -> dict[str, Any]:
     Raises:
         EverlearnError: it is damaged, or was written by another version of everlearn.
     """
-    remedy = _remedy(place)
+    remedy = _remedy(place, of_state=True)
     with one_line(f"checkpoint {place}", remedy, EverlearnError):
+        _check_there(place / "state.json", remedy)
         state = from_json(read_bytes(place / "state.json", MOST_JSON), place / "state.json", remedy)
         if not isinstance(state, dict) or state.pop("sha256", None) != _json_sha256(state):
             raise EverlearnError(f"{place / 'state.json'} was altered (its SHA-256 differs): {remedy}")
@@ -194,14 +195,26 @@ def _all_names(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "tasks": tasks} if tasks else state
 
 
-def _remedy(place: Path) -> str:
+def _remedy(place: Path, of_state: bool = False) -> str:
+    """What helps where a file is damaged or missing. `of_state`: it is state.json, by which `rollback` knows the
+    version before."""
     if place.parent.name == "versions":
-        return f"`everlearn rollback {place.parent.parent}` returns to the version before it"
+        if of_state:
+            return f"put the file back, or remove {place}"
+        return f"`everlearn rollback {as_word(place.parent.parent)}` returns to the version before it"
+    if (place.parent.parent / "results.json").exists():  # a finished run keeps one checkpoint
+        return "put the file back, or learn the run again in a new folder"
     return f"remove {place} to go on from the checkpoint before it, or start again"
+
+
+def _check_there(file: Path, remedy: str) -> None:
+    if not file.exists():
+        raise EverlearnError(f"{file} is missing: {remedy}")
 
 
 def _read(file: Path, check: dict[str, Any], remedy: str) -> dict[str, torch.Tensor]:
     """The tensors of a file, if it is the one that was written."""
+    _check_there(file, remedy)
     with regular(file) as opened:
         start, size = opened.read(9), os.fstat(opened.fileno()).st_size
     # Safetensors begin with the length of their header, whose bytes may be those of a pickle, and its brace.

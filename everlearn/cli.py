@@ -25,8 +25,16 @@ from everlearn import (
     version_commands,
 )  # fmt: skip
 from everlearn.command_line import described, parse
-from everlearn.config import ELSEWHERE, arguments, build_config, check_out, default_out, run_folder
-from everlearn.errors import EverlearnError, printable, remedy_for, unknown
+from everlearn.config import (
+    ELSEWHERE,
+    arguments,
+    build_config,
+    check_out,
+    default_out,
+    kept_and_validated,
+    run_folder,
+)
+from everlearn.errors import EverlearnError, printable, remedy_for
 from everlearn.evaluate_command import run_evaluate
 from everlearn.events_command import run_events
 from everlearn.interrupts import Interrupted
@@ -115,12 +123,14 @@ def _run(args: argparse.Namespace) -> int:
         other = args.recipe == "auto" and recipe.parent.name != config["stream"]["name"]
         print(f"settings: recipe {name}{', chosen on other data' * other} (--recipe none for the method's own)",
               file=sys.stderr)  # fmt: skip
+    kept, validated = kept_and_validated(args.config) if args.config else (None, False)
+    keep = to_keep(args.keep) if args.keep is not None or kept is None else kept
     with _only_json(args.json):
         from everlearn.protocol import run
 
         result = run(config["method"], config["stream"], backbone=config["backbone"], out=out, seed=config["seed"],
-                     save_minutes=args.save_minutes, save_steps=args.save_steps, keep=to_keep(args.keep),
-                     validate=args.validate, progress=True)  # fmt: skip
+                     save_minutes=args.save_minutes, save_steps=args.save_steps, keep=keep,
+                     validate=args.validate or validated, progress=True)  # fmt: skip
     return _show(result, args.json)
 
 
@@ -217,9 +227,11 @@ def _cache(args: argparse.Namespace) -> int:
 
     entries = cache_info()
     if args.clear is not None:
-        if args.clear not in ("all", *(entry["identity"] for entry in entries)):
-            raise unknown("identity", args.clear, ["all", *(entry["identity"] for entry in entries)])
-        freed = clear_cache(None if args.clear == "all" else args.clear)
+        begun = [entry["identity"] for entry in entries if entry["identity"].startswith(args.clear.rstrip("…"))]
+        if args.clear != "all" and len(begun) != 1:
+            raise EverlearnError(f"unknown identity '{printable(args.clear)}': give one that `everlearn cache` lists; "
+                                 "its beginning is enough where no other begins so")  # fmt: skip
+        freed = clear_cache(None if args.clear == "all" else begun[0])
         print(json.dumps({"freed_bytes": freed}) if args.json else f"freed {freed / 2**20:.1f} MiB")
     elif args.json:
         print(json.dumps(entries, indent=1))

@@ -45,6 +45,9 @@ Update a pre-trained model with new data, keep what it could do, and prove both.
 SAME = {"--tasks": "--stream.tasks", "--stream": "--stream.name", "--method": "--method.name"}
 """Options that are short for a setting."""
 
+SEVERAL = ("--template",)
+"""Options that may be given several times."""
+
 BACKBONE = ("the pre-trained encoder (default: minilm, or vit-tiny for images, but run takes that of its recipe where "
             "there is one); A+B joins the features of two")  # fmt: skip
 
@@ -69,8 +72,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise unknown("command", argv[0], verbs)
     words = list(argv)
     argv, settings = split_settings(argv)
-    if empty := [word for word in argv if word.startswith("--") and word.endswith("=--")]:  # argparse gives [] for it
-        raise EverlearnError(f"{empty[0].removesuffix('=--')} needs a value")
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        option, equals, value = word.partition("=")
+        # An empty value is a variable of the shell that is not set; and argparse gives [] for --out=--.
+        if option.startswith("--") and (value in ("", "--") if equals else following == ""):
+            raise EverlearnError(f"{option} needs a value")
     args, rest = parser.parse_known_args(argv)
     args.settings, args.words = settings, words
     args.parser = verbs.get(f"{args.verb} {getattr(args, 'action', None)}", verbs.get(args.verb, parser))
@@ -94,7 +100,8 @@ def _setting(option: str, args: argparse.Namespace) -> str | None:
     name = getattr(args, "method", None) or DEFAULT_METHODS["classes"]
     if "--method.KEY" in known and name in methods.names() and key in arguments(methods.get(name)):
         return f"--method.{key}"
-    return f"--stream.{key}" if "--stream.KEY" in known and key in arguments(streams.load) else None
+    of_stream = version_commands.SETTINGS if args.verb in ("update", "evaluate") else arguments(streams.load)
+    return f"--stream.{key}" if "--stream.KEY" in known and key in of_stream else None
 
 
 def split_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -108,7 +115,7 @@ def split_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, 
     """
     same = {**SAME, "--tasks": "--tasks"} if argv[:1] == ["tune"] else SAME
     options = [same.get(option, option) for option in (word.partition("=")[0] for word in argv) if option[:2] == "--"]
-    if repeated := [option for option, count in Counter(options).items() if count > 1]:
+    if repeated := [option for option, count in Counter(options).items() if count > 1 and option not in SEVERAL]:
         names = " or ".join([*(short for short, name in same.items() if name == repeated[0]), repeated[0]])
         raise EverlearnError(f"{names} is given twice: give it once")
     rest: list[str] = []
@@ -186,7 +193,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
                    "none: the defaults of the method; FILE: a recipe, as `tune --write` makes it")  # fmt: skip
     p.add_argument("--save-minutes", type=float, default=5.0, metavar="M", help="save every M minutes (default: 5)")
     p.add_argument("--save-steps", type=int, metavar="N", help="also save every N steps")
-    options.keep(p)
+    options.keep(p, "2000 for tests, 2000 for calibration")
     p.add_argument("--validate", action="store_true", help="also compute the scores on the validation examples at the "
                    "end; compare always does, and chooses by these scores")  # fmt: skip
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from everlearn import backbones, methods, streams
-from everlearn.errors import EverlearnError, not_named, shown, unknown
+from everlearn.errors import EverlearnError, as_word, not_named, shown, unknown
 from everlearn.files import read_text
-from everlearn.settings import Seed, arguments, convert
+from everlearn.settings import Natural, Seed, arguments, checked, convert
 from everlearn.streams.packaged import IR_DATASETS
 from everlearn.streams.peek import goal_of, input_of
 from everlearn.strict import MOST_YAML, from_yaml
@@ -109,10 +109,24 @@ def read_config(path: str | Path) -> Config:
     if not isinstance(data, dict):
         raise EverlearnError(f"{path}: the file holds a {type(data).__name__}, but must hold a mapping with the keys "
                              f"{', '.join(DEFAULTS)}")  # fmt: skip
-    for record in ("saving", "tuning"):  # how often a run was saved, and how its settings were chosen, change nothing
+    for record in ("saving", "tuning"):  # how a run was saved, and how its settings were chosen, changes no score
         data.pop(record, None)
     _check_sections(data, f"key in {path}")
     return data
+
+
+def kept_and_validated(path: str | Path) -> tuple[int | None, bool]:
+    """How many held-out examples the run of a config.yaml keeps, None where it does not say, and whether it scores the
+    validation examples: a run that repeats it does the same.
+
+    Raises:
+        EverlearnError: the file cannot be read, or one of the two is of the wrong type.
+    """
+    data = from_yaml(read_text(path, MOST_YAML), path)
+    saving = data.get("saving") if isinstance(data, dict) else None
+    told = saving if isinstance(saving, dict) else {}
+    keep = checked(f"saving.keep in {path}", told.get("keep"), Natural | None)
+    return keep, checked(f"saving.validate in {path}", told.get("validate", False), bool)
 
 
 def merge(base: Config, over: Config) -> Config:
@@ -238,7 +252,7 @@ def check_out(folder: str | Path) -> Path:
     held = [name for name in ours if (folder / name).exists()]
     if held:
         what = {"compare.json": "a comparison", "tune.json": "a search of settings"}.get(held[0], "a run")
-        remedy = f"continue it with `everlearn resume {folder}`, or " if what == "a run" else ""
+        remedy = f"continue it with `everlearn resume {as_word(folder)}`, or " if what == "a run" else ""
         raise EverlearnError(f"{folder} already holds {what} ({held[0]}): {remedy}give another folder with --out")
     return folder
 
@@ -252,7 +266,8 @@ def check_file(option: str, file: Path, read: Iterable[Path] = (), *, overwrite:
         overwrite: whether a file that is there may be replaced.
 
     Raises:
-        EverlearnError: its folder is not there, or it is no file, is read, or is there and may not be replaced.
+        EverlearnError: its folder is not there or may not be written, or it is no file, is read, or is there and may
+            not be replaced.
 
     >>> check_file("--out", Path("nowhere/answers.csv"))
     Traceback (most recent call last):
@@ -260,6 +275,8 @@ def check_file(option: str, file: Path, read: Iterable[Path] = (), *, overwrite:
     """
     if not file.parent.is_dir():
         raise EverlearnError(f"{option} {file}: its folder does not exist: make it first")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise EverlearnError(f"{option} {file}: its folder may not be written to: correct its permissions")
     if file.exists():
         if not file.is_file():
             raise EverlearnError(f"{option} {file} is no file: give another")

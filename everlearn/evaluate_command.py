@@ -58,7 +58,8 @@ def _print(scores: dict[str, Any], directory: Path) -> None:
     out = terminal()
     head = f"version {scores['version']} of {printable(directory)} on {near(scores['data'])}"
     examples, error = scores["examples"], percent(scores["expected_calibration_error"])
-    out.print(safe(f"{head}: {percent(scores['accuracy'])} % of {examples:,} examples are right", style="bold"))
+    told = f"{head}: {percent(scores['accuracy'])} % of {examples:,} examples are right"
+    out.print(safe(told, style="bold"), soft_wrap=True)  # a line stays one line in a file or a pipe
     out.print(safe(f"the probability of an answer and the share of right answers differ by {error} points on average"))
     lowest = missed(scores["per_class"])
     if lowest:
@@ -71,4 +72,4 @@ def _print(scores: dict[str, Any], directory: Path) -> None:
     if len(lowest) > SHOWN:
         out.print(safe(f"{len(lowest) - SHOWN} more classes have wrong answers; --json names all of them"))
     for note in scores["notes"]:
-        out.print(safe(f"note: {note}"))
+        out.print(safe(f"note: {note}"), soft_wrap=True)

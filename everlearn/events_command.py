@@ -65,22 +65,33 @@ def run_events(args: argparse.Namespace) -> int:
         return 0
     print("\n".join(_lines(found, suspects, told, args.top)))
     if stream is None:
-        print("the texts are not shown, because the data of the run cannot be read any more")
+        print("the texts are not shown, because the data of the run have changed, or cannot be read any more")
     return 0
 
 
 def _stream(folder: Path) -> Stream | None:
-    """What the run learned, if that can still be read."""
-    from everlearn import streams
-    from everlearn.protocol import read_run
+    """What the run learned, if that can still be read and is what it was: the ids of other rows name other texts."""
+    from everlearn.protocol import load_stream, read_run
 
     config = read_run(folder)[0]["stream"]
     if "in_memory" in config:
         return None
     try:
-        return streams.load(**config)
+        stream, learned = load_stream(config), _fingerprint(folder)
+        return stream if learned in (None, stream.fingerprint()) else None
     except EverlearnError:
         return None
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """That of the data which the run has learned; None before its first checkpoint."""
+    from everlearn import checkpoint
+    from everlearn.schemas.results import read_results
+
+    if (folder / "results.json").exists():
+        return str(read_results(folder / "results.json")["fingerprint"])
+    name = checkpoint.newest(folder / "checkpoints")
+    return None if name is None else str(checkpoint.read_state(folder / "checkpoints" / name)["fingerprint"])
 
 
 def _named(found: Sequence[History], stream: Stream | None) -> dict[str, dict[str, Any]]:

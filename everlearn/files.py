@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -126,8 +126,12 @@ def write_whole(file: Path, data: str | bytes, *, flush: bool = True) -> None:
         if flush:
             flush_to_disk(temporary)
         os.replace(temporary, file)
+    except OSError as error:
+        error.filename = str(file)  # the one that the user knows
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -18,7 +18,7 @@ MOST_BYTES = 64 * 2**20
 
 
 class HeldOut(nn.Module):
-    """Two samples, of raw texts or of images as they are encoded. Memories of later versions go on from them.
+    """Two samples, of raw texts or of images as they are encoded. A later version loads them and adds to them.
 
     Attributes:
         test: test examples, by which the scores before and after an update are compared.

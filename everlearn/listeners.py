@@ -22,6 +22,12 @@ class Bar(Listener):
         self.label, self.enabled = label, enabled
         self.bar: Progress | None = None
 
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(kind)
+
     def show(self, done: int, total: int, text: str = "") -> None:
         """Show how many steps are done."""
         if self.bar is None:

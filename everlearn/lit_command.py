@@ -8,10 +8,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Interval
 
 from everlearn import options
 from everlearn.errors import EverlearnError, as_word, printable
+from everlearn.settings import Natural, Seed, checked
 
 ABOUT = (
     "join a frozen image encoder and a frozen text encoder by projections, which are trained on images of named "
@@ -44,6 +47,8 @@ def add_parser(verb: Callable[[str, str], Any]) -> None:
 
 
 SETTINGS = ("epochs", "batch_size", "lr", "seed")
+BatchSize = Annotated[int, Interval(ge=2, le=10**9)]
+"""Images that are compared with each other."""
 
 
 def _lit(args: argparse.Namespace) -> int:
@@ -93,14 +98,13 @@ def check(args: argparse.Namespace) -> None:
     """
     from everlearn.config import check_file
 
-    for name, least in (("epochs", 0), ("batch_size", 2), ("seed", 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise EverlearnError(f"--{name.replace('_', '-')} {value}: give a number from {least} on")
+    for name, type_ in (("epochs", Natural), ("batch_size", BatchSize), ("seed", Seed)):
+        if (value := getattr(args, name)) is not None:
+            checked(f"--{name.replace('_', '-')}", value, type_)
     if args.lr is not None and not 0 < args.lr < 1:
         raise EverlearnError(f"--lr {args.lr}: give a number between 0 and 1")
     for template in args.template or ():
-        if template.count("{}") != 1 or template.replace("{}", "").count("{"):
+        if template.count("{}") != 1 or {*"{}"} & {*template.replace("{}", "")}:
             raise EverlearnError(f"--template '{printable(template)}': put {{}} where the name of the class stands")
     if args.out.suffix != ".safetensors":
         raise EverlearnError(f"--out {args.out}: give a file that ends in .safetensors")

@@ -14,7 +14,7 @@ import torch
 from everlearn import backbones, checkpoint, methods, setfit_folder, versions
 from everlearn.calibration import probabilities
 from everlearn.config import check_arguments
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, as_word
 from everlearn.method import Method, Role
 from everlearn.protocol import read_run
 from everlearn.session import restore_method
@@ -147,6 +147,8 @@ class Model:
         >>> len(model.class_names)
         151
         """
+        if isinstance(self.method, setfit_folder.Classifier):
+            raise EverlearnError(setfit_folder.CANNOT_LEARN)
         if self.directory is None:
             raise EverlearnError("the model was not loaded from a folder: teach it with everlearn.engine.learn")
         if (now := versions.current(self.directory)) != self.version:
@@ -196,7 +198,8 @@ class Model:
     def _scores(self, inputs: Sequence[Input]) -> torch.Tensor:
         inputs = listed(inputs)
         if not self.class_names:
-            raise EverlearnError("a retrieval model has no classes to predict: use embed")
+            raise EverlearnError("a retrieval model has no classes to predict: use embed, or on the command line "
+                                 "everlearn index create and everlearn index search")  # fmt: skip
         with torch.no_grad():
             scores = self.method.predict(inputs).float().cpu()
         is_whole = not scores.isnan().any() and bool((scores.isfinite().any(1) & (scores < math.inf).all(1)).all())
@@ -231,6 +234,9 @@ def load(directory: str | Path, *, method: str | type[Method] | None = None, ver
     """
     checked("version", version, Count | None)
     if setfit_folder.is_one(Path(directory)):
+        if method is not None or version is not None:
+            raise EverlearnError(f"{directory} is the folder of a SetFit model, which has neither versions nor another "
+                                 "method: leave method and version out")  # fmt: skip
         return Model(setfit_folder.read(Path(directory)))
     return _restored(Path(directory), method, version)[0]
 
@@ -272,9 +278,12 @@ def update(
     folder = Path(directory)
     checked("keep", keep, Natural | None)
     given = _by_role(columns, "an update")
+    if setfit_folder.is_one(folder):
+        raise EverlearnError(setfit_folder.CANNOT_LEARN)
     config, saving = read_run(folder)
     if not (folder / "results.json").exists():
-        raise EverlearnError(f"{folder} has not learned all its tasks yet: run `everlearn resume {folder}` first")
+        raise EverlearnError(f"{folder} has not learned all its tasks yet: run `everlearn resume {as_word(folder)}` "
+                             "first")  # fmt: skip
     needed, optional = _to_read(_columns_of(config), given)
 
     def restore() -> tuple[Method, checkpoint.Checkpoint]:
@@ -343,7 +352,7 @@ def merge(
     for folder in folders:
         if not (folder / "results.json").exists():
             raise EverlearnError(f"{folder} holds no finished run: give the folder of one, or run `everlearn resume "
-                                 f"{folder}` first")  # fmt: skip
+                                 f"{as_word(folder)}` first")  # fmt: skip
         model, saved = _restored(folder, method)
         parts.append(Part(folder, model.method, partial(_built, folder, type(model.method)), saved, model.version))
     if inside := [folder for folder in folders if folder.resolve() in place.resolve().parents]:

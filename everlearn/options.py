@@ -17,11 +17,11 @@ def own_method(parser: ArgumentParser) -> None:
                         "because a run folder never names code to run")  # fmt: skip
 
 
-def keep(parser: ArgumentParser) -> None:
+def keep(parser: ArgumentParser, default: str) -> None:
     """--keep, of commands that learn."""
     parser.add_argument("--keep", metavar="N|none", help="how many held-out examples stay in the run folder, so that "
-                        "an update can measure what it changed; they are raw texts or images (default: 2000 for "
-                        "tests, 2000 for calibration)")  # fmt: skip
+                        f"an update can measure what it changed; they are raw texts or images (default: {default})",
+                        )  # fmt: skip
 
 
 def skip_bad_rows(parser: ArgumentParser) -> None:

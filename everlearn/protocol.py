@@ -12,7 +12,7 @@ import yaml
 
 from everlearn import backbones, methods, streams
 from everlearn.config import DEFAULT_METHODS, check_arguments
-from everlearn.errors import CONTROL, EverlearnError, not_named
+from everlearn.errors import EverlearnError, as_word, not_named
 from everlearn.evaluation import supports
 from everlearn.files import rewrite_lines, write_whole
 from everlearn.held_out import KEEP
@@ -21,6 +21,7 @@ from everlearn.method import Method
 from everlearn.results import Result, write_results
 from everlearn.schemas.config import read_config
 from everlearn.schemas.results import read_results
+from everlearn.schemas.values import check_names
 from everlearn.session import Session
 from everlearn.settings import Count, Minutes, Natural, Seed, checked
 from everlearn.streams.stream import Stream
@@ -76,9 +77,7 @@ def run(
     checked("save_steps", save_steps, Count | None)
     checked("keep", keep, Natural)
     built = stream if isinstance(stream, Stream) else load_stream(absolute(_named("stream", stream)))
-    if unfit := [name for name in (built.name, *built.class_names) if not name or CONTROL.search(name)]:
-        raise EverlearnError(f"the name '{unfit[0]}' is empty or holds a control character, and what is saved under it "
-                             "could not be read again: rename it")  # fmt: skip
+    check_names((built.name, *built.class_names))
     method = DEFAULT_METHODS[built.goal] if method is None else method
     learner, name = build_method(method, built, backbone, seed)
     section, encoder = _method_config(method, name), backbones.absolute(learner.backbone.name)
@@ -237,7 +236,8 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
         EverlearnError: it holds a run already, or cannot be written.
     """
     if (folder / "config.yaml").exists():
-        raise EverlearnError(f"{folder} holds a run already: `everlearn resume {folder}`, or give another --out")
+        raise EverlearnError(f"{folder} holds a run already: `everlearn resume {as_word(folder)}`, or give another "
+                             "--out")  # fmt: skip
     with _writable(folder):
         rewrite_lines(folder / "metrics.jsonl", [])
         write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

@@ -39,7 +39,7 @@ def scores_on(
     new = _tests(read_data(data, None, columns, bad, learned))
     new.check_input(task.input)
     known = list(task.class_names)
-    others = list(dict.fromkeys(record.label for record in new.records if record.label not in known))
+    others = [label for label in dict.fromkeys(record.label for record in new.records) if label not in known]
     names = [*known, *others]
     number = {name: place for place, name in enumerate(names)}
     truth = [number[record.label] for record in new.records]

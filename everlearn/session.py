@@ -272,7 +272,9 @@ class Session(Listener):
 
     def _stop_if_asked(self) -> None:
         if self.stop.asked:
-            again = f"go on with: everlearn resume {as_word(self.folder)}"
+            name = self.config["method"]["name"]
+            own = f" --method {as_word(name)}" if ":" in name else ""  # a folder never names code to run
+            again = f"go on with: everlearn resume {as_word(self.folder)}{own}"
             how = again if self.folder else "nothing was kept: no folder given"
             inside = f"at step {self.step} of task {self.task_index + 1}"
             raise Interrupted(f"stopped {inside if self.step else f'after task {self.task_index}'}; {how}")

@@ -24,6 +24,8 @@ from everlearn.settings import Seed
 from everlearn.streams.stream import Task
 
 CONFIG, HEAD, PICKLE = "config_setfit.json", "model_head.safetensors", "model_head.pkl"
+CANNOT_LEARN = ("the folder of a SetFit model keeps no examples, and its head is fitted to those of all classes: learn "
+                "old and new examples together, with --method setfit and the folder as --backbone")  # fmt: skip
 
 
 class Classifier(Method):
@@ -37,9 +39,7 @@ class Classifier(Method):
         self.head = Logistic(backbone.width)
 
     def begin_task(self, task: Task) -> None:
-        raise EverlearnError("the folder of a SetFit model keeps no examples, and its head is fitted to those of all "
-                             "classes: learn old and new examples together, with --method setfit and the folder as "
-                             "--backbone")  # fmt: skip
+        raise EverlearnError(CANNOT_LEARN)
 
 
 def is_one(folder: Path) -> bool:

@@ -22,6 +22,7 @@ from everlearn.interrupts import Interrupted
 from everlearn.listeners import Bar
 from everlearn.locks import alone
 from everlearn.method import Method
+from everlearn.schemas.values import check_names
 from everlearn.streams.images import only_decodable
 from everlearn.streams.inputs import content
 from everlearn.streams.mistakes import conflicting_labels, other_spellings
@@ -57,6 +58,8 @@ def learn_version(
     Raises:
         DataError, EverlearnError, Interrupted: as for `everlearn.model.update`.
     """
+    if isinstance(data, Stream):
+        check_names((data.name, *data.class_names))
     with alone(folder, versions.UPDATING):
         number = versions.current(folder)
         try:
@@ -193,7 +196,9 @@ def _task(method: Method, new: NewData, held_out: HeldOut) -> tuple[Task, list[s
     last, known = method.task, method.task.class_names
     new.check_input(last.input)
     parts = make_splits(new.records, new.source, {"test": SHARE}, seed=method.seed, by_domain=False)
-    old = {content(item) for item in held_out.test.examples().inputs}
+    # A method whose `forget` is exact has learned the examples of the calibration, and forgets them for it.
+    kept = [held_out.test] if method.is_exact else [held_out.test, held_out.calibration]
+    old = {content(item) for memory in kept for item in memory.examples().inputs}
     train = [record for record in parts["train"] if content(record.input) not in old]
     labels = {*known, *(record.label for record in train)}
     others = {split: [r for r in parts[split] if r.label in labels] for split in ("validation", "test")}
@@ -214,9 +219,10 @@ def _task(method: Method, new: NewData, held_out: HeldOut) -> tuple[Task, list[s
     notes = [*conflicting_labels(parts, new.source, by_domain=False), *repeated_inputs(parts),
              *other_spellings(task.class_names[len(known) :], known)]  # fmt: skip
     if count := len(parts["train"]) - len(train):
-        notes.append(f"{count} examples were not learned, because they are held out to compare versions")
+        were = "examples were not learned, because they are" if count > 1 else "example was not learned, because it is"
+        notes.append(f"{count} {were} held out to compare versions or to fit the temperature")
     if count := sum(len(parts[split]) - len(others[split]) for split in others):
-        notes.append(f"left out {count} test examples of classes that no training example has")
+        notes.append(f"left out {count} test example{'s' * (count > 1)} of classes that no training example has")
     return task, notes
 
 
@@ -230,16 +236,16 @@ def _learn(method: Method, task: Task, held_out: HeldOut, temperature: float | N
     old, new = held_out.test.examples(), task.test
     before = [accuracy(method, examples) for examples in (old, new)]
     for_calibration = calibration.held_out_of(method, task)
-    bar = Bar(f"{task.name}: {len(task.train):,} examples", progress)
-    try:
+    with Bar(f"{task.name}: {len(task.train):,} examples", progress) as bar:
         learn(method, task, bar)
-    finally:
-        bar.close()
     after = [accuracy(method, examples) for examples in (old, new)]
     if len(held_out.calibration):  # without old examples it would be fitted on the new classes alone
         held_out.calibration.add(for_calibration)
         temperature = calibration.fitted_temperature(method, held_out.calibration.examples())
-    held_out.add_test(new)
+    # The same test file may come with every update: an example that is held out already does not count once more.
+    held, found = (zip(map(content, part.inputs), part.labels.tolist(), strict=True) for part in (old, new))
+    known_pairs = set(held)
+    held_out.add_test(new[[row for row, pair in enumerate(found) if pair not in known_pairs]])
     changes = [{"examples": len(examples), "before": b, "after": a}
                for examples, b, a in zip((old, new), before, after, strict=True)]  # fmt: skip
     return {

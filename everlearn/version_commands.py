@@ -29,7 +29,7 @@ def add_parsers(verb: Callable[[str, str], Any]) -> None:
                    help="test examples (default: a fifth of the new examples of each class is held out)")  # fmt: skip
     p.add_argument("--stream.KEY", metavar="VALUE", help="text_column, image_column, label_column, split_column or "
                    "id_column, if they differ from the run's; skip_bad_rows")  # fmt: skip
-    options.keep(p)
+    options.keep(p, "as many as the run was told to keep")
     options.own_method(p)
     options.as_json(p)
     p = verb("rollback", "return to the version before the last update; no version is removed")

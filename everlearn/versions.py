@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from everlearn import checkpoint
-from everlearn.errors import EverlearnError, printable
+from everlearn.errors import EverlearnError, as_word, printable
 from everlearn.files import read_bytes, write_whole
 from everlearn.locks import alone
 from everlearn.method import Method
@@ -76,9 +76,12 @@ def current(folder: Path) -> int:
     file = _place(folder) / "current.json"
     if not file.exists():
         return 1
-    remedy = f"remove it to go back to version 1, or write one of {numbers(folder)} into it"
+    there = numbers(folder)
+    remedy = "remove it to go back to version 1"
+    if len(there) > 1:
+        remedy += f', or write {{"version": {there[-1]}}} into it (versions: {", ".join(map(str, there))})'
     number: int = valid(from_json(read_bytes(file, MOST_JSON), file, remedy), Current, file, remedy)["version"]
-    if number not in numbers(folder):
+    if number not in there:
         raise EverlearnError(f"{file} names version {number}, which is not there: {remedy}")
     return number
 
@@ -101,10 +104,14 @@ def load(folder: Path, number: int | None = None) -> tuple[int, checkpoint.Check
         return number, saved
     name = checkpoint.newest(folder / "checkpoints")
     if name is None:
-        raise EverlearnError(f"{folder} holds no checkpoint yet: run `everlearn resume {folder}`")
+        if (folder / "results.json").exists():
+            raise EverlearnError(f"{folder / 'checkpoints'} holds no checkpoint of the finished run: put it back, or "
+                                 "learn the run again in a new folder")  # fmt: skip
+        raise EverlearnError(f"{folder} holds no checkpoint yet: run `everlearn resume {as_word(folder)}`")
     saved = load_saved(folder / "checkpoints", name)
     if saved.state["step"]:
-        raise EverlearnError(f"{folder} stopped inside task {saved.state['task'] + 1}: run `everlearn resume {folder}`")
+        raise EverlearnError(f"{folder} stopped inside task {saved.state['task'] + 1}: run `everlearn resume "
+                             f"{as_word(folder)}`")  # fmt: skip
     return number, saved
 
 
@@ -211,7 +218,8 @@ def rollback(directory: str | Path) -> tuple[int, int]:
         The number of the version until now, and that of the version that answers now. Nothing is removed.
 
     Raises:
-        EverlearnError: it is not a run's folder, its current version is the first, or another process learns there.
+        EverlearnError: it is not a run's folder, its current version is the first, the run itself cannot answer any
+            more, or another process learns there. The current version still answers.
 
     >>> import everlearn, tempfile
     >>> folder = tempfile.mkdtemp() + "/run"
@@ -235,7 +243,10 @@ def rollback(directory: str | Path) -> tuple[int, int]:
         previous: int = state["record"]["previous"]
         if previous not in numbers(folder):
             raise EverlearnError(f"version {previous} of {folder}, which version {number} was made from, is not there: "
-                                 "put its folder back")  # fmt: skip
+                                 f'put its folder back, or write {{"version": 1}} into {place / "current.json"} to go '
+                                 "back to the run itself")  # fmt: skip
+        if previous == 1:
+            load(folder, 1)  # no version is before it, and no command goes forward again: it must be able to answer
         _set(folder, previous)
     return number, previous
 

@@ -278,6 +278,12 @@ def _resolve(path):
     return getattr(importlib.import_module(module), name)
 
 
+def test_an_error_of_writing_names_the_file_that_the_user_knows(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        write_whole(tmp_path / "nowhere" / "notes.txt", "new")
+    assert error.value.filename == str(tmp_path / "nowhere" / "notes.txt")
+
+
 def test_write_whole_keeps_the_old_text_when_it_fails(tmp_path, monkeypatch):
     file = tmp_path / "results.json"
     write_whole(file, "old")

@@ -20,6 +20,7 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
+from everlearn import backbones
 from everlearn.cli import main
 from everlearn.command_line import parse, split_settings
 from everlearn.config import find_recipe
@@ -103,6 +104,9 @@ def test_help_of_a_method_lists_its_settings(capsys):
         ("rnu", "unknown command 'rnu': did you mean 'run'?"),
         ("run --sed 3", "unknown option '--sed': did you mean '--seed'?"),
         ("run --text_column a", "unknown option '--text_column': did you mean '--stream.text_column'?"),
+        ("update run --data a.csv --text_column a", "did you mean '--stream.text_column'?"),
+        ("update run --data a.csv --tasks 2", "(known: --data, "),
+        ("evaluate run --data a.csv --kind online", "unknown option '--kind' (known: "),
         ("run --method er --batch-size 3", "unknown option '--batch-size': did you mean '--method.batch_size'?"),
         ("run --method er --epochs 3", "unknown option '--epochs': did you mean '--method.epochs'?"),
         ("run --method lda --epochs 3", "unknown option '--epochs' (known: "),
@@ -115,6 +119,7 @@ def test_help_of_a_method_lists_its_settings(capsys):
         ("run --method.width", "--method.width needs a value"),
         ("run --method.width --json", "--method.width needs a value"),
         ("predict none --input=--", "--input needs a value"),
+        ("run --out=", "--out needs a value"),
         ("run --method ranpac --method.width many", "method.width: 'many' is not of type int"),
         ("run --save-minutes 0", "--save-minutes: 0.0 is out of range: give a number above 0"),
         ("run extra", "unexpected argument 'extra'"),
@@ -136,6 +141,13 @@ def test_what_cannot_be_done_is_one_line_exit_code_2_and_leaves_no_folder(capsys
     assert captured.err.startswith("everlearn: ") and captured.err.count("\n") == 1
     assert message in captured.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["run", "--out", ""], ["update", "run", "--data", "", "--json"]])
+def test_an_empty_value_is_not_the_default(words, capsys):
+    """As `--out "$FOLDER"` gives it where the variable is not set."""
+    assert main(words) == 2 and f"{words[words.index('') - 1]} needs a value" in capsys.readouterr().err
+    assert parse(["run", "--method.prompt", ""]).settings["method"] == {"prompt": ""}
 
 
 def test_debug_shows_the_traceback(monkeypatch):
@@ -347,8 +359,14 @@ def test_cache_shows_and_clears(capsys):
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry["examples"] > 0 and entry["bytes"] > 0 and "tiny" in entry["description"]
     assert main(["cache"]) == 0
-    assert "tiny" in capsys.readouterr().out
+    shown = next(line.split()[0] for line in capsys.readouterr().out.splitlines() if "tiny" in line)
+    assert shown.endswith("…")
+    backbones.load("tiny").__class__(seed=1).encode(["another identity"])
+    assert main(["cache", "--clear", "nothing"]) == 2 and "its beginning is enough" in capsys.readouterr().err
+    assert main(["cache", "--clear", shown, "--json"]) == 0  # what the table shows can be given back
+    assert json.loads(capsys.readouterr().out) == {"freed_bytes": entry["bytes"]}
     assert main(["cache", "--clear", "--json"]) == 0
+    entry["bytes"] = 4 * 32
     assert json.loads(capsys.readouterr().out) == {"freed_bytes": entry["bytes"]}
     assert main(["cache", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
@@ -394,3 +412,15 @@ def test_a_bad_row_gets_an_empty_answer_with_its_reason(tmp_path, capsys):
     new.write_text("text\n \n")
     assert main(["predict", str(tmp_path / "run"), "--input", str(new)]) == 2
     assert "no row that can be answered" in capsys.readouterr().err
+
+
+def test_a_run_that_is_repeated_keeps_no_more_examples_than_the_first(tmp_path, capsys):
+    run = ["run", *SMALL, "--method", "simplecil", "--json"]
+    assert main([*run, "--keep", "none", "--validate", "--out", "a"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main(["run", "--config", "a/config.yaml", "--out", "b", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert first["stored"] == again["stored"] and "held-out examples" not in again["stored"]
+    assert first["validation"] == again["validation"]
+    assert main(["run", "--config", "a/config.yaml", "--keep", "3", "--out", "c", "--json"]) == 0
+    assert "held-out examples" in json.loads(capsys.readouterr().out)["stored"]

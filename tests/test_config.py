@@ -9,7 +9,16 @@ import pytest
 import yaml
 
 from everlearn import config
-from everlearn.config import arguments, build_config, check_config, check_out, convert, default_out, merge
+from everlearn.config import (
+    arguments,
+    build_config,
+    check_config,
+    check_file,
+    check_out,
+    convert,
+    default_out,
+    merge,
+)
 from everlearn.errors import EverlearnError
 
 
@@ -198,3 +207,10 @@ def test_a_folder_that_holds_a_run_is_refused_untouched(tmp_path):
     with pytest.raises(EverlearnError, match="is a file"):
         check_out(tmp_path / "config.yaml")
     assert check_out(tmp_path / "new") == Path(tmp_path / "new")
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused_before_the_work(tmp_path, monkeypatch):
+    check_file("--out", tmp_path / "answers.csv")
+    monkeypatch.setattr("os.access", lambda *_: False)  # whoever runs the tests may be allowed everything
+    with pytest.raises(EverlearnError, match="its folder may not be written to"):
+        check_file("--out", tmp_path / "answers.csv")

@@ -88,3 +88,12 @@ def test_a_retriever_says_where_its_scores_are(tmp_path: Path) -> None:
     everlearn.run("frozen", toy_stream(goal="ranking", tasks=2), backbone="tiny", out=tmp_path / "run")
     with pytest.raises(EverlearnError, match="evaluate scores the answers of a classifier"):
         everlearn.load(tmp_path / "run").evaluate([Record("a", "b")])
+
+
+def test_a_line_stays_one_line_in_a_pipe(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a class of a long name that the model has never seen " * 3
+    data = table(tmp_path / f"{'june' * 30}.csv", ["red tea,tea", f"a lamp,{name}"])
+    assert main(["evaluate", str(learned), "--data", str(data)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(" % of 2 examples are right") and str(data) in lines[0]
+    assert lines[-1].startswith("note: 1 of 2 examples count as wrong") and lines[-1].endswith("never seen'")

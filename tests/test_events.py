@@ -186,6 +186,23 @@ def test_wrong_labels_come_first(tmp_path: Path) -> None:
     assert len(flipped & set(first)) >= 4  # chance: 0.4
 
 
+def test_rows_that_have_moved_are_not_shown_as_what_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = random.Random(0)
+    lines = [f"{toy_text(label, draw)} {n},{label}" for n in range(10) for label in range(2)]
+    data = tmp_path / "texts.csv"
+    data.write_text("\n".join(["text,label", *lines]))
+    everlearn.run(FINETUNE, {"name": str(data), "tasks": 1}, backbone="tiny", out=tmp_path / "run")
+    assert main(["events", str(tmp_path / "run"), "--json"]) == 0
+    assert all(one["text"] for one in json.loads(capsys.readouterr().out)["examples"])
+    data.write_text("\n".join(["text,label", "a row that came later,0", *lines]))  # line 3 is now what was line 2
+    assert main(["events", str(tmp_path / "run"), "--json"]) == 0
+    assert not any(one["text"] for one in json.loads(capsys.readouterr().out)["examples"])
+    assert main(["events", str(tmp_path / "run")]) == 0
+    assert "the data of the run have changed, or cannot be read any more" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("damage", "message"), [
     ("none", "presentations.jsonl is not there: the run trains nothing"),
     ('{"task": 0, "step": 1, "ids": ["a"], "labels": [], "answers": [1]}\n', "a label and an answer for every id"),

@@ -29,7 +29,10 @@ def test_the_file_is_a_backbone_for_the_next_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "value", "cause"),
     [
-        ("--epochs", "-1", "--epochs -1"),
+        ("--epochs", "-1", "--epochs: -1 is out of range"),
+        ("--batch-size", "1", "--batch-size: 1 is out of range"),
+        ("--seed", str(2**64), "is out of range"),
+        ("--template", "a {}}", "put {} where the name"),
         ("--lr", "2", "--lr 2.0"),
         ("--template", "a photo", "put {} where the name"),
         ("--out", "pair.bin", "ends in .safetensors"),
@@ -43,6 +46,12 @@ def test_bad_input_gives_one_line_and_writes_nothing(tmp_path, capsys, monkeypat
     assert main(["lit", *(word for pair in options.items() for word in pair)]) == 2
     told = capsys.readouterr().err.strip().split("\n")
     assert len(told) == 1 and cause in told[0] and not any(tmp_path.iterdir())
+
+
+def test_several_templates_may_be_given(tmp_path, capsys):
+    out = ["--epochs", "0", "--out", str(tmp_path / "pair.safetensors"), "--json"]
+    small = ["--stream.max_train_per_class", "2", "--template", "a {}", "--template", "the number {}."]
+    assert main([*BASE, *small, *out]) == 0
 
 
 def test_too_few_classes_are_refused(tmp_path, capsys):

@@ -555,6 +555,17 @@ def test_ctrl_c_without_a_folder_says_that_nothing_was_kept():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_ctrl_c_names_a_method_of_ones_own_because_the_folder_does_not(tmp_path):
+    class Own(methods.get("finetune")):
+        def step(self, *arguments):
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().step(*arguments)
+
+    with pytest.raises(Interrupted, match=r"go on with: everlearn resume .*run --method \S*test_run:\S*Own") as stopped:
+        run(Own(backbones.load("tiny"), epochs=5), toy_stream(), out=tmp_path / "run")
+    assert str(tmp_path / "run") in str(stopped.value)
+
+
 def write_csv(path, words=("cat", "dog", "sun", "sea")):
     rows = [f"{word} number {i},{word}" for i in range(15) for word in words]
     path.write_text("text,label\n" + "\n".join(rows) + "\n")
@@ -822,3 +833,13 @@ def test_a_single_input_is_no_list(tmp_path):
         with pytest.raises(EverlearnError, match=r"this is a single one: give \[input\]"):
             ask(image)
     assert len(model.predict([image])) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="not Linux")
+def test_the_peak_is_that_of_this_process_and_not_of_the_one_that_started_it(monkeypatch):
+    from types import SimpleNamespace
+
+    from everlearn import results
+
+    monkeypatch.setattr(results.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=10**12))
+    assert 10**7 < results.peak_memory() < 10**13

@@ -63,6 +63,13 @@ def test_the_folder_answers_as_the_model(exported: Path, tmp_path: Path, capsys:
     assert not list((exported / "out").rglob("*.pkl"))
     with pytest.raises(EverlearnError, match=r"keeps no examples.*--method setfit"):
         everlearn.engine.learn(again.method, task_from([Record("a", "new")], again.class_names, index=1))
+    with pytest.raises(EverlearnError, match=r"keeps no examples.*--method setfit"):
+        again.update([Record("a", "new")])
+    assert main(["update", str(exported / "out"), "--data", str(tmp_path / "asked.txt")]) == 2
+    assert "keeps no examples" in capsys.readouterr().err
+    for asked in ({"version": 2}, {"method": "lda"}):
+        with pytest.raises(EverlearnError, match="neither versions nor another method"):
+            everlearn.load(exported / "out", **asked)
 
 
 def test_two_classes_and_a_temperature(exported: Path, tmp_path: Path) -> None:

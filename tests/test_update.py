@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from everlearn.cli import main
 from everlearn.errors import DataError, EverlearnError
 from everlearn.held_out import HeldOut
 from everlearn.interrupts import Interrupted
+from everlearn.listeners import Bar
 from everlearn.locks import Busy, alone
 from everlearn.model import update
 from everlearn.protocol import run
@@ -152,11 +154,56 @@ def test_rolling_back_and_updating_again(folder: Path, capsys: pytest.CaptureFix
 def test_held_out_examples_are_never_learned(folder: Path) -> None:
     test = kept(folder).test.examples()
     _, version = update(folder, [Record(test.inputs[0], "class 0"), *(Record(t, n) for t, n in rows(4, 5))])
-    assert version.learned == 4 and "1 examples were not learned" in version.notes[0]
+    assert version.learned == 4 and "1 example was not learned, because it is held out" in version.notes[0]
     again = kept(folder).test.examples()
     assert set(test.inputs) < set(again.inputs) and len(again) == 17
     with pytest.raises(DataError, match="every example is a held-out one"):
         update(folder, [Record(item, "class 0") for item in again.inputs[:2]])
+
+
+def test_what_a_trained_method_is_calibrated_on_is_not_learned_later(tmp_path: Path) -> None:
+    lines = [(text, name, split) for label in range(2) for split, seed in (("train", 1), ("validation", 2), ("test", 3))
+             for text, name in rows(label, 6, seed)]  # fmt: skip
+    stream = everlearn.streams.from_rows(*zip(*((t, n) for t, n, _ in lines), strict=True),
+                                         splits=[split for *_, split in lines])  # fmt: skip
+    run({"name": "er", "epochs": 1}, stream, backbone="tiny", out=tmp_path / "run")
+    examples = kept(tmp_path / "run").calibration.examples()
+    assert len(examples) == 2
+    new = [(text, "class 0") for text in examples.inputs] + rows(0, 5, 9)
+    _, version = update(tmp_path / "run", [*(Record(text, name) for text, name in new),
+                                           Record("word0x0 word0x1", "class 0", split="test")])  # fmt: skip
+    assert version.learned == 5 and "2 examples were not learned" in version.notes[-1]
+
+
+def test_the_same_test_file_with_every_update_counts_once(folder: Path, tmp_path: Path) -> None:
+    tests = write(tmp_path / "tests.csv", rows(0, 6, 50), ("message", "intent"))
+    counts = []
+    for label in (4, 5):
+        _, version = update(folder, [Record(text, name) for text, name in rows(label, 1)], test=tests)
+        counts.append((version.old["examples"], version.new["examples"], len(kept(folder).test)))
+    assert counts == [(16, 6, 22), (22, 6, 22)]
+
+
+def test_an_update_that_stops_does_not_look_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(method: object, task: object, bar: Bar) -> None:
+        bar.show(1, 9, "loss 0.1")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("everlearn.update.learn", stop)
+    with pytest.raises(Interrupted):
+        update(folder, [Record(text, name) for text, name in rows(4, 5)], progress=True)
+    assert "loss 0.1" not in capsys.readouterr().err  # which is the line of a bar that has come to its end
+
+
+@pytest.mark.parametrize("name, label", [("", "garden"), ("may", "a\nb"), ("may", ""), ("may", "x" * 20_000)])
+def test_names_that_could_not_be_read_again_are_refused(name: str, label: str, folder: Path) -> None:
+    stream = everlearn.streams.from_rows(["tea", "milk", "juice"], ["drink"] * 3)
+    stream = replace(stream, name=name, tasks=tuple(replace(task, class_names=(label,)) for task in stream))
+    with pytest.raises(EverlearnError, match="what is saved under it could not be read again: rename it"):
+        update(folder, stream)
+    assert everlearn.load(folder).version == 1
 
 
 @pytest.mark.parametrize("name", ["joint", "er", "ewc", "lwf", "l2p", "task_adapters", "lora", "slca"])
@@ -350,6 +397,68 @@ def test_damaged_versions_are_refused(case: str, folder: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b'"learned": 4', b'"learned": 5') if data is None else data)
     with pytest.raises(EverlearnError, match=message):
         everlearn.load(folder)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_version_without_its_record_says_what_helps_and_that_helps(
+    damage: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update(folder, [Record(text, name) for text, name in rows(4, 5)])
+    file = folder / "versions" / "version-0002" / "state.json"
+    file.write_bytes(file.read_bytes()[:500]) if damage == "truncated" else file.unlink()
+    assert main(["rollback", str(folder)]) == 2  # it cannot know the version before, so that it must not advise itself
+    told = capsys.readouterr().err
+    assert f"put the file back, or remove {file.parent}" in told and "everlearn rollback" not in told
+    shutil.rmtree(file.parent)
+    with pytest.raises(EverlearnError, match="names version 2, which is not there: remove it to go back to version 1"):
+        everlearn.load(folder)
+    (folder / "versions" / "current.json").unlink()
+    assert everlearn.load(folder).version == 1
+
+
+def test_the_remedy_for_a_pointer_can_be_followed_to_the_letter(folder: Path) -> None:
+    update(folder, [Record(text, name) for text, name in rows(4, 5)])
+    pointer = folder / "versions" / "current.json"
+    pointer.write_text("2")
+    with pytest.raises(EverlearnError) as refused:
+        everlearn.load(folder)
+    assert 'write {"version": 2} into it (versions: 1, 2)' in str(refused.value)
+    pointer.write_text('{"version": 2}')
+    assert everlearn.load(folder).version == 2
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_nothing_goes_back_to_a_run_that_cannot_answer(damage: str, folder: Path) -> None:
+    update(folder, [Record(text, name) for text, name in rows(4, 5)])
+    place = next((folder / "checkpoints").iterdir())
+    file = place / "method.safetensors"
+    file.write_bytes(file.read_bytes()[:500]) if damage == "truncated" else shutil.rmtree(place)
+    # The run is finished, so that resume would change nothing and there is no checkpoint before this one.
+    with pytest.raises(EverlearnError, match=r"put (the file|it) back, or learn the run again in a new folder"):
+        versions.rollback(folder)
+    assert everlearn.load(folder).version == 2
+
+
+def test_going_back_over_a_version_that_is_gone(folder: Path) -> None:
+    for label in (4, 5):
+        update(folder, [Record(text, name) for text, name in rows(label, 5)])
+    shutil.rmtree(folder / "versions" / "version-0002")
+    with pytest.raises(EverlearnError, match=r'put its folder back, or write \{"version": 1\} into .*current.json'):
+        versions.rollback(folder)
+    (folder / "versions" / "current.json").write_text('{"version": 1}')
+    assert everlearn.load(folder).version == 1
+
+
+def test_commands_in_messages_can_be_pasted(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "our model"
+    folder.rename(place)
+    update(place, [Record(text, name) for text, name in rows(4, 5)])
+    (place / "versions" / "version-0002" / "method.safetensors").write_bytes(b"")
+    with pytest.raises(EverlearnError, match=f"`everlearn rollback '{place}'` returns"):
+        everlearn.load(place)
+    (place / "results.json").unlink()
+    with pytest.raises(EverlearnError, match=f"run `everlearn resume '{place}'` first"):
+        update(place, [Record("a", "b")])
 
 
 def test_held_out_examples_with_wrong_labels_are_refused(folder: Path) -> None:

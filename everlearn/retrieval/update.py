@@ -80,11 +80,8 @@ def learn_domain(
             old.append(known)
         found, relevant = domains.found(new), new.test.relevant or ()
         ndcg, recall = float(ndcg_at_k(found, relevant).mean()), float(recall_at_k(found, relevant).mean())
-    bar = Bar(f"{new.name}: {len(new.train):,} pairs", progress)
-    try:
+    with Bar(f"{new.name}: {len(new.train):,} pairs", progress) as bar:
         learn(method, new, bar)
-    finally:
-        bar.close()
     domains.learned()
     with torch.no_grad():
         domains.keep(new)

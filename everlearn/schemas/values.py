@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -25,7 +26,8 @@ def _without_control(name: str) -> str:
     return name
 
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=10_000), AfterValidator(_without_control)]
+LONGEST_NAME = 10_000
+Name = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_NAME), AfterValidator(_without_control)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
@@ -35,6 +37,15 @@ Positive = Annotated[float, Field(gt=0, le=1e30)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Plain = dict[str, Any]
 """Any JSON; whoever reads it checks it."""
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise an EverlearnError for a name under which nothing can be saved, because no `Name` may be like it."""
+    for name in names:
+        if not name or len(name) > LONGEST_NAME or CONTROL.search(name):
+            raise EverlearnError(f"the name '{printable(name)}' is empty, longer than {LONGEST_NAME:,} characters, or "
+                                 "holds a control character, and what is saved under it could not be read again: "
+                                 "rename it")  # fmt: skip
 
 
 def valid(value: Any, schema: Any, file: object, remedy: str = "correct it, or learn the run again") -> Any:

@@ -32,6 +32,8 @@ def read_columns(path: Path, bad: BadRows) -> Columns:
         raise DataError(f"{path}: the file is empty; give a file with at least one row")
     with one_line(path, "write the file again"):
         columns = reader(path, bad)
+    if not columns.rows and bad.rows:
+        raise DataError(f"{path}: no row can be used; the first is {': '.join(bad.rows[0])}")
     if not columns.rows:
         raise DataError(f"{path}: the file holds no rows; give a file with at least one row")
     return columns

@@ -16,6 +16,7 @@ import pytest
 from everlearn import streams
 from everlearn.errors import DataError, EverlearnError
 from everlearn.streams.digits import read_digits
+from everlearn.streams.records import BadRows
 
 
 def names_and_inputs(stream):
@@ -194,6 +195,12 @@ def test_shared_images(shared):
     stream = streams.load(str(shared / "images" / "pacs"), kind="domain-incremental", max_train_per_class=5)
     assert [task.name for task in stream] == ["photo", "art_painting", "cartoon", "sketch"]
     assert [len(task.train) for task in stream] == [35] * 4 and count(stream, "test") == 1988
+
+
+def test_where_no_row_can_be_read_the_reason_of_the_first_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text("[1, 2]\n")
+    with pytest.raises(DataError, match=r"no row can be used; the first is .*a.jsonl, line 1: a JSON list"):
+        streams.read_inputs(tmp_path / "a.jsonl", bad=BadRows(skip=True))
 
 
 def test_read_inputs_needs_no_labels(tmp_path, write_csv, png):
