@@ -25,11 +25,12 @@ from everlearn.results import environment
 METHODS = "finetune,er,er_ace,der_pp,mir,a_gem,gem,ewc,si,mas,l2_sp,lwf,feature_distillation"
 
 LEARN = """
-import json, resource, statistics, sys, time
+import json, statistics, sys, time
 import torch
 from everlearn import backbones, methods, projection, streams
 from everlearn.engine import learn
 from everlearn.methods import a_gem
+from everlearn.results import peak_memory
 
 name, train, tasks, backbone = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 torch.set_num_threads(1)
@@ -57,7 +58,7 @@ for task in stream:
     learn(method, task)
 print(json.dumps({
     "step": statistics.median(steps), "projection": statistics.median(projected) if projected else None,
-    "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    "peak": peak_memory(),
     "trained": 4 * sum(p.numel() for p in method.trained().values()),
 }))
 """
