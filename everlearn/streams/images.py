@@ -20,6 +20,11 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tif
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """The formats of files with these endings, as Pillow calls them. Images of other formats are not opened."""
 REMEDY = "replace or remove it"
+ORIENTATION = 274
+"""The EXIF tag that says how a camera was held."""
+UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
+           7: "TRANSVERSE", 8: "ROTATE_90"}  # fmt: skip
+"""What turns an image upright, by the value of that tag."""
 
 
 def pillow() -> Any:
@@ -50,6 +55,9 @@ def opened(data: bytes) -> Iterator[Any]:
             # Without the list, Pillow tries formats for which it starts other programs.
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(*image.size)
+                if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+                    raise BadCell("the image has pixels that are not whole numbers from 0 to 65,535, so nobody knows "
+                                  "which of them is white", "save it with 8 or 16 bits per colour")  # fmt: skip
                 yield image
     except BadCell:
         raise
@@ -71,7 +79,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def decode(item: Input) -> Any:
-    """Decode an image, given as bytes or a path, to an RGB Pillow image.
+    """Decode an image, given as bytes or a path, to an upright RGB Pillow image with 8 bits per colour.
 
     Raises:
         DataError: it cannot be read or decoded.
@@ -80,11 +88,26 @@ def decode(item: Input) -> Any:
     data = content(item)
     try:
         with opened(data) as image:
-            return image.convert("RGB")
+            image.load()
+            return _upright(_with_8_bits(image)).convert("RGB")
     except BadCell as problem:
         cause, remedy = problem.args
         which = f"image {item}" if isinstance(item, Path) else f"an image of {len(data)} bytes"
         raise DataError(f"{which}{cause.removeprefix('the image')}: {remedy}") from None
+
+
+def _with_8_bits(image: Any) -> Any:
+    """A grey image of 16 bits as one of 8 bits. Pillow itself would make everything white that is above 255."""
+    return image.convert("I").point(lambda value: value / 256).convert("L") if image.mode.startswith("I") else image
+
+
+def _upright(image: Any) -> Any:
+    """The image as a viewer shows it, turned as its EXIF data say."""
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
+    except Exception:  # damaged EXIF data, which say nothing
+        return image
+    return image.transpose(getattr(pillow().Transpose, turn)) if turn else image
 
 
 def reason_not_decodable(item: Input) -> BadCell | None:
