@@ -15,7 +15,7 @@ from everlearn.files import read_text
 from everlearn.streams.columns import Columns, check_headers, check_rows
 from everlearn.streams.excel import read_excel
 from everlearn.streams.parquet import read_parquet
-from everlearn.streams.records import BadRows, place
+from everlearn.streams.records import SPLIT_NAMES, BadRows, place
 
 
 def read_columns(path: Path, bad: BadRows) -> Columns:
@@ -116,6 +116,23 @@ READERS: dict[str, Callable[[Path, BadRows], Columns]] = {
     ".xlsx": read_excel,
     ".txt": _read_lines,
 }
+
+
+def find_parts(stem: Path) -> dict[str, Path]:
+    """The files `<stem>_train.csv`, `<stem>_test.csv` …, or `train.csv` … in the folder if the stem is a folder.
+
+    Raises:
+        DataError: there are two files for the same split.
+    """
+    parts: dict[str, Path] = {}
+    for short, split in SPLIT_NAMES.items():
+        for ending in READERS:
+            path = stem / f"{short}{ending}" if os.path.isdir(stem) else stem.with_name(f"{stem.name}_{short}{ending}")
+            if os.path.isfile(path):
+                if split in parts:
+                    raise DataError(f"{path}: {parts[split]} is also a {split} file; keep one of them")
+                parts[split] = path
+    return parts
 
 
 def find_retrieval_files(name: str) -> tuple[Path, Path] | None:
