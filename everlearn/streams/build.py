@@ -167,7 +167,7 @@ def _labelled_tasks(
         parts = splits.having(parts, "domain", domains)
     parts = splits.learnable(parts, bad)
     conflicts = mistakes.conflicting_labels(parts, table.source, by_domain=by_domain)
-    notes = [*table.notes, *conflicts, *splits.repeated_inputs(parts)]
+    notes = [*table.notes, *conflicts, *splits.repeated_inputs(splits.inputs_of(parts))]
     most = {"train": options.max_train_per_class, "test": options.max_test_per_class}
     if options.tuning:
         most["validation"] = options.max_test_per_class

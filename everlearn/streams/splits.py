@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +131,23 @@ def shuffled(parts: Parts, seed: int) -> Parts:
     return {**parts, "train": [parts["train"][row] for row in order]}
 
 
-def repeated_inputs(parts: Parts) -> tuple[str, ...]:
-    """Notes on test and validation inputs that also occur in training. Image files are not compared."""
-    known, notes = {record.input for record in parts["train"]}, []
+def inputs_of(parts: Parts) -> dict[str, list[Any]]:
+    """The inputs of each split."""
+    return {split: [record.input for record in records] for split, records in parts.items()}
+
+
+def repeated_inputs(inputs: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Notes on test and validation inputs that also occur in training. Image files are not compared.
+
+    Args:
+        inputs: by the names of the splits.
+
+    >>> repeated_inputs({"train": ["tea", "sofa"], "validation": [], "test": ["tea", "rose"]})
+    ['1 of 2 test inputs also occur in train']
+    """
+    known, notes = set(inputs["train"]), []
     for split in ("test", "validation"):
-        inputs = [record.input for record in parts[split]]
-        count = sum(input in known for input in inputs if not isinstance(input, Path))
+        count = sum(input in known for input in inputs[split] if not isinstance(input, Path))
         if count:
-            notes.append(f"{count} of {len(inputs)} {split} inputs also occur in train")
-    return tuple(notes)
+            notes.append(f"{count} of {len(inputs[split])} {split} inputs also occur in train")
+    return notes
