@@ -11,8 +11,9 @@ import everlearn
 from everlearn import comparison, streams
 from everlearn.cli import main
 from everlearn.errors import EverlearnError
-from everlearn.judgement import judge
+from everlearn.judgement import beside_joint_command, judge
 from everlearn.repeats import varied
+from everlearn.run_table import final_table
 
 SMALL = {"name": "digits", "tasks": 3, "max_train_per_class": 20, "max_test_per_class": 20, "validation": 0.2}
 
@@ -135,3 +136,30 @@ def test_bad_options_are_told_before_anything_is_learned(tmp_path: Path, capsys)
     assert "seeds" in capsys.readouterr().err and not (tmp_path / "out").exists()
     with pytest.raises(EverlearnError, match="several seeds need a stream given by name"):
         comparison.compare("simplecil", streams.load("digits"), backbone="tiny", seeds=2)
+
+
+def test_every_setting_of_joint_is_a_reference_and_the_best_is_the_bar(tmp_path: Path) -> None:
+    chosen = ["joint", {"name": "joint", "solution": "lda"}, "simplecil", {"name": "joint", "solution": "ridge"}]
+    results = comparison.compare(chosen, SMALL, backbone="tiny", out=tmp_path / "out")
+    judged = {one.method: one for one in judge(results)}
+    assert set(judged) == {"simplecil", "joint", "joint-2", "joint-3"}
+    assert [name for name, one in judged.items() if not one.is_reference] == ["simplecil"]
+    assert judged["joint-2"].at_the_gate == "reference (lda)"
+    best = max(("joint", "joint-2", "joint-3"), key=lambda name: judged[name].final.mean)
+    assert judged[best].old.mean == judged[best].new.mean == 1.0 and best != "joint"
+    told = (tmp_path / "out" / "report.html").read_text()
+    assert f"{best} has the best" not in told and "above joint" not in told
+    again = comparison.compare(["lda", *chosen], SMALL, backbone="tiny", out=tmp_path / "out")
+    assert {r["method"] for r in again} == {*judged, "lda"}, "a longer list of methods renames none"
+
+
+def test_the_command_beside_joint_names_the_method_and_for_rows_in_memory_the_call(capsys) -> None:
+    labels = ["tea", "sofa", "rose", "gold"] * 10
+    stream = streams.from_rows([f"{label} {i}" for i, label in enumerate(labels)], labels, tasks=2)
+    run = everlearn.run("simplecil", stream, backbone="tiny").results
+    final_table(run)
+    assert "\n  everlearn.compare('simplecil,joint', stream, backbone='tiny')\n" in capsys.readouterr().out
+    labelled = {**run, "method": "simplecil-2", "config": {**run["config"], "stream": {"name": "digits"}}}
+    assert beside_joint_command(labelled) == (
+        "everlearn compare --methods simplecil,joint --backbone tiny --stream digits"
+    )
