@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,7 @@ def delimiter_of(text: str, usual: str) -> str:
     >>> delimiter_of("text;label\\na, b;c", ","), delimiter_of("text\\na;b", ",")
     (';', ',')
     """
-    header = next((line for line in text.split("\n", 100) if line.strip()), "")
+    header = next((line for line in re.split("[\r\n]", text, maxsplit=100) if line.strip()), "")
     count = {delimiter: len(next(csv.reader([header], delimiter=delimiter), [])) for delimiter in (usual, *",;\t")}
     return usual if count[usual] > 1 else max(count, key=count.__getitem__)
 
