@@ -185,12 +185,18 @@ def preprocessing(folder: ModelFolder, image_size: int) -> dict[str, Any]:
         image_size: in pixels, where the file does not say it.
 
     Raises:
-        DataError: a value in it cannot be what it should be.
+        DataError: a value in it cannot be what it should be, or asks for pixels that everlearn does not compute.
     """
     told, half = folder.read_json(PREPROCESSOR), [0.5, 0.5, 0.5]
     for name, fits in PREPROCESSING.items():
         if told.get(name) is not None and not fits(told[name]):
             raise DataError(f"{folder.path / PREPROCESSOR}: {name} is {printable(told[name], 60)}: copy the file again")
+    for name, is_usual in USUAL.items():
+        if told.get(name) is not None and not is_usual(told[name]):
+            raise DataError(f"{folder.path / PREPROCESSOR}: {name} is {printable(told[name], 60)}, and everlearn would "
+                            "compute other pixels than transformers: take another model")  # fmt: skip
+    if told.get("do_normalize") is False:
+        told |= {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
     is_cropped, wanted = told.get("do_center_crop"), told.get("size")
     pixels = _side(told.get("crop_size") if is_cropped else wanted) or image_size
     share = min(1.0, pixels / (_side(wanted) or pixels))
@@ -266,6 +272,12 @@ PREPROCESSING: dict[str, Callable[[Any], Any]] = {
     "image_mean": lambda mean: _colours(mean) and max(map(abs, mean)) < 1e3,
     "image_std": lambda std: _colours(std) and min(std) > 1e-3 and max(std) < 1e3,
     "size": _side, "crop_size": _side, "do_center_crop": lambda crop: type(crop) is bool,
+    "do_normalize": lambda does: type(does) is bool,
     "resample": lambda number: type(number) is int and 0 <= number < len(RESIZING),
 }  # fmt: skip
 """What is read of preprocessor_config.json, and whether a value can be what it should be."""
+USUAL: dict[str, Callable[[Any], Any]] = {
+    "do_resize": lambda does: does is True, "do_rescale": lambda does: does is True,
+    "rescale_factor": lambda factor: type(factor) is float and math.isclose(factor, 1 / 255, rel_tol=1e-5),
+}  # fmt: skip
+"""What else decides about pixels, and whether a value is the only one that everlearn computes with."""

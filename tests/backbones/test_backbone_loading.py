@@ -148,6 +148,7 @@ def test_vit_preprocessing_is_read_from_its_folder(tmp_path, model_folder):
               "resample": 3}),
     ("Bit", {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True,
              "resample": 3}),
+    ("ViT", {"size": {"height": 32, "width": 32}, "resample": 2, "do_normalize": False, "rescale_factor": 1 / 255}),
 ])  # fmt: skip
 def test_pixels_are_those_of_the_image_processor_of_transformers(tmp_path, model_folder, kind, told):
     import transformers

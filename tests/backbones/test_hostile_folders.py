@@ -299,6 +299,10 @@ def test_a_length_that_cannot_be_is_refused(length, copy_of):
         ({"size": -4}, "size is"),
         ({"do_center_crop": "yes"}, "do_center_crop is yes"),
         ({"resample": 9}, "resample is 9"),
+        ({"do_normalize": 1}, "do_normalize is 1"),
+        ({"do_resize": False}, "do_resize is False, and everlearn would compute other pixels than transformers"),
+        ({"do_rescale": False}, "do_rescale is False, and everlearn would compute other pixels than transformers"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.0078"),
         ({"size": 16}, "a model that cannot run"),
     ],
 )
