@@ -109,6 +109,21 @@ def judge(results: Sequence[Results], least: Least = (OLD, NEW), on: Split = "te
     return [_judged(runs, done, least, on) for runs in groups.values()]
 
 
+def without_result(results: Sequence[Results]) -> list[tuple[str, str, str]]:
+    """What gave no result, each once: the method, with its seed where there are several; "failed" or "skipped"; why.
+
+    >>> without_result([{"method": "l2p", "seed": 1, "error": "no memory"}, {"method": "lda", "final_accuracy": 0.9}])
+    [('l2p, seed 1', 'failed', 'no memory')]
+    """
+    found = [
+        (run["method"] + (f", seed {run['seed']}" if "seed" in run else ""), word, run[key])
+        for run in results
+        for key, word in (("error", "failed"), ("skipped", "skipped"))
+        if key in run
+    ]
+    return list(dict.fromkeys(found))
+
+
 def split_to_decide_on(results: Sequence[Results]) -> Split:
     """Where methods are chosen: on validation examples if every finished run scored them, else on the tests.
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 import everlearn
-from everlearn import comparison, streams
+from everlearn import comparison, report, streams
 from everlearn.cli import main
+from everlearn.comparison_table import compare_table
 from everlearn.errors import EverlearnError
 from everlearn.judgement import beside_joint_command, judge
+from everlearn.methods import SimpleCIL
 from everlearn.repeats import varied
 from everlearn.run_table import final_table
 
@@ -80,6 +82,26 @@ def test_seeds_vary_classes_examples_and_methods_and_nothing_is_repeated(tmp_pat
     kept = json.loads((out / "compare.json").read_text())
     assert kept["seeds"] == 2 and kept["results"] == json.loads(json.dumps(results))
     assert (out / "seed-1" / "joint" / "results.json").is_file() and "±" in (out / "report.html").read_text()
+
+
+def test_a_method_that_fails_with_one_seed_is_named_with_it_and_goes_on(tmp_path: Path, capsys, monkeypatch) -> None:
+    learned = SimpleCIL.end_task
+
+    def fails(self, task) -> None:
+        if self.seed == 1:
+            raise RuntimeError("no memory")
+        learned(self, task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimpleCIL, "end_task", fails)
+        results = comparison.compare("simplecil,qdc", SMALL, backbone="tiny", out=tmp_path / "out", seeds=2)
+    compare_table(results)
+    told = capsys.readouterr().out
+    assert "simplecil, seed 1 failed: RuntimeError: no memory" in told and told.count("qdc skipped") == 1
+    page = report.write_report([tmp_path / "out"], tmp_path / "page.html").read_text()
+    assert "simplecil, seed 1" in page and page.count("<td>qdc</td>") == 1
+    again = comparison.compare("simplecil,qdc", SMALL, backbone="tiny", out=tmp_path / "out", seeds=2)
+    assert [r["seed"] for r in again if "final_accuracy" in r] == [0, 1]
 
 
 def test_a_seed_without_joint_leaves_the_gate_open() -> None:
