@@ -79,8 +79,8 @@ def _groups(records: list[Record], by_domain: bool) -> list[list[int]]:
     return [rows for _, rows in sorted(groups.items())]
 
 
-def learnable(parts: Parts, bad: BadRows) -> Parts:
-    """The records of all classes with at least two training examples. Each row of another class is a bad row.
+def learnable(parts: Parts, bad: BadRows, least: int = 2) -> Parts:
+    """The records of all classes with at least so many training examples. Each row of another class is a bad row.
 
     Raises:
         DataError: there is another class, and bad rows are not skipped.
@@ -88,10 +88,10 @@ def learnable(parts: Parts, bad: BadRows) -> Parts:
     counts = Counter(record.label for record in parts["train"])
     for records in parts.values():
         for record in records:
-            if counts[record.label] < 2:
+            if counts[record.label] < least:
                 found = "has a single training example" if counts[record.label] else "has no training example"
                 bad.add(record.place, f"the class '{record.label}' {found}", "give it more examples, or remove it")
-    return having(parts, "label", [label for label, count in counts.items() if count >= 2])
+    return having(parts, "label", [label for label, count in counts.items() if count >= least])
 
 
 def having(parts: Parts, field: str, values: Iterable[str]) -> Parts:

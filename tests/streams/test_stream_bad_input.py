@@ -134,6 +134,19 @@ def test_images_that_do_not_decode(tmp_path, png, damage):
         streams.read_inputs(tmp_path / "set")
 
 
+def test_a_class_of_which_no_training_image_can_be_decoded_is_left_out_with_its_tests(tmp_path, png):
+    for name in ("cat", "dog", "cow"):
+        for split in ("train", "test"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                (tmp_path / split / name / f"{i}.png").write_bytes(
+                    b"x" if (name, split) == ("cat", "train") else png(i)
+                )
+    (stream,) = streams.load(tmp_path, tasks=1, skip_bad_rows=True)
+    assert set(stream.class_names) == {"dog", "cow"} and len(stream.test) == 6
+    assert "left out 6 bad rows" in streams.load(tmp_path, tasks=1, skip_bad_rows=True).notes[-1]
+
+
 def test_a_cut_off_jpeg_is_found_in_a_table(tmp_path):
     image = pytest.importorskip("PIL.Image")
     import io
