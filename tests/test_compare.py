@@ -99,6 +99,13 @@ def test_recommendation_says_what_is_not_known_and_what_fails():
         assert "joint" not in single and "passes" not in single
 
 
+def test_recommendation_says_that_joint_failed():
+    text = recommendation([reaching("lda", 0.9, 0.9), {"method": "joint", "error": "no memory"}])
+    assert "because joint failed. lda has the best final score" in text
+    text = recommendation([reaching("lda", 0.9, 0.9), {"method": "joint", "skipped": "learns text"}])
+    assert "because joint was skipped" in text
+
+
 def test_recommendation_decides_on_validation_and_reports_the_tests():
     def validated(method: str, final: float, *scores: float) -> dict:
         return result(method, final, validation={"scores": list(scores), "examples": [10, 10]})
