@@ -44,7 +44,7 @@ def recommendation(results: Sequence[Results], least: Least = (OLD, NEW)) -> str
     if all(len(run["tasks"]) < 2 for one in everybody for run in one.runs):  # with joint or without it
         text = f"The gate needs at least two tasks. {pick.method} has the best final score ({figures}){decided}."
     elif not has_joint:
-        absent = next((word for name, word, _ in without_result(results) if name.startswith(REFERENCE)), None)
+        absent = next((word for name, word, _ in without_result(results) if name.partition(",")[0] == REFERENCE), None)
         why = {"failed": "failed", "skipped": "was skipped"}.get(absent or "", "was not run: add it to --methods")
         text = (f"The gate ({asked}) is unknown, because joint {why}. "
                 f"{pick.method} has the best final score ({figures}){decided}.")  # fmt: skip
