@@ -77,6 +77,10 @@ def to_table(
         pairs = ", or add a column positive for pairs of a query and a document" if QUERY in columns.headers else ""
         raise DataError(f"{columns.file}: no label column; {_found(columns)}: name one with --stream.label_column "
                         f"(in Python label_column){pairs}")  # fmt: skip
+    if labelled and found["label"] == input_column:
+        raise DataError(f"{columns.file}: the column '{input_column}' is both the input and the label; "
+                        f"{_found(columns)}: name another with --stream.label_column "
+                        "(in Python label_column)")  # fmt: skip
     label_names = columns.names.get(found.get("label") or "") or columns.names.get("class", [])
     domain_names = columns.names.get(found.get("domain") or "") or columns.names.get("domain", [])
 

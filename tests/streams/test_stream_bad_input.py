@@ -98,6 +98,13 @@ def test_json_lines_problems(tmp_path, line, parts):
     assert "left out 1 bad row: " in stream.notes[0] and "line 6" in stream.notes[0]
 
 
+def test_a_column_that_is_both_the_text_and_the_label_is_named(tmp_path):
+    path = tmp_path / "shop.csv"
+    path.write_text(GOOD)
+    with pytest.raises(DataError, match="the column 'label' is both the input and the label; the columns are text, la"):
+        streams.load(path, text_column="label")
+
+
 def test_parquet_problems_name_the_row(tmp_path):
     path = tmp_path / "shop.parquet"
     path.write_bytes(b"PAR1 is not enough")
