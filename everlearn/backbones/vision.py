@@ -63,8 +63,9 @@ class VisionBackbone(Discovered):
         super().__init__(model, name)
         self.is_timm = hasattr(model, "forward_features")
         self.width = model.num_features if self.is_timm else model.config.hidden_size
+        pooling = getattr(model, "global_pool", "token") if self.is_timm else "token"
         self.settings = {"size": size, "mean": list(mean), "std": list(std), "crop": crop,
-                         "resize": resize, "pooling": "cls"}  # fmt: skip
+                         "resize": resize, "pooling": "cls" if pooling == "token" else pooling}  # fmt: skip
         if squash:
             self.settings["squash"] = True
         if not self.is_timm:
@@ -108,7 +109,10 @@ class VisionBackbone(Discovered):
         return Hidden(states.float(), torch.ones(states.shape[:2], dtype=torch.long, device=states.device), added)
 
     def pool(self, hidden: Hidden) -> torch.Tensor:
-        return self.after(hidden.states[:, 0])
+        if self.settings["pooling"] == "cls":
+            return self.after(hidden.states[:, 0])
+        states = hidden.states[:, : hidden.states.shape[1] - hidden.prompts]
+        return self.after(self.model.forward_head(states, pre_logits=True))  # a ViT of timm without a class token
 
     @property
     def tokens(self) -> Site:
@@ -161,8 +165,9 @@ def load_timm(name: str) -> VisionBackbone:
     if pixels % patch:
         raise EverlearnError(f"backbone '{name}': an image of {pixels} pixels cannot be cut into patches of {patch}: "
                              f"give a multiple of {patch} after @")  # fmt: skip
-    mean, std, crop = config["mean"], config["std"], config["crop_pct"]
-    return VisionBackbone(model, name=name, size=pixels, mean=mean, std=std, crop=crop)
+    return VisionBackbone(model, name=name, size=pixels, mean=config["mean"], std=config["std"],
+                          crop=config["crop_pct"], squash=config["crop_mode"] == "squash",
+                          resize=config["interpolation"])  # fmt: skip
 
 
 def load_transformers(folder: ModelFolder) -> VisionBackbone:
