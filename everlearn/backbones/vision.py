@@ -14,7 +14,7 @@ import torch
 
 from everlearn.backbones.backbone import Hidden
 from everlearn.backbones.discover import Discovered
-from everlearn.backbones.folder import ModelFolder, unreadable
+from everlearn.backbones.folder import CONFIG, ModelFolder, unreadable
 from everlearn.backbones.identity import config_hash
 from everlearn.backbones.tensors import in_float32, read_tensors, same_shapes
 from everlearn.errors import DataError, EverlearnError, one_line, printable
@@ -94,8 +94,9 @@ class VisionBackbone(Discovered):
     def mask(self, prepared: torch.Tensor) -> torch.Tensor:
         if self.is_timm:
             tokens = self.model.num_prefix_tokens + self.model.patch_embed.num_patches
-        else:  # before the patches come the CLS token and, in DeiT, the distillation token
+        else:  # before the patches come the CLS token and, in DeiT, the distillation token, in DINOv2 registers
             prefixed = 1 + (getattr(self.model.embeddings, "distillation_token", None) is not None)
+            prefixed += getattr(self.model.config, "num_register_tokens", 0)
             tokens = prefixed + self.model.embeddings.patch_embeddings.num_patches
         return torch.ones(len(prepared), tokens, dtype=torch.long, device=prepared.device)
 
@@ -178,6 +179,9 @@ def load_transformers(folder: ModelFolder) -> VisionBackbone:
     """
     told = preprocessing(folder, folder.config.image_size)
     backbone = VisionBackbone(folder.model(), name=folder.source, **told)
+    if not any(name.endswith(("cls_token", "class_embedding")) for name, _ in backbone.named_parameters()):
+        raise DataError(f"{folder.path / CONFIG}: a model of the type {folder.config.model_type} has no class token, "
+                        "whose state is the feature of an image: take another model")  # fmt: skip
     backbone.check_forward(torch.zeros(1, 3, told["size"], told["size"]), folder.path)
     return backbone
 

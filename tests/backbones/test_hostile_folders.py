@@ -313,6 +313,18 @@ def test_preprocessing_that_cannot_be_is_refused(changes, told, copy_of):
     assert told in line and str(folder) in line
 
 
+@pytest.mark.parametrize(
+    ("kind", "told"), [("vit_mae", "5 tokens in its last layer for an input of 17"), ("ijepa", "has no class token")]
+)
+def test_an_image_encoder_of_which_the_first_token_says_nothing_is_refused(kind, told, tmp_path):
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.for_model(kind, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                                  intermediate_size=64, image_size=32, patch_size=8)  # fmt: skip
+    AutoModel.from_config(config).save_pretrained(tmp_path / kind)
+    assert told in refused(tmp_path / kind)
+
+
 # -- weights and tokenizers ----------------------------------------------------------------------------
 def with_nan(tensor):
     tensor = tensor.clone()
