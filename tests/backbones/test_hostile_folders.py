@@ -325,6 +325,16 @@ def test_an_image_encoder_of_which_the_first_token_says_nothing_is_refused(kind,
     assert told in refused(tmp_path / kind)
 
 
+def test_a_text_encoder_that_reads_the_padding_is_refused(copy_of):
+    from transformers import ConvBertConfig, ConvBertModel
+
+    folder = copy_of("bert")
+    torch.manual_seed(0)
+    ConvBertModel(ConvBertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+                                 vocab_size=55, max_position_embeddings=40)).save_pretrained(folder)  # fmt: skip
+    assert "a model of the type convbert gives a text another feature beside a longer text" in refused(folder)
+
+
 # -- weights and tokenizers ----------------------------------------------------------------------------
 def with_nan(tensor):
     tensor = tensor.clone()
