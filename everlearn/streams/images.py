@@ -171,21 +171,34 @@ def folders_below(root: Path) -> list[Path]:
 def read_image_folder(root: Path, *, by_domain: bool = False) -> Table:
     """Records from `root/class/*.png`, or `root/{train,validation,test}/class/*.png`.
 
-    With `by_domain`, the class folders are in domain folders. The id of an image is its path relative to the root.
+    With `by_domain`, the class folders are in domain folders. The id of an image is its path relative to the root. A
+    note says which images are elsewhere and are left out.
 
     Raises:
         DataError: a class folder has no images, or there are no class folders.
     """
-    records = []
+    records, places, deeper = [], [root], list[Path]()
     for split, folder in _split_folders(root):
+        places.append(folder)
         for domain, parent in [(below.name, below) for below in _folders(folder)] if by_domain else [(None, folder)]:
+            places.append(parent)
             for class_folder in _folders(parent):
+                deeper += _deeper(class_folder)
                 for image in _images_of_class(class_folder):
                     name = image.relative_to(root).as_posix()
                     records.append(Record(image, class_folder.name, name, str(image), None, split, domain))
     if not records:
         raise DataError(f"{root}: the folder holds no class folders; arrange it as class/image.png")
-    return Table(str(root), "image", records)
+    others = [*(image for place in dict.fromkeys(places) for image in images_in(place)), *deeper]
+    note = f"images that are not directly in a class folder were left out: {len(others):,}, the first is "
+    return Table(str(root), "image", records, notes=(f"{note}{others[0]}",) if others else ())
+
+
+def _deeper(folder: Path) -> list[Path]:
+    """The images in the folders of a folder, at any depth. Links are not followed."""
+    below = (path for path in _folders(folder) if not path.is_symlink())
+    found = (Path(place, name) for path in below for place, _, names in os.walk(path) for name in sorted(names))
+    return [path for path in found if path.suffix.lower() in IMAGE_ENDINGS]
 
 
 def _split_folders(root: Path) -> list[tuple[str | None, Path]]:

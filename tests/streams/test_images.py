@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from everlearn import streams
 from everlearn.errors import DataError
 from everlearn.streams.images import ORIENTATION, decode, reason_not_decodable
 
@@ -55,3 +57,19 @@ def test_a_turned_image_of_sixteen_bits_and_damaged_exif_data():
         assert (found == np.rot90(np.asarray(shades) // 256, -1)).all(), kind
     damaged = encoded(Image.new("L", (6, 4)), "JPEG", exif=b"Exif\0\0II*\0\xff")
     assert decode(damaged).size == (6, 4) and reason_not_decodable(damaged) is None
+
+
+@pytest.mark.parametrize("splits", [("",), ("train/", "test/")])
+@pytest.mark.parametrize("domains", [("",), ("photo/", "sketch/")])
+def test_images_outside_of_class_folders_are_counted(tmp_path: Path, splits: tuple[str, ...], domains: tuple[str, ...]):
+    image, options = encoded(Image.new("L", (4, 4))), {"kind": "domain-incremental"} if len(domains) > 1 else {}
+    for folder in (f"{split}{domain}{name}" for split in splits for domain in domains for name in ("cat", "dog")):
+        (tmp_path / folder / "young").mkdir(parents=True)
+        (tmp_path / folder / "back").symlink_to(tmp_path)
+        for i in range(4):
+            (tmp_path / folder / f"{i}.png").write_bytes(image + bytes([i]))
+    assert streams.load(tmp_path, **options).notes == ()
+    (tmp_path / splits[0] / domains[0] / "cat" / "young" / "5.png").write_bytes(image)
+    (tmp_path / splits[0] / domains[0] / "6.png").write_bytes(image)
+    (note,) = streams.load(tmp_path, **options).notes
+    assert "not directly in a class folder were left out: 2, the first is" in note and note.endswith("6.png")
