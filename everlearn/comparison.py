@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,9 +193,9 @@ def _entries(chosen: Sequence[str | Config], stream: str, input: str, recipe: st
         name = method if isinstance(method, str) else str(method.get("name"))
         path = usual_recipe(stream, input, name) if recipe == "auto" else find_recipe(recipe, name)
         config = build_config({"method": method}, recipe=str(path or "none"))[0]
-        plain = label = name.rpartition(":")[2]
-        while label in entries:
-            label = f"{plain}-{len(entries) + 1}"
+        plain = name.rpartition(":")[2]
+        labels = (plain if number == 1 else f"{plain}-{number}" for number in count(1))
+        label = next(label for label in labels if label not in entries)
         entries[label] = Entry(label, registry.get(name), config["method"], path, config["backbone"])
     return sorted(entries.values(), key=lambda entry: entry.cost)
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from everlearn.console import plain_table, safe, terminal
 from everlearn.errors import near
 from everlearn.formats import duration, human_bytes, percent, ranged, short_count
-from everlearn.judgement import Judged, above_joint, differences, judge
+from everlearn.judgement import Judged, above_joint, differences, judge, without_result
 from everlearn.metrics.gate import NEW, OLD, Least
 from everlearn.metrics.intervals import conclusion, interval
 
@@ -70,11 +70,8 @@ def compare_table(results: Sequence[Results], least: Least = (OLD, NEW)) -> None
         out.print(_encodings([r for r in results if "final_accuracy" in r]))
     for warning in above_joint(results):
         out.print(safe(f"warning: {warning}", style="yellow"))
-    for r in results:
-        if "error" in r:
-            out.print(safe(f"{r['method']} failed: {r['error']}", style="red"))
-        elif "skipped" in r:
-            out.print(safe(f"{r['method']} skipped: {r['skipped']}"))
+    for name, word, why in without_result(results):
+        out.print(safe(f"{name} {word}: {why}", style="red" if word == "failed" else ""))
 
 
 def _pairs(judged: Sequence[Judged]) -> Group | None:

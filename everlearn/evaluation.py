@@ -190,6 +190,7 @@ class Evaluation:
             told = [printable(", ".join(sorted(names)) or "nothing") for names in (self._measured, found)]
             raise ContractError(f"measures gave {told[0]}, and now {told[1]}: give the same names every time")
         self._measured = set(found)
+        found = {name: float(value) for name, value in found.items()}  # of numpy perhaps, which JSON cannot hold
         if self.stream.goal == "classes" and self.method.tags.task_at_test == "used" and not self.stream.tells_task:
             found = {**found, TOLD: _share_right(self._predicted(task.test, task.index), task.test)}
         return found

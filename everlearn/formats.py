@@ -8,10 +8,10 @@ from everlearn.metrics.intervals import Interval
 def percent(value: float | None) -> str:
     """A score in percent with one decimal; "-" if it is not defined.
 
-    >>> percent(0.9734)
-    '97.3'
+    >>> percent(0.9734), percent(-0.0001)
+    ('97.3', '0.0')
     """
-    return "-" if value is None else f"{100 * value:.1f}"
+    return "-" if value is None else f"{round(100 * value, 1) + 0.0:.1f}"  # no minus sign before a zero
 
 
 def ranged(value: Interval | None) -> str:

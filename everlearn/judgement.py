@@ -37,7 +37,7 @@ class Judged:
         verdict: at the gate.
         seconds: the mean seconds of a run, without encoding.
 
-    >>> Judged("lda", ({"seed": 0},), Interval(0.9, None), None, None, "unknown", 2.0).is_reference
+    >>> Judged("lda", ({"method": "lda"},), Interval(0.9, None), None, None, "unknown", 2.0).is_reference
     False
     """
 
@@ -52,14 +52,14 @@ class Judged:
     @property
     def is_reference(self) -> bool:
         """Whether it is joint, beside which the others are judged."""
-        return self.method == REFERENCE
+        return is_reference(self.runs[0])
 
     @property
     def at_the_gate(self) -> str:
         """What a table says of it: the verdict, or, of joint, that it is the reference and how it learned all data."""
         if not self.is_reference:
             return self.verdict
-        solution = ((self.runs[0].get("config") or {}).get("method") or {}).get("solution")
+        solution = _settings(self.runs[0]).get("solution")
         return f"reference ({solution})" if solution else "reference"
 
     @property
@@ -70,6 +70,15 @@ class Judged:
     def over(self, key: str) -> Interval | None:
         """The mean and interval of a figure of results.json; None where no run has it."""
         return interval(run.get(key) for run in self.runs)
+
+
+def is_reference(run: Results) -> bool:
+    """Whether a run is one of joint. In a comparison of several settings of joint, the second is called joint-2.
+
+    >>> is_reference({"method": "joint-2", "config": {"method": {"name": "joint", "solution": "lda"}}})
+    True
+    """
+    return REFERENCE in (run["method"], _settings(run).get("name"))
 
 
 def judge(results: Sequence[Results], least: Least = (OLD, NEW), on: Split = "test") -> list[Judged]:
@@ -98,6 +107,21 @@ def judge(results: Sequence[Results], least: Least = (OLD, NEW), on: Split = "te
             key = (*key, "again")  # the same seed twice is another row, and no second seed
         groups.setdefault(key, []).append(run)
     return [_judged(runs, done, least, on) for runs in groups.values()]
+
+
+def without_result(results: Sequence[Results]) -> list[tuple[str, str, str]]:
+    """What gave no result, each once: the method, with its seed where there are several; "failed" or "skipped"; why.
+
+    >>> without_result([{"method": "l2p", "seed": 1, "error": "no memory"}, {"method": "lda", "final_accuracy": 0.9}])
+    [('l2p, seed 1', 'failed', 'no memory')]
+    """
+    found = [
+        (run["method"] + (f", seed {run['seed']}" if "seed" in run else ""), word, run[key])
+        for run in results
+        for key, word in (("error", "failed"), ("skipped", "skipped"))
+        if key in run
+    ]
+    return list(dict.fromkeys(found))
 
 
 def split_to_decide_on(results: Sequence[Results]) -> Split:
@@ -130,14 +154,18 @@ def differences(judged: Sequence[Judged], first: Judged, on: Split = "test") -> 
 
 def above_joint(results: Sequence[Results]) -> list[str]:
     """A warning, with the likely causes, for methods whose final score is above joint's: beyond the interval of the
-    paired differences where there are several seeds.
+    paired differences where there are several seeds. Of several settings of joint, it is the one with the highest
+    score, by which the gate judges.
 
     >>> above_joint([])
     []
     """
     judged = judge(results)
     warnings = []
-    for joint in (one for one in judged if one.is_reference):
+    references = sorted((one for one in judged if one.is_reference and one.final), key=lambda one: -one.final.mean)  # type: ignore[union-attr]
+    for k, joint in enumerate(references):
+        if any(_same_stream(better, joint) for better in references[:k]):
+            continue
         above = [
             (judged[i], difference)
             for i, difference in differences(judged, joint).items()
@@ -159,16 +187,20 @@ def front(judged: Sequence[Judged], among: Sequence[Verdict] = ("pass",)) -> lis
 
 
 def beside_joint_command(run: Results) -> str:
-    """The command that learns the stream of a run with its method and with joint, which the gate needs.
+    """The command that learns the stream of a run with its method and with joint, which the gate needs; a call in
+    Python where the rows were in memory.
 
     >>> config = {"stream": {"name": "may data.csv", "tasks": 4}, "backbone": None, "seed": 0}
     >>> beside_joint_command({"method": "lda", "config": config})
     "everlearn compare --methods lda,joint --stream 'may data.csv' --stream.tasks 4"
     """
-    config = run["config"]
+    config, method = run["config"], _settings(run).get("name", run["method"])
+    if "in_memory" in config["stream"]:
+        encoder = f", backbone={config['backbone']!r}" if config.get("backbone") else ""
+        return f"everlearn.compare({f'{method},{REFERENCE}'!r}, stream{encoder})"
     stream = {key: near(value) if isinstance(value, str) else value for key, value in config["stream"].items()}
     backbone = ["--backbone", config["backbone"]] if config.get("backbone") else []
-    words = ["everlearn", "compare", "--methods", f"{run['method']},joint", *backbone, *as_options("stream", stream)]
+    words = ["everlearn", "compare", "--methods", f"{method},{REFERENCE}", *backbone, *as_options("stream", stream)]
     return shlex.join(words)
 
 
@@ -191,7 +223,7 @@ def beside_joint(run: Results, runs: Sequence[Results], on: Split = "test") -> t
     >>> beside_joint({"method": "lda", "accuracy_matrix": [[0.9]], "tasks": [{"test": 5}]}, [])
     (None, None)
     """
-    references = [other for other in runs if other["method"] == REFERENCE and _same_data(other, run)]
+    references = [other for other in runs if is_reference(other) and _same_data(other, run)]
     same_seed = [other for other in references if other.get("seed") == run.get("seed")]
     by_settings: dict[tuple[str, ...], list[Results]] = {}
     for other in same_seed or references:
@@ -230,8 +262,13 @@ def _final(run: Results, on: Split) -> float | None:
 
 def _mean_final(runs: Sequence[Results], settings: tuple[str, ...], on: Split) -> float:
     """The mean final score of all runs of joint with these settings."""
-    joints = (run for run in runs if run["method"] == REFERENCE)
+    joints = (run for run in runs if is_reference(run))
     return mean(_final(run, on) for run in joints if _identity(run) == settings) or 0.0
+
+
+def _settings(run: Results) -> Mapping[str, Any]:
+    """The section of the method in the configuration of a run; empty where it is not kept."""
+    return (run.get("config") or {}).get("method") or {}
 
 
 def _identity(run: Results) -> tuple[str, ...]:
@@ -249,10 +286,15 @@ def _same_data(a: Results, b: Results) -> bool:
     return (a.get("fingerprint"), a.get("backbone")) == (b.get("fingerprint"), b.get("backbone"))
 
 
+def _same_stream(a: Judged, b: Judged) -> bool:
+    """Whether two methods learned the same data in some seed."""
+    return any(_same_data(one, other) for one in a.runs for other in b.runs)
+
+
 def _explained(above: Sequence[tuple[Judged, Interval]], joint: Judged) -> str:
     """One line: which methods are above joint, by how much, and why that may be."""
     told = ", ".join(f"{one.method} ({100 * difference.mean:+.1f} points)" for one, difference in above)
-    settings = (joint.runs[0].get("config") or {}).get("method", {})
+    settings = _settings(joint.runs[0])
     shown = ("solution", "train", "epochs", "lr", "head_lr")
     given = ", ".join(f"{key} {settings[key]}" for key in shown if key in settings)
     causes = [f"joint is trained badly{f' ({given})' if given else ''}: its learning rate, or too few epochs, which "

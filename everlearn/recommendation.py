@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from everlearn.judgement import Judged, differences, front, judge, split_to_decide_on
+from everlearn.judgement import REFERENCE, Judged, differences, front, judge, split_to_decide_on, without_result
 from everlearn.metrics.gate import NEW, OLD, Least
 from everlearn.metrics.intervals import conclusion
 
@@ -44,7 +44,9 @@ def recommendation(results: Sequence[Results], least: Least = (OLD, NEW)) -> str
     if all(len(run["tasks"]) < 2 for one in everybody for run in one.runs):  # with joint or without it
         text = f"The gate needs at least two tasks. {pick.method} has the best final score ({figures}){decided}."
     elif not has_joint:
-        text = (f"The gate ({asked}) is unknown, because joint was not run: add it to --methods. "
+        absent = next((word for name, word, _ in without_result(results) if name.partition(",")[0] == REFERENCE), None)
+        why = {"failed": "failed", "skipped": "was skipped"}.get(absent or "", "was not run: add it to --methods")
+        text = (f"The gate ({asked}) is unknown, because joint {why}. "
                 f"{pick.method} has the best final score ({figures}){decided}.")  # fmt: skip
     elif not good:
         doubtful = [one for one in candidates if one.verdict == "cannot tell"]

@@ -42,7 +42,8 @@ def repeated(
     results: list[Results] = []
     for number in range(seeds):
         own = folder / f"seed-{seed + number}" if folder and number else folder
-        results += once(varied(section, number), seed + number, own)
+        found = once(varied(section, number), seed + number, own)
+        results += [{**result, "seed": seed + number} if "error" in result else result for result in found]
     if folder:
         write_together(folder, results, seeds, least)
     return results

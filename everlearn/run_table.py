@@ -12,7 +12,7 @@ from rich.text import Text
 from everlearn.console import plain_table, safe, terminal
 from everlearn.errors import as_word, near, printable
 from everlearn.formats import duration, human_bytes, percent
-from everlearn.judgement import REFERENCE, beside_joint_command, scores_on_old_and_new
+from everlearn.judgement import beside_joint_command, is_reference, scores_on_old_and_new
 from everlearn.metrics import FORMULAS
 from everlearn.metrics.gate import NEW, OLD
 from everlearn.metrics.per_class import missed
@@ -43,7 +43,7 @@ def final_table(results: Results, directory: Path | None = None) -> None:
     for part in (_matrix, _figures, _gate_line, _index_line, _zero_shot_line, _general_line, _worst_classes, _costs):
         if (shown := part(results)) is not None:
             for line in shown.split() if isinstance(shown, Text) else [shown]:
-                is_command = isinstance(line, Text) and line.plain.startswith("  everlearn ")
+                is_command = isinstance(line, Text) and line.plain.startswith("  everlearn")
                 out.print(line, soft_wrap=is_command)  # a command that is broken into two lines cannot be copied
     for warning in results["warnings"]:
         out.print(safe(f"warning: {warning}", style="yellow"))
@@ -103,7 +103,7 @@ def _gate_line(results: Results) -> Text:
     line = safe(f"old {percent(old)} %, new {percent(new)} %: ", style="bold")
     if old is None:
         return line.append("the gate needs at least two tasks", style="not bold")
-    if results["method"] == REFERENCE:
+    if is_reference(results):
         return line.append("joint is what other methods are measured by", style="not bold")
     line.append(f"the gate (old {100 * OLD:.0f} % and new {100 * NEW:.0f} % of joint's) is unknown; for it run\n  "
                 f"{printable(beside_joint_command(results))}", style="not bold")  # fmt: skip

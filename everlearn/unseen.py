@@ -52,24 +52,23 @@ class Unseen:
             return [self._accuracy(task, plain) for task in self.stream]
 
     def after(self, task: Task) -> float | None:
-        """The accuracy of the present pair on the test examples of classes that come after `task`; None where none
-        comes, or it is not asked."""
+        """The accuracy of the present pair on the test examples of classes that come after `task`; None where there
+        are none, or it is not asked."""
         return self._accuracy(task, self.method.zero_shot) if self.is_asked else None
 
     def _accuracy(
         self, task: Task, answer: Callable[[Sequence[Input], Sequence[str]], torch.Tensor]
     ) -> float | None:  # fmt: skip
-        names = self.stream.class_names
-        unseen = list(range(len(task.class_names), len(names)))
-        if not unseen:
-            return None
+        seen, names = len(task.class_names), self.stream.class_names
         later = Examples.concatenate([one.test for one in self.stream.tasks[task.index + 1 :]])
-        later = later[(later.labels >= unseen[0]).nonzero().flatten()]
-        inputs, told = later.bare(), [names[label] for label in unseen]
+        later = later[(later.labels >= seen).nonzero().flatten()]
+        if not len(later):
+            return None
+        inputs = later.bare()
         with torch.no_grad():
-            found = torch.cat([answer(inputs[start : start + CHUNK], told).argmax(1).cpu()
+            found = torch.cat([answer(inputs[start : start + CHUNK], names[seen:]).argmax(1).cpu()
                                for start in range(0, len(inputs), CHUNK)])  # fmt: skip
-        return int((found + unseen[0] == later.labels).sum()) / len(later)
+        return int((found + seen == later.labels).sum()) / len(later)
 
 
 def summary(untouched: Sequence[float | None], now: Sequence[float | None]) -> dict[str, Any] | None:

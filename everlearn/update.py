@@ -28,7 +28,7 @@ from everlearn.streams.inputs import content
 from everlearn.streams.mistakes import conflicting_labels, other_spellings
 from everlearn.streams.readers import read_table
 from everlearn.streams.records import BadRows, Record, Table, with_ids
-from everlearn.streams.splits import make_splits, repeated_inputs
+from everlearn.streams.splits import inputs_of, make_splits, repeated_inputs
 from everlearn.streams.steps import checked_records, task_from
 from everlearn.streams.stream import Examples, Stream, Task
 from everlearn.versions import Version
@@ -216,7 +216,7 @@ def _task(method: Method, new: NewData, held_out: HeldOut) -> tuple[Task, list[s
     kind = "class-incremental" if len(task.class_names) > len(known) else "domain-incremental"
     if reason := supports(method.tags, Stream(new.source, kind, (task,)), method.backbone, method.settings):
         raise EverlearnError(f"method {type(method).__name__} {reason}")
-    notes = [*conflicting_labels(parts, new.source, by_domain=False), *repeated_inputs(parts),
+    notes = [*conflicting_labels(parts, new.source, by_domain=False), *repeated_inputs(inputs_of(parts)),
              *other_spellings(task.class_names[len(known) :], known)]  # fmt: skip
     if count := len(parts["train"]) - len(train):
         were = "examples were not learned, because they are" if count > 1 else "example was not learned, because it is"

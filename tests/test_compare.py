@@ -99,6 +99,13 @@ def test_recommendation_says_what_is_not_known_and_what_fails():
         assert "joint" not in single and "passes" not in single
 
 
+def test_recommendation_says_that_joint_failed():
+    text = recommendation([reaching("lda", 0.9, 0.9), {"method": "joint", "error": "no memory"}])
+    assert "because joint failed. lda has the best final score" in text
+    text = recommendation([reaching("lda", 0.9, 0.9), {"method": "joint", "skipped": "learns text"}])
+    assert "because joint was skipped" in text
+
+
 def test_recommendation_decides_on_validation_and_reports_the_tests():
     def validated(method: str, final: float, *scores: float) -> dict:
         return result(method, final, validation={"scores": list(scores), "examples": [10, 10]})
@@ -291,9 +298,9 @@ def test_what_is_trained_decides_the_cost(tmp_path, monkeypatch):
     chosen = [{"name": "er", "epochs": 1}, "joint", {"name": "er", "epochs": 1, "train": "lora"},
               {"name": "er", "epochs": 1, "train": "head"}, {"name": "lora", "epochs": 1}, "simplecil"]  # fmt: skip
     results = compare(chosen, stream, backbone="tiny")
-    assert [r["method"] for r in results] == ["simplecil", "er-4", "er-3", "lora", "er", "joint"]
+    assert [r["method"] for r in results] == ["simplecil", "er-3", "er-2", "lora", "er", "joint"]
     trained = {r["method"]: r["trainable_parameters"] for r in results}
-    assert 0 == trained["simplecil"] < trained["er-4"] < trained["er-3"] == trained["lora"] < trained["er"]
+    assert 0 == trained["simplecil"] < trained["er-3"] < trained["er-2"] == trained["lora"] < trained["er"]
 
 
 def test_a_method_whose_needs_the_backbone_lacks_is_left_out(tmp_path, capsys, monkeypatch):

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 import everlearn
-from everlearn import comparison, streams
+from everlearn import comparison, report, streams
 from everlearn.cli import main
+from everlearn.comparison_table import compare_table
 from everlearn.errors import EverlearnError
-from everlearn.judgement import judge
+from everlearn.judgement import beside_joint_command, judge
+from everlearn.methods import SimpleCIL
 from everlearn.repeats import varied
+from everlearn.run_table import final_table
 
 SMALL = {"name": "digits", "tasks": 3, "max_train_per_class": 20, "max_test_per_class": 20, "validation": 0.2}
 
@@ -81,6 +84,26 @@ def test_seeds_vary_classes_examples_and_methods_and_nothing_is_repeated(tmp_pat
     assert (out / "seed-1" / "joint" / "results.json").is_file() and "±" in (out / "report.html").read_text()
 
 
+def test_a_method_that_fails_with_one_seed_is_named_with_it_and_goes_on(tmp_path: Path, capsys, monkeypatch) -> None:
+    learned = SimpleCIL.end_task
+
+    def fails(self, task) -> None:
+        if self.seed == 1:
+            raise RuntimeError("no memory")
+        learned(self, task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimpleCIL, "end_task", fails)
+        results = comparison.compare("simplecil,qdc", SMALL, backbone="tiny", out=tmp_path / "out", seeds=2)
+    compare_table(results)
+    told = capsys.readouterr().out
+    assert "simplecil, seed 1 failed: RuntimeError: no memory" in told and told.count("qdc skipped") == 1
+    page = report.write_report([tmp_path / "out"], tmp_path / "page.html").read_text()
+    assert "simplecil, seed 1" in page and page.count("<td>qdc</td>") == 1
+    again = comparison.compare("simplecil,qdc", SMALL, backbone="tiny", out=tmp_path / "out", seeds=2)
+    assert [r["seed"] for r in again if "final_accuracy" in r] == [0, 1]
+
+
 def test_a_seed_without_joint_leaves_the_gate_open() -> None:
     def run(method: str, seed: int, last: float) -> dict:
         return {"method": method, "seed": seed, "fingerprint": str(seed), "final_accuracy": last,
@@ -135,3 +158,30 @@ def test_bad_options_are_told_before_anything_is_learned(tmp_path: Path, capsys)
     assert "seeds" in capsys.readouterr().err and not (tmp_path / "out").exists()
     with pytest.raises(EverlearnError, match="several seeds need a stream given by name"):
         comparison.compare("simplecil", streams.load("digits"), backbone="tiny", seeds=2)
+
+
+def test_every_setting_of_joint_is_a_reference_and_the_best_is_the_bar(tmp_path: Path) -> None:
+    chosen = ["joint", {"name": "joint", "solution": "lda"}, "simplecil", {"name": "joint", "solution": "ridge"}]
+    results = comparison.compare(chosen, SMALL, backbone="tiny", out=tmp_path / "out")
+    judged = {one.method: one for one in judge(results)}
+    assert set(judged) == {"simplecil", "joint", "joint-2", "joint-3"}
+    assert [name for name, one in judged.items() if not one.is_reference] == ["simplecil"]
+    assert judged["joint-2"].at_the_gate == "reference (lda)"
+    best = max(("joint", "joint-2", "joint-3"), key=lambda name: judged[name].final.mean)
+    assert judged[best].old.mean == judged[best].new.mean == 1.0 and best != "joint"
+    told = (tmp_path / "out" / "report.html").read_text()
+    assert f"{best} has the best" not in told and "above joint" not in told
+    again = comparison.compare(["lda", *chosen], SMALL, backbone="tiny", out=tmp_path / "out")
+    assert {r["method"] for r in again} == {*judged, "lda"}, "a longer list of methods renames none"
+
+
+def test_the_command_beside_joint_names_the_method_and_for_rows_in_memory_the_call(capsys) -> None:
+    labels = ["tea", "sofa", "rose", "gold"] * 10
+    stream = streams.from_rows([f"{label} {i}" for i, label in enumerate(labels)], labels, tasks=2)
+    run = everlearn.run("simplecil", stream, backbone="tiny").results
+    final_table(run)
+    assert "\n  everlearn.compare('simplecil,joint', stream, backbone='tiny')\n" in capsys.readouterr().out
+    labelled = {**run, "method": "simplecil-2", "config": {**run["config"], "stream": {"name": "digits"}}}
+    assert beside_joint_command(labelled) == (
+        "everlearn compare --methods simplecil,joint --backbone tiny --stream digits"
+    )

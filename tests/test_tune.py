@@ -81,6 +81,18 @@ def test_a_fifth_is_held_out_where_there_are_no_validation_examples() -> None:
     assert [texts[next(iter(ids))] for ids in judged.test.relevant] == judged.validation.positives
 
 
+def test_a_validation_query_with_several_documents_is_one_test_query() -> None:
+    queries = [f"question {i // 2}" for i in range(20)]
+    stream = streams.from_pairs(queries, [f"answer {i}" for i in range(20)], test=0.2)
+    for judged in (on_validation(stream)[0], streams.load("domains4", tuning=4)[3]):
+        assert len(set(judged.test.inputs)) == len(judged.test.inputs) == len(judged.test.ids) == len(judged.test)
+        texts = dict(zip(judged.corpus.ids, judged.corpus.texts, strict=True))
+        asked = [(query, texts[id]) for query, found in zip(judged.test.inputs, judged.test.relevant, strict=True)
+                 for id in found]  # fmt: skip
+        assert sorted(asked) == sorted(zip(judged.validation.inputs, judged.validation.positives, strict=True))
+        assert len(asked) > len(judged.test)
+
+
 def test_equal_examples_are_held_out_together() -> None:
     stream = toy_stream(per_class=10)
     doubled = replace(stream, tasks=tuple(

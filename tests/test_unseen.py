@@ -1,6 +1,7 @@
 """Zero-shot accuracy on classes that are not learned yet."""
 
 import json
+from dataclasses import replace
 
 import everlearn
 from everlearn import backbones, methods, streams
@@ -55,6 +56,14 @@ def test_only_later_classes_are_asked_and_answered():
     with method.backbone.pretrained():
         assert not (embeddings - pair()(stream[1].test.inputs)).abs().max() < 1e-3  # the encoder has moved
     assert len(before) == 5 and before[-1] is None
+
+
+def test_classes_without_test_examples_are_not_asked_about():
+    stream = streams.load(**SMALL)
+    last = replace(stream[4], examples={**stream[4].examples, "test": stream[0].test})  # brings two classes, tests none
+    stream = replace(stream, tasks=(*stream.tasks[:4], last))
+    found = Unseen(stream, methods.get("frozen")(pair())).untouched()
+    assert [score is None for score in found] == [False, False, False, True, True]
 
 
 def test_it_is_asked_of_image_text_backbones_alone(tmp_path):

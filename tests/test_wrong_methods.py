@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from everlearn.backbones.backbone import Backbone
-from everlearn.errors import ContractError
+from everlearn.errors import ContractError, EverlearnError
 from everlearn.method import Method, Tags
 from everlearn.methods.simplecil import SimpleCIL
 from everlearn.seeds import seeded
@@ -352,3 +352,8 @@ def test_an_example_that_fails_is_noticed_in_a_method_of_ones_own_too(monkeypatc
     monkeypatch.setattr(OwnIdea, "__doc__", f"{Right.__doc__}\n    >>> 1 + 1\n    3\n")
     with pytest.raises(ContractError, match="the example in the docstring fails"):
         check_method(OwnIdea, only=DOCSTRING)
+
+
+def test_an_unknown_check_is_not_one_that_passes() -> None:
+    with pytest.raises(EverlearnError, match="did you mean 'predict_changes_nothing'"):
+        check_method(SimpleCIL, only="predict_changes_nothin")

@@ -56,11 +56,16 @@ class Discovered(Backbone):
         """Try the model on one input, so that files that do not fit together are noticed when they are loaded.
 
         Raises:
-            EverlearnError: it fails, or its feature has another size or is not finite.
+            EverlearnError: it fails, it has fewer or more tokens than its input, or its feature has another size or is
+                not finite.
         """
         remedy = "the files describe a model that cannot run; copy them again, or take another model"
         with one_line(where, remedy), self.inference():
-            feature = self.pool(self.hidden(prepared))
+            hidden = self.hidden(prepared)
+            feature, found, tokens = self.pool(hidden), hidden.states.shape[1], self.mask(prepared).shape[1]
+        if found != tokens:
+            raise EverlearnError(f"{where}: the model has {found} tokens in its last layer for an input of {tokens}, "
+                                 "as one that hides some at random: take another model")  # fmt: skip
         if feature.shape != (1, self.width) or not torch.isfinite(feature).all():
             problem = f"of the shape {tuple(feature.shape)} instead of {(1, self.width)}, or not finite"
             raise EverlearnError(f"{where}: a feature is {problem}: {remedy}")

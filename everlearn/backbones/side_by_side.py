@@ -53,8 +53,13 @@ class SideBySide(Several):
         self.settings = {"side by side": [encoder.settings for encoder in encoders]}
         self.eval()
 
+    @property
+    def _parts(self) -> list[Backbone]:
+        """What each input goes to; one of them may be a pair of two encoders, of which only one reads the input."""
+        return [cast(Backbone, part) for part in self.parts]
+
     def encoders(self) -> list[Backbone]:
-        return [encoder for part in self.parts for encoder in cast(Backbone, part).encoders()]
+        return [encoder for part in self._parts for encoder in part.encoders()]
 
     # -- features ------------------------------------------------------------------------------
     def forward(self, inputs: Sequence[Input]) -> torch.Tensor:
@@ -64,10 +69,10 @@ class SideBySide(Several):
         return self._joined(lambda encoder: encoder.encode(inputs))
 
     def _joined(self, features: Callable[[Backbone], torch.Tensor]) -> torch.Tensor:
-        return torch.cat([F.normalize(features(encoder), dim=1) for encoder in self.encoders()], dim=1)
+        return torch.cat([F.normalize(features(part), dim=1) for part in self._parts], dim=1)
 
     def lengths(self, inputs: Sequence[Input]) -> list[int]:
-        return [max(each) for each in zip(*(encoder.lengths(inputs) for encoder in self.encoders()), strict=True)]
+        return [max(each) for each in zip(*(part.lengths(inputs) for part in self._parts), strict=True)]
 
     @contextmanager
     def inference(self) -> Iterator[None]:

@@ -67,6 +67,23 @@ class TextBackbone(Discovered):
         self.precision = self.training_precision
         self.requires_grad_(False)
         self.check_forward(self.prepare(["a word " * min(self.settings["max_length"], 512)]), folder.path)
+        self._check_padding(folder.path)
+
+    def _check_padding(self, where: Path) -> None:
+        """Read a text alone and beside a longer one, up to whose length it is filled.
+
+        Raises:
+            EverlearnError: that changes its feature, which then depends on the batch.
+        """
+        precision, self.precision = self.precision, "float32"
+        texts = ["a word", "a word " * 16]
+        with self.inference():
+            alone, beside = self(texts[:1]), self(texts)[:1]
+        if (alone - beside).abs().max() > self.rounding * alone.abs().max():
+            kind = self.model.config.model_type
+            raise EverlearnError(f"{where}: a model of the type {kind} gives a text another feature beside a longer "
+                                 "text, since it reads the padding too: take another model")  # fmt: skip
+        self.precision = precision
 
     @property
     def hidden_width(self) -> int:

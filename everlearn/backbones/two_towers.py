@@ -69,6 +69,11 @@ class TwoTowers(Several):
     def lengths(self, inputs: Sequence[Input]) -> list[int]:
         return self.tower(inputs).lengths(inputs)
 
+    def take_layers(self, layers: int) -> None:
+        if layers != 1:
+            raise EverlearnError(f"backbone '{self.name}' compares the features of two encoders, whose last layers "
+                                 "were trained for that: leave @layers= out, or name one encoder alone")  # fmt: skip
+
     # -- the first tower ---------------------------------------------------------------------------
     @property
     def first(self) -> Backbone:

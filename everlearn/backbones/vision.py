@@ -14,7 +14,7 @@ import torch
 
 from everlearn.backbones.backbone import Hidden
 from everlearn.backbones.discover import Discovered
-from everlearn.backbones.folder import ModelFolder, unreadable
+from everlearn.backbones.folder import CONFIG, ModelFolder, unreadable
 from everlearn.backbones.identity import config_hash
 from everlearn.backbones.tensors import in_float32, read_tensors, same_shapes
 from everlearn.errors import DataError, EverlearnError, one_line, printable
@@ -63,8 +63,9 @@ class VisionBackbone(Discovered):
         super().__init__(model, name)
         self.is_timm = hasattr(model, "forward_features")
         self.width = model.num_features if self.is_timm else model.config.hidden_size
+        pooling = getattr(model, "global_pool", "token") if self.is_timm else "token"
         self.settings = {"size": size, "mean": list(mean), "std": list(std), "crop": crop,
-                         "resize": resize, "pooling": "cls"}  # fmt: skip
+                         "resize": resize, "pooling": "cls" if pooling == "token" else pooling}  # fmt: skip
         if squash:
             self.settings["squash"] = True
         if not self.is_timm:
@@ -93,8 +94,9 @@ class VisionBackbone(Discovered):
     def mask(self, prepared: torch.Tensor) -> torch.Tensor:
         if self.is_timm:
             tokens = self.model.num_prefix_tokens + self.model.patch_embed.num_patches
-        else:  # before the patches come the CLS token and, in DeiT, the distillation token
+        else:  # before the patches come the CLS token and, in DeiT, the distillation token, in DINOv2 registers
             prefixed = 1 + (getattr(self.model.embeddings, "distillation_token", None) is not None)
+            prefixed += getattr(self.model.config, "num_register_tokens", 0)
             tokens = prefixed + self.model.embeddings.patch_embeddings.num_patches
         return torch.ones(len(prepared), tokens, dtype=torch.long, device=prepared.device)
 
@@ -108,7 +110,10 @@ class VisionBackbone(Discovered):
         return Hidden(states.float(), torch.ones(states.shape[:2], dtype=torch.long, device=states.device), added)
 
     def pool(self, hidden: Hidden) -> torch.Tensor:
-        return self.after(hidden.states[:, 0])
+        if self.settings["pooling"] == "cls":
+            return self.after(hidden.states[:, 0])
+        states = hidden.states[:, : hidden.states.shape[1] - hidden.prompts]
+        return self.after(self.model.forward_head(states, pre_logits=True))  # a ViT of timm without a class token
 
     @property
     def tokens(self) -> Site:
@@ -161,8 +166,9 @@ def load_timm(name: str) -> VisionBackbone:
     if pixels % patch:
         raise EverlearnError(f"backbone '{name}': an image of {pixels} pixels cannot be cut into patches of {patch}: "
                              f"give a multiple of {patch} after @")  # fmt: skip
-    mean, std, crop = config["mean"], config["std"], config["crop_pct"]
-    return VisionBackbone(model, name=name, size=pixels, mean=mean, std=std, crop=crop)
+    return VisionBackbone(model, name=name, size=pixels, mean=config["mean"], std=config["std"],
+                          crop=config["crop_pct"], squash=config["crop_mode"] == "squash",
+                          resize=config["interpolation"])  # fmt: skip
 
 
 def load_transformers(folder: ModelFolder) -> VisionBackbone:
@@ -173,6 +179,9 @@ def load_transformers(folder: ModelFolder) -> VisionBackbone:
     """
     told = preprocessing(folder, folder.config.image_size)
     backbone = VisionBackbone(folder.model(), name=folder.source, **told)
+    if not any(name.endswith(("cls_token", "class_embedding")) for name, _ in backbone.named_parameters()):
+        raise DataError(f"{folder.path / CONFIG}: a model of the type {folder.config.model_type} has no class token, "
+                        "whose state is the feature of an image: take another model")  # fmt: skip
     backbone.check_forward(torch.zeros(1, 3, told["size"], told["size"]), folder.path)
     return backbone
 
@@ -185,12 +194,18 @@ def preprocessing(folder: ModelFolder, image_size: int) -> dict[str, Any]:
         image_size: in pixels, where the file does not say it.
 
     Raises:
-        DataError: a value in it cannot be what it should be.
+        DataError: a value in it cannot be what it should be, or asks for pixels that everlearn does not compute.
     """
     told, half = folder.read_json(PREPROCESSOR), [0.5, 0.5, 0.5]
     for name, fits in PREPROCESSING.items():
         if told.get(name) is not None and not fits(told[name]):
             raise DataError(f"{folder.path / PREPROCESSOR}: {name} is {printable(told[name], 60)}: copy the file again")
+    for name, is_usual in USUAL.items():
+        if told.get(name) is not None and not is_usual(told[name]):
+            raise DataError(f"{folder.path / PREPROCESSOR}: {name} is {printable(told[name], 60)}, and everlearn would "
+                            "compute other pixels than transformers: take another model")  # fmt: skip
+    if told.get("do_normalize") is False:
+        told |= {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
     is_cropped, wanted = told.get("do_center_crop"), told.get("size")
     pixels = _side(told.get("crop_size") if is_cropped else wanted) or image_size
     share = min(1.0, pixels / (_side(wanted) or pixels))
@@ -266,6 +281,12 @@ PREPROCESSING: dict[str, Callable[[Any], Any]] = {
     "image_mean": lambda mean: _colours(mean) and max(map(abs, mean)) < 1e3,
     "image_std": lambda std: _colours(std) and min(std) > 1e-3 and max(std) < 1e3,
     "size": _side, "crop_size": _side, "do_center_crop": lambda crop: type(crop) is bool,
+    "do_normalize": lambda does: type(does) is bool,
     "resample": lambda number: type(number) is int and 0 <= number < len(RESIZING),
 }  # fmt: skip
 """What is read of preprocessor_config.json, and whether a value can be what it should be."""
+USUAL: dict[str, Callable[[Any], Any]] = {
+    "do_resize": lambda does: does is True, "do_rescale": lambda does: does is True,
+    "rescale_factor": lambda factor: type(factor) is float and math.isclose(factor, 1 / 255, rel_tol=1e-5),
+}  # fmt: skip
+"""What else decides about pixels, and whether a value is the only one that everlearn computes with."""

@@ -90,9 +90,15 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def around(values: Sequence[float]) -> tuple[float, float]:
-    """Round bounds with a margin around all values, clipped to 0 and 100 if all values lie within them."""
+    """Round bounds with a margin around all values, clipped to 0 and 100 if all values lie within them. (A score
+    may be 460 % of joint's.)
+
+    >>> around([62.0, 97.0]), around([0.0, 460.0])
+    ((60, 100), (0.0, 500))
+    """
     low, high = min(values, default=0.0), max(values, default=100.0)
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 1e9) if high - low <= 8 * step)
+    steps = (factor * 10**power for power in range(12) for factor in (1, 2, 5))
+    step = next(step for step in steps if high - low <= 8 * step)
     low, high = math.floor(low / step - 0.2) * step, math.ceil(high / step + 0.2) * step
     return (max(low, 0.0) if min(values, default=0) >= 0 else low,
             min(high, 100.0) if max(values, default=0) <= 100 else high)  # fmt: skip

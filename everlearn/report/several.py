@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from everlearn.formats import duration, human_bytes, percent, ranged, short_count
-from everlearn.judgement import Judged, above_joint, beside_joint, differences, front, judge
+from everlearn.judgement import Judged, above_joint, beside_joint, differences, front, judge, without_result
 from everlearn.metrics.accuracy_matrix import mean
 from everlearn.metrics.gate import Least
 from everlearn.metrics.intervals import conclusion
@@ -25,7 +25,7 @@ SCORES = {"forgot": "forgetting_proper", "retention": "retention"}
 def body(results: Sequence[Results], recommendation: str | None, least: Least) -> Html:
     """The sections of a comparison: the best final score first, failed and skipped methods last."""
     judged = sorted(judge(results, least), key=lambda one: -(one.final.mean if one.final else 0.0))
-    absent = [r for r in results if "final_accuracy" not in r]
+    absent = without_result(results)
     runs = [run for one in judged for run in one.runs]
     names = labels([one.runs[0] for one in judged])
     parts = [_other_data(judged), _above(results)]
@@ -41,7 +41,8 @@ def body(results: Sequence[Results], recommendation: str | None, least: Least) -
             parts.append(section("significance", "Is the difference more than chance?", *tested))
         parts.append(section("charts", "Old, new and scores over the tasks", charts))
     if absent:
-        parts.append(section("absent", "Methods without a result", _absent(absent)))
+        head = ["method", "status", "reason"]
+        parts.append(section("absent", "Methods without a result", table("Methods without a result", head, absent, 3)))
     if runs:
         details = [
             _details(run, name, beside_joint(run, runs), least) for run, name in zip(runs, labels(runs), strict=True)
@@ -250,14 +251,6 @@ def _lines(
     if any(line.colour == GREY for line in lines):
         keys.append(("line", GREY, "other methods"))
     return lines[::-1], keys
-
-
-def _absent(results: Sequence[Results]) -> Html:
-    rows = []
-    for r in results:
-        word, reason = ("failed", r["error"]) if "error" in r else ("skipped", r["skipped"])
-        rows.append([r["method"], word, reason])
-    return table("Methods without a result", ["method", "status", "reason"], rows, text=3)
 
 
 def _details(run: Results, name: str, beside: tuple[float | None, float | None], least: Least) -> Html:

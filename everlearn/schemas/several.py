@@ -16,6 +16,7 @@ from everlearn.schemas.values import STRICT, Count, Name, Number, Score, read_js
 class Failed(TypedDict):
     method: Name
     error: str
+    seed: NotRequired[Count]
 
 
 class Skipped(TypedDict):

@@ -178,7 +178,8 @@ def from_rows(
     from everlearn.streams.readers import to_table
 
     inputs = as_list("inputs", inputs)  # the rows of a series may be numbered otherwise than from 0
-    kind = "image" if inputs and isinstance(inputs[0], bytes | os.PathLike) else "text"
+    first = next((item for item in inputs if item is not None), None)
+    kind = "image" if isinstance(first, bytes | os.PathLike) else "text"
     columns = columns_of_lists(name, {kind: inputs, "label": labels, "domain": domains, "split": splits})
     if domains is not None:
         options = {"domain_column": "domain", **options}

@@ -25,7 +25,7 @@ from everlearn.streams.readers import COMMON_NAMES, ColumnNames, read_table
 from everlearn.streams.records import BadRows, Table, of_split, with_ids
 from everlearn.streams.retrieval import Collection, make_retrieval_tasks
 from everlearn.streams.splits import Parts, Shares
-from everlearn.streams.steps import Step, classes_of, make_tasks
+from everlearn.streams.steps import Step, check_left, classes_of, make_tasks
 from everlearn.streams.stream import Stream, Task
 from everlearn.streams.two_files import read_documents, read_two_files
 from everlearn.streams.validation import SHARE, on_validation
@@ -167,16 +167,18 @@ def _labelled_tasks(
         parts = splits.having(parts, "domain", domains)
     parts = splits.learnable(parts, bad)
     conflicts = mistakes.conflicting_labels(parts, table.source, by_domain=by_domain)
-    notes = [*table.notes, *conflicts, *splits.repeated_inputs(parts)]
+    notes = [*table.notes, *conflicts, *splits.repeated_inputs(splits.inputs_of(parts))]
     most = {"train": options.max_train_per_class, "test": options.max_test_per_class}
     if options.tuning:
         most["validation"] = options.max_test_per_class
     parts = splits.limit(parts, most, seed=seed, by_domain=by_domain)
     if table.input == "image":
         parts = {split: only_decodable(chosen, bad) for split, chosen in parts.items()}
+        parts = splits.learnable(parts, bad, least=1)
     classes = class_incremental.order_classes(
         classes_of(records), set(classes_of(parts["train"])), table.class_names, options.class_order, options.class_seed
     )
+    check_left(table.source, len(classes))
     steps = _steps(options, kind, parts, classes, domains)
     batch_size = options.batch_size if kind == "online" else None
     tasks, left_out = make_tasks(steps, table.input, table.source, batch_size, options.augment)

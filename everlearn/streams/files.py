@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from everlearn.files import read_text
 from everlearn.streams.columns import Columns, check_headers, check_rows
 from everlearn.streams.excel import read_excel
 from everlearn.streams.parquet import read_parquet
-from everlearn.streams.records import BadRows, place
+from everlearn.streams.records import SPLIT_NAMES, BadRows, place
 
 
 def read_columns(path: Path, bad: BadRows) -> Columns:
@@ -46,7 +47,7 @@ def delimiter_of(text: str, usual: str) -> str:
     >>> delimiter_of("text;label\\na, b;c", ","), delimiter_of("text\\na;b", ",")
     (';', ',')
     """
-    header = next((line for line in text.split("\n", 100) if line.strip()), "")
+    header = next((line for line in re.split("[\r\n]", text, maxsplit=100) if line.strip()), "")
     count = {delimiter: len(next(csv.reader([header], delimiter=delimiter), [])) for delimiter in (usual, *",;\t")}
     return usual if count[usual] > 1 else max(count, key=count.__getitem__)
 
@@ -118,6 +119,23 @@ READERS: dict[str, Callable[[Path, BadRows], Columns]] = {
     ".xlsx": read_excel,
     ".txt": _read_lines,
 }
+
+
+def find_parts(stem: Path) -> dict[str, Path]:
+    """The files `<stem>_train.csv`, `<stem>_test.csv` …, or `train.csv` … in the folder if the stem is a folder.
+
+    Raises:
+        DataError: there are two files for the same split.
+    """
+    parts: dict[str, Path] = {}
+    for short, split in SPLIT_NAMES.items():
+        for ending in READERS:
+            path = stem / f"{short}{ending}" if os.path.isdir(stem) else stem.with_name(f"{stem.name}_{short}{ending}")
+            if os.path.isfile(path):
+                if split in parts:
+                    raise DataError(f"{path}: {parts[split]} is also a {split} file; keep one of them")
+                parts[split] = path
+    return parts
 
 
 def find_retrieval_files(name: str) -> tuple[Path, Path] | None:

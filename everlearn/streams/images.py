@@ -20,6 +20,11 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tif
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """The formats of files with these endings, as Pillow calls them. Images of other formats are not opened."""
 REMEDY = "replace or remove it"
+ORIENTATION = 274
+"""The EXIF tag that says how a camera was held."""
+UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
+           7: "TRANSVERSE", 8: "ROTATE_90"}  # fmt: skip
+"""What turns an image upright, by the value of that tag."""
 
 
 def pillow() -> Any:
@@ -50,6 +55,9 @@ def opened(data: bytes) -> Iterator[Any]:
             # Without the list, Pillow tries formats for which it starts other programs.
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(*image.size)
+                if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+                    raise BadCell("the image has pixels that are not whole numbers from 0 to 65,535, so nobody knows "
+                                  "which of them is white", "save it with 8 or 16 bits per colour")  # fmt: skip
                 yield image
     except BadCell:
         raise
@@ -71,7 +79,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def decode(item: Input) -> Any:
-    """Decode an image, given as bytes or a path, to an RGB Pillow image.
+    """Decode an image, given as bytes or a path, to an upright RGB Pillow image with 8 bits per colour.
 
     Raises:
         DataError: it cannot be read or decoded.
@@ -80,11 +88,26 @@ def decode(item: Input) -> Any:
     data = content(item)
     try:
         with opened(data) as image:
-            return image.convert("RGB")
+            image.load()
+            return _upright(_with_8_bits(image)).convert("RGB")
     except BadCell as problem:
         cause, remedy = problem.args
         which = f"image {item}" if isinstance(item, Path) else f"an image of {len(data)} bytes"
         raise DataError(f"{which}{cause.removeprefix('the image')}: {remedy}") from None
+
+
+def _with_8_bits(image: Any) -> Any:
+    """A grey image of 16 bits as one of 8 bits. Pillow itself would make everything white that is above 255."""
+    return image.convert("I").point(lambda value: value / 256).convert("L") if image.mode.startswith("I") else image
+
+
+def _upright(image: Any) -> Any:
+    """The image as a viewer shows it, turned as its EXIF data say."""
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
+    except Exception:  # damaged EXIF data, which say nothing
+        return image
+    return image.transpose(getattr(pillow().Transpose, turn)) if turn else image
 
 
 def reason_not_decodable(item: Input) -> BadCell | None:
@@ -148,21 +171,34 @@ def folders_below(root: Path) -> list[Path]:
 def read_image_folder(root: Path, *, by_domain: bool = False) -> Table:
     """Records from `root/class/*.png`, or `root/{train,validation,test}/class/*.png`.
 
-    With `by_domain`, the class folders are in domain folders. The id of an image is its path relative to the root.
+    With `by_domain`, the class folders are in domain folders. The id of an image is its path relative to the root. A
+    note says which images are elsewhere and are left out.
 
     Raises:
         DataError: a class folder has no images, or there are no class folders.
     """
-    records = []
+    records, places, deeper = [], [root], list[Path]()
     for split, folder in _split_folders(root):
+        places.append(folder)
         for domain, parent in [(below.name, below) for below in _folders(folder)] if by_domain else [(None, folder)]:
+            places.append(parent)
             for class_folder in _folders(parent):
+                deeper += _deeper(class_folder)
                 for image in _images_of_class(class_folder):
                     name = image.relative_to(root).as_posix()
                     records.append(Record(image, class_folder.name, name, str(image), None, split, domain))
     if not records:
         raise DataError(f"{root}: the folder holds no class folders; arrange it as class/image.png")
-    return Table(str(root), "image", records)
+    others = [*(image for place in dict.fromkeys(places) for image in images_in(place)), *deeper]
+    note = f"images that are not directly in a class folder were left out: {len(others):,}, the first is "
+    return Table(str(root), "image", records, notes=(f"{note}{others[0]}",) if others else ())
+
+
+def _deeper(folder: Path) -> list[Path]:
+    """The images in the folders of a folder, at any depth. Links are not followed."""
+    below = (path for path in _folders(folder) if not path.is_symlink())
+    found = (Path(place, name) for path in below for place, _, names in os.walk(path) for name in sorted(names))
+    return [path for path in found if path.suffix.lower() in IMAGE_ENDINGS]
 
 
 def _split_folders(root: Path) -> list[tuple[str | None, Path]]:

@@ -13,9 +13,8 @@ from typing import Any
 from everlearn.errors import DataError, printable
 from everlearn.streams.cells import BadCell, as_name, as_split, as_text, is_missing
 from everlearn.streams.columns import Columns
-from everlearn.streams.files import read_columns
+from everlearn.streams.files import find_parts, read_columns
 from everlearn.streams.peek import POSITIVE, QUERY
-from everlearn.streams.readers import find_parts
 from everlearn.streams.records import BadRows, place
 from everlearn.streams.retrieval import Collection, Entry
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import glob
 import json
 import os
 import re
@@ -12,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from everlearn.streams.files import find_retrieval_files
+from everlearn.errors import DataError
+from everlearn.streams.files import find_parts, find_retrieval_files
 from everlearn.streams.packaged import IR_DATASETS, PACKAGED, RANKED
 
 IMAGE_NAMES = ("image", "img")
@@ -27,8 +27,9 @@ LONGEST_HEADER = 2**20  # bytes
 
 
 def input_of(section: Mapping[str, Any]) -> str:
-    """`image` where the settings of a stream name a folder, an image column or a file with a column of images; `text`
-    otherwise. It chooses settings only: whatever is wrong with the data is said where they are read.
+    """`image` where the settings of a stream name an image column, a table with a column of images, or a folder that
+    holds no table; `text` otherwise. It chooses settings only: whatever is wrong with the data is said where they are
+    read.
 
     >>> input_of({"name": "digits"}), input_of({"name": "clinc150"})
     ('image', 'text')
@@ -43,9 +44,9 @@ def input_of(section: Mapping[str, Any]) -> str:
     if section.get("text_column"):
         return "text"
     with contextlib.suppress(OSError, ValueError):
-        if Path(name).is_dir():
-            return "image"
-        return "image" if any(column.lower() in IMAGE_NAMES for column in _columns(Path(name))) else "text"
+        columns = _columns(Path(name))
+        is_of_images = any(column.lower() in IMAGE_NAMES for column in columns)
+        return "image" if is_of_images or (not columns and Path(name).is_dir()) else "text"
     return "text"
 
 
@@ -98,25 +99,29 @@ def beir_folders(name: str) -> list[Path]:
 
 
 def _columns(path: Path) -> list[str]:
-    """The names of the columns of a table, as far as its first row tells them."""
-    for file in (path, *path.parent.glob(f"{glob.escape(path.name)}_train.*")):
-        if not file.is_file():
-            continue
-        if file.suffix.lower() == ".parquet":
-            import pyarrow.parquet
-
-            with contextlib.suppress(Exception):  # a damaged file is reported where it is read
-                return [str(name).strip() for name in pyarrow.parquet.read_schema(file).names]
-            return []
-        with open(file, "rb") as opened:
-            data = opened.read(LONGEST_HEADER)
-        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        lines = data.decode("utf-16" if utf16 else "utf-8-sig", "replace").splitlines()
-        first = next((line for line in lines if line.strip()), "")
-        if file.suffix.lower() in (".jsonl", ".ndjson"):
-            with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(first)
-                return [name.strip() for name in row] if isinstance(row, dict) else []
-            return []
-        return [name.strip() for name in re.findall(r"[\w ]+", first)]
+    """The names of the columns of a table, or of the table of training examples that belongs to this stem or folder, as
+    far as its first row tells them."""
+    with contextlib.suppress(DataError):  # two such tables, which is reported where they are read
+        file = path if path.is_file() else find_parts(path).get("train")
+        return _columns_of(file) if file else []
     return []
+
+
+def _columns_of(file: Path) -> list[str]:
+    if file.suffix.lower() == ".parquet":
+        import pyarrow.parquet
+
+        with contextlib.suppress(Exception):  # a damaged file is reported where it is read
+            return [str(name).strip() for name in pyarrow.parquet.read_schema(file).names]
+        return []
+    with open(file, "rb") as opened:
+        data = opened.read(LONGEST_HEADER)
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    lines = data.decode("utf-16" if utf16 else "utf-8-sig", "replace").splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    if file.suffix.lower() in (".jsonl", ".ndjson"):
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(first)
+            return [name.strip() for name in row] if isinstance(row, dict) else []
+        return []
+    return [name.strip() for name in re.findall(r"[\w ]+", first)]

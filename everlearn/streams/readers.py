@@ -10,11 +10,11 @@ from types import MappingProxyType
 from everlearn.errors import DataError, printable
 from everlearn.streams.cells import BadCell, as_id, as_image, as_label, as_name, as_split, as_text, is_missing
 from everlearn.streams.columns import Columns
-from everlearn.streams.files import READERS, read_columns
+from everlearn.streams.files import READERS, find_parts, read_columns
 from everlearn.streams.images import IMAGE_ENDINGS, folders_below, images_in, only_decodable, read_image_folder
 from everlearn.streams.mistakes import check_columns, check_labels
 from everlearn.streams.peek import IMAGE_NAMES, LABEL_NAMES, QUERY
-from everlearn.streams.records import SPLIT_NAMES, BadRows, Record, Table, place, with_ids
+from everlearn.streams.records import BadRows, Record, Table, place, with_ids
 
 COMMON_NAMES = {
     "text": ("text", "utterance", "sentence", "query", "question", "content"),
@@ -77,6 +77,10 @@ def to_table(
         pairs = ", or add a column positive for pairs of a query and a document" if QUERY in columns.headers else ""
         raise DataError(f"{columns.file}: no label column; {_found(columns)}: name one with --stream.label_column "
                         f"(in Python label_column){pairs}")  # fmt: skip
+    if labelled and found["label"] == input_column:
+        raise DataError(f"{columns.file}: the column '{input_column}' is both the input and the label; "
+                        f"{_found(columns)}: name another with --stream.label_column "
+                        "(in Python label_column)")  # fmt: skip
     label_names = columns.names.get(found.get("label") or "") or columns.names.get("class", [])
     domain_names = columns.names.get(found.get("domain") or "") or columns.names.get("domain", [])
 
@@ -117,23 +121,6 @@ def _input_column(columns: Columns, wanted: ColumnNames, labelled: bool) -> tupl
     if image:
         return image, "image"
     raise DataError(f"{columns.file}: no text or image column; {_found(columns)}: {remedy}")
-
-
-def find_parts(stem: Path) -> dict[str, Path]:
-    """The files `<stem>_train.csv`, `<stem>_test.csv` …, or `train.csv` … in the folder if the stem is a folder.
-
-    Raises:
-        DataError: there are two files for the same split.
-    """
-    parts: dict[str, Path] = {}
-    for short, split in SPLIT_NAMES.items():
-        for ending in READERS:
-            path = stem / f"{short}{ending}" if isdir(stem) else stem.with_name(f"{stem.name}_{short}{ending}")
-            if isfile(path):
-                if split in parts:
-                    raise DataError(f"{path}: {parts[split]} is also a {split} file; keep one of them")
-                parts[split] = path
-    return parts
 
 
 def read_table(

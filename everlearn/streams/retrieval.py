@@ -11,7 +11,8 @@ import torch
 
 from everlearn.errors import DataError
 from everlearn.streams.domain_incremental import select
-from everlearn.streams.splits import Shares
+from everlearn.streams.records import SPLITS
+from everlearn.streams.splits import Shares, repeated_inputs
 from everlearn.streams.steps import check_tasks
 from everlearn.streams.stream import Corpus, Examples, Task
 
@@ -111,11 +112,13 @@ def make_retrieval_tasks(
         examples["test"] = _tests(by_part[domain, "test"])
         searched = Corpus(list(corpus), list(corpus.values()))
         tasks.append(Task(index, domain, (), (), goal="ranking", examples=examples, corpus=searched))
-    return tasks, notes
+    inputs = {split: [text for task in tasks for text in task.examples[split].inputs] for split in SPLITS}
+    return tasks, [*notes, *repeated_inputs(inputs)]
 
 
 def with_splits(queries: list[Entry], shares: Shares, seed: int) -> list[Entry]:
-    """The data set's own splits. If it has no test (or validation) queries, a seeded share of each domain is taken."""
+    """The data set's own splits. If it has no test (or validation) queries, a seeded share of each domain is taken.
+    Queries with the same text are taken together, so that none of them is on both sides."""
     splits = [query.split or "train" for query in queries]
     random = np.random.RandomState(seed)
     for name, share in shares.items():
@@ -126,8 +129,15 @@ def with_splits(queries: list[Entry], shares: Shares, seed: int) -> list[Entry]:
             if splits[row] == "train":
                 rows_by_domain[query.domain].append(row)
         for _, rows in sorted(rows_by_domain.items()):
-            for row in random.permutation(rows)[: round(float(share) * len(rows))].tolist():
-                splits[row] = name
+            equal: dict[str, list[int]] = defaultdict(list)
+            for row in rows:
+                equal[queries[row].text].append(row)
+            together, left = list(equal.values()), round(float(share) * len(rows))
+            for place in random.permutation(len(together)).tolist():
+                if len(together[place]) <= left:
+                    left -= len(together[place])
+                    for row in together[place]:
+                        splits[row] = name
     return [replace(query, split=split) for query, split in zip(queries, splits, strict=True)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,8 @@ def _groups(records: list[Record], by_domain: bool) -> list[list[int]]:
     return [rows for _, rows in sorted(groups.items())]
 
 
-def learnable(parts: Parts, bad: BadRows) -> Parts:
-    """The records of all classes with at least two training examples. Each row of another class is a bad row.
+def learnable(parts: Parts, bad: BadRows, least: int = 2) -> Parts:
+    """The records of all classes with at least so many training examples. Each row of another class is a bad row.
 
     Raises:
         DataError: there is another class, and bad rows are not skipped.
@@ -88,10 +88,10 @@ def learnable(parts: Parts, bad: BadRows) -> Parts:
     counts = Counter(record.label for record in parts["train"])
     for records in parts.values():
         for record in records:
-            if counts[record.label] < 2:
+            if counts[record.label] < least:
                 found = "has a single training example" if counts[record.label] else "has no training example"
                 bad.add(record.place, f"the class '{record.label}' {found}", "give it more examples, or remove it")
-    return having(parts, "label", [label for label, count in counts.items() if count >= 2])
+    return having(parts, "label", [label for label, count in counts.items() if count >= least])
 
 
 def having(parts: Parts, field: str, values: Iterable[str]) -> Parts:
@@ -131,12 +131,23 @@ def shuffled(parts: Parts, seed: int) -> Parts:
     return {**parts, "train": [parts["train"][row] for row in order]}
 
 
-def repeated_inputs(parts: Parts) -> tuple[str, ...]:
-    """Notes on test and validation inputs that also occur in training. Image files are not compared."""
-    known, notes = {record.input for record in parts["train"]}, []
+def inputs_of(parts: Parts) -> dict[str, list[Any]]:
+    """The inputs of each split."""
+    return {split: [record.input for record in records] for split, records in parts.items()}
+
+
+def repeated_inputs(inputs: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Notes on test and validation inputs that also occur in training. Image files are not compared.
+
+    Args:
+        inputs: by the names of the splits.
+
+    >>> repeated_inputs({"train": ["tea", "sofa"], "validation": [], "test": ["tea", "rose"]})
+    ['1 of 2 test inputs also occur in train']
+    """
+    known, notes = set(inputs["train"]), []
     for split in ("test", "validation"):
-        inputs = [record.input for record in parts[split]]
-        count = sum(input in known for input in inputs if not isinstance(input, Path))
+        count = sum(input in known for input in inputs[split] if not isinstance(input, Path))
         if count:
-            notes.append(f"{count} of {len(inputs)} {split} inputs also occur in train")
-    return tuple(notes)
+            notes.append(f"{count} of {len(inputs[split])} {split} inputs also occur in train")
+    return notes

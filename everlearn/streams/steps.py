@@ -33,10 +33,15 @@ def classes_of(records: list[Record]) -> list[str]:
     return list(dict.fromkeys(record.label for record in records))
 
 
-def check_tasks(source: str, count: int) -> None:
-    """Raise a DataError if a stream would have no task, or too many."""
+def check_left(source: str, count: int) -> None:
+    """Raise a DataError if nothing is left of the data."""
     if not count:
         raise DataError(f"{source}: no rows are left to make tasks of; correct those that were left out")
+
+
+def check_tasks(source: str, count: int) -> None:
+    """Raise a DataError if a stream would have no task, or too many."""
+    check_left(source, count)
     if count > limits.MOST_TASKS:
         raise DataError(f"{source}: {count:,} tasks, and at most {limits.MOST_TASKS:,} are possible; make fewer")
 

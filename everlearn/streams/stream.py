@@ -64,8 +64,8 @@ class Examples:
         columns: further tensors by name, whose row i belongs to example i: logits, embeddings, …
 
     >>> examples = Examples(["tea please", "a sofa"], torch.tensor([0, 1]), ["a", "b"])
-    >>> len(examples), examples[[1]].inputs, examples[[1]].labels.tolist()
-    (2, ['a sofa'], [1])
+    >>> len(examples), examples[[1]].inputs, examples[examples.labels == 1].inputs
+    (2, ['a sofa'], ['a sofa'])
     """
 
     inputs: Sequence[Input]
@@ -81,6 +81,8 @@ class Examples:
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray | torch.Tensor) -> Examples:
         rows = list(rows) if isinstance(rows, Sequence) else rows.tolist()  # a tensor's elements are slow one by one
+        if rows and isinstance(rows[0], bool):  # which of them are wanted, as a comparison of tensors tells
+            rows = [row for row, is_wanted in enumerate(rows) if is_wanted]
 
         def pick(column: Any) -> Any:
             return None if column is None else [column[row] for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -51,8 +52,12 @@ def _judged(task: Task) -> Task:
     ids = {text: id for id, text in zip(task.corpus.ids, task.corpus.texts, strict=True)}
     for text in validation.positives:
         ids.setdefault(text, f"validation {len(ids)}")
-    relevant = [{ids[text]: 1} for text in validation.positives]
-    test = Examples(validation.inputs, validation.labels, validation.ids, relevant=relevant)
+    relevant: dict[Any, dict[str, int]] = defaultdict(dict)  # a query has a row for each of its documents
+    for query, text in zip(validation.inputs, validation.positives, strict=True):
+        relevant[query][ids[text]] = 1
+    names = dict(zip(reversed(validation.inputs), reversed(validation.ids), strict=True))  # of its first row
+    test = Examples(list(relevant), validation.labels, [names[query] for query in relevant],
+                    relevant=list(relevant.values()))  # fmt: skip
     return replace(task, examples={"train": train, "validation": validation, "test": test},
                    corpus=Corpus(list(ids.values()), list(ids)))  # fmt: skip
 

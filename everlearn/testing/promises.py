@@ -26,7 +26,7 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.digests import digest
 from everlearn.config import arguments
 from everlearn.engine import learn
-from everlearn.errors import ContractError, EverlearnError
+from everlearn.errors import ContractError, EverlearnError, unknown
 from everlearn.evaluation import Evaluation
 from everlearn.features import FeatureStore, using_store
 from everlearn.method import Method
@@ -69,6 +69,7 @@ def check_method(
 
     Raises:
         ContractError: a promise is broken; the message names it.
+        EverlearnError: there is no check called `only`.
 
     Warns:
         EverlearnWarning: the class cannot be built in another process (it is defined in an interactive session, say),
@@ -79,6 +80,8 @@ def check_method(
     >>> check_method(SimpleCIL, only="predict_changes_nothing") is None
     True
     """
+    if only is not None and only not in dict(CHECKS):
+        raise unknown("check", only, dict(CHECKS))
     if fresh.is_fresh:
         raise EverlearnError("check_method is called while its file is imported: call it in a test, or under "
                              "if __name__ == '__main__'")  # fmt: skip

@@ -23,8 +23,10 @@ ARCHITECTURES = {
     "deit": ("DeiT", {**SMALL, **IMAGE}),
     "dinov2": ("Dinov2", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2,
                           **IMAGE}),
+    "registers": ("Dinov2WithRegisters", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                                          "mlp_ratio": 2, "num_register_tokens": 3, **IMAGE}),
 }  # fmt: skip
-IMAGE_KINDS = ("vit", "deit", "dinov2", "timm", "vit-tiny")
+IMAGE_KINDS = ("vit", "deit", "dinov2", "registers", "timm", "vit-tiny")
 KINDS = ("tiny", "minilm", *ARCHITECTURES, "timm", "vit-tiny")
 
 

@@ -9,12 +9,14 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from small_models import ARCHITECTURES, IMAGE_KINDS, KINDS, TEXTS, png
 
 from everlearn import backbones
+from everlearn.backbones.backbone import Hidden
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.errors import DataError, EverlearnError
 
@@ -148,6 +150,7 @@ def test_vit_preprocessing_is_read_from_its_folder(tmp_path, model_folder):
               "resample": 3}),
     ("Bit", {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True,
              "resample": 3}),
+    ("ViT", {"size": {"height": 32, "width": 32}, "resample": 2, "do_normalize": False, "rescale_factor": 1 / 255}),
 ])  # fmt: skip
 def test_pixels_are_those_of_the_image_processor_of_transformers(tmp_path, model_folder, kind, told):
     import transformers
@@ -165,19 +168,36 @@ def test_pixels_are_those_of_the_image_processor_of_transformers(tmp_path, model
         assert torch.allclose(backbones.load(str(folder)).prepare([data]), theirs, atol=1e-5)
 
 
-def test_timm_pixels_are_those_of_timm(timm_file):
+@pytest.mark.parametrize("told", [{}, {"interpolation": "bilinear", "crop_mode": "squash", "crop_pct": 0.8}])
+def test_timm_pixels_are_those_of_timm(timm_file, monkeypatch, told):
     import timm.data
     from PIL import Image
 
+    known = replace(timm.get_pretrained_cfg("test_vit"), **told)
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: known)
     backbone = backbones.load(f"{timm_file}@32")
-    settings = backbone.settings
-    transform = timm.data.create_transform(
-        input_size=(3, 32, 32), interpolation="bicubic", mean=settings["mean"], std=settings["std"],
-        crop_pct=settings["crop"],
-    )  # fmt: skip
+    config = timm.data.resolve_data_config(pretrained_cfg=known.to_dict())
+    transform = timm.data.create_transform(**{**config, "input_size": (3, 32, 32)})
     for width, height in ((32, 32), (50, 50), (77, 41), (20, 90)):
         data = png(0, width, height)
         assert torch.allclose(backbone.prepare([data])[0], transform(Image.open(io.BytesIO(data))), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["test_vit2", "test_vit3"])
+def test_a_vit_without_a_class_token_pools_as_timm_does(tmp_path, name):
+    timm = pytest.importorskip("timm")
+    from safetensors.torch import save_file
+
+    model = timm.create_model(name, num_classes=0, img_size=32).eval()
+    assert model.cls_token is None
+    save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
+    backbone = backbones.load(f"{tmp_path / name}.safetensors@32")
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted, hidden = model(pixels), backbone.hidden(pixels)
+        assert torch.allclose(backbone.pool(hidden), wanted, atol=1e-5)
+        prompted = torch.cat([hidden.states, torch.ones(2, 3, backbone.width)], 1)
+        assert torch.allclose(backbone.pool(Hidden(prompted, hidden.mask, 3)), wanted, atol=1e-5)
 
 
 # -- what is wrong is one clear line -----------------------------------------------------------

@@ -299,6 +299,10 @@ def test_a_length_that_cannot_be_is_refused(length, copy_of):
         ({"size": -4}, "size is"),
         ({"do_center_crop": "yes"}, "do_center_crop is yes"),
         ({"resample": 9}, "resample is 9"),
+        ({"do_normalize": 1}, "do_normalize is 1"),
+        ({"do_resize": False}, "do_resize is False, and everlearn would compute other pixels than transformers"),
+        ({"do_rescale": False}, "do_rescale is False, and everlearn would compute other pixels than transformers"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.0078"),
         ({"size": 16}, "a model that cannot run"),
     ],
 )
@@ -307,6 +311,28 @@ def test_preprocessing_that_cannot_be_is_refused(changes, told, copy_of):
     edit(folder / "preprocessor_config.json", **changes)
     line = refused(folder)
     assert told in line and str(folder) in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("vit_mae", "5 tokens in its last layer for an input of 17"), ("ijepa", "has no class token")]
+)
+def test_an_image_encoder_of_which_the_first_token_says_nothing_is_refused(kind, told, tmp_path):
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.for_model(kind, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                                  intermediate_size=64, image_size=32, patch_size=8)  # fmt: skip
+    AutoModel.from_config(config).save_pretrained(tmp_path / kind)
+    assert told in refused(tmp_path / kind)
+
+
+def test_a_text_encoder_that_reads_the_padding_is_refused(copy_of):
+    from transformers import ConvBertConfig, ConvBertModel
+
+    folder = copy_of("bert")
+    torch.manual_seed(0)
+    ConvBertModel(ConvBertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+                                 vocab_size=55, max_position_embeddings=40)).save_pretrained(folder)  # fmt: skip
+    assert "a model of the type convbert gives a text another feature beside a longer text" in refused(folder)
 
 
 # -- weights and tokenizers ----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from everlearn.errors import EverlearnError
 from everlearn.evaluation import supports
 from everlearn.peft.unified import insert
 from everlearn.protocol import run
-from everlearn.testing import toy_stream
+from everlearn.testing import tiny_pair, toy_stream
 
 TEXTS = ["a cup of tea", "please cancel my card, it was stolen yesterday", "hi"]
 
@@ -69,3 +69,11 @@ def test_methods_that_pool_themselves_are_refused(method):
 def test_a_number_of_layers_that_there_is_not(name):
     with pytest.raises(EverlearnError, match="give a number"):
         backbones.load(name)
+
+
+def test_a_pair_of_encoders_has_no_several_layers():
+    pair = tiny_pair()
+    with pytest.raises(EverlearnError, match=r"compares the features of two encoders, .* leave @layers= out"):
+        pair.take_layers(2)
+    pair.take_layers(1)
+    assert (pair.layers, pair.width) == (1, 32)

@@ -18,7 +18,7 @@ from everlearn.errors import EverlearnError
 from everlearn.evaluation import supports
 from everlearn.export import export
 from everlearn.features import FeatureStore, using_store
-from everlearn.testing import check_method, toy_stream
+from everlearn.testing import check_method, tiny_pair, toy_stream
 
 TWINS = "tiny+tiny@layers=2"
 TEXTS = ["a cup of tea", "a sofa", "the last train"]
@@ -35,6 +35,17 @@ def test_features_are_those_of_each_at_length_one():
     assert both.name == TWINS and both.width == 96 and both.is_frozen
     for found in (both.encode(TEXTS), both.infer(TEXTS), both(TEXTS)):
         assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_of_a_pair_only_the_encoder_that_reads_the_input_is_asked():
+    stream, pair, tiny = toy_stream("image", tasks=1), tiny_pair(), backbones.load("tiny")
+    images = list(stream[0].test.inputs)
+    for inputs, tower in ((images, "image"), (TEXTS, "text")):
+        joined = SideBySide([pair, tiny])
+        expected = torch.cat([normalize(pair.towers[tower].encode(inputs)), normalize(tiny.encode(inputs))], dim=1)
+        for found in (joined.encode(inputs), joined.infer(inputs)):
+            assert found.shape == (len(inputs), joined.width) and torch.allclose(found, expected, atol=1e-5)
+    assert len(joined.encoders()) == 3
 
 
 def test_each_is_computed_once_under_its_own_identity(tmp_path):

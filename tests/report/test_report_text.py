@@ -223,7 +223,7 @@ def test_text_in_the_matrix_contrasts_with_its_cell():
     assert brightness == sorted(brightness, reverse=True)
 
 
-@pytest.mark.parametrize("values", [[50.0], [0.0, 100.0], [97.1, 97.2], [-3.0, 104.0], []])
+@pytest.mark.parametrize("values", [[50.0], [0.0, 100.0], [97.1, 97.2], [-3.0, 104.0], [0.0, 460.0], []])
 def test_axes_hold_their_values(values):
     low, high = figures.around(values)
     assert low < high and all(low <= value <= high for value in values)

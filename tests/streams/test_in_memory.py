@@ -77,6 +77,13 @@ def test_images_in_memory(png):
     assert (stream.input, len(stream)) == ("image", 2)
 
 
+def test_the_first_image_may_be_missing(png):
+    images = [None, *(png(i) for i in range(39))]
+    assert "row 0: there is no image" in refusal(streams.from_rows, images, LABELS)
+    stream = streams.from_rows(images, LABELS, skip_bad_rows=True)
+    assert (stream.input, stream.notes) == ("image", ("left out 1 bad row: rows, row 0: there is no image",))
+
+
 def test_a_series_may_be_counted_from_elsewhere():
     pd = pytest.importorskip("pandas")
     table = pd.DataFrame({"text": TEXTS, "label": LABELS}).iloc[1:]

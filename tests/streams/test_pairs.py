@@ -58,6 +58,26 @@ def test_files_of_a_stem_are_the_splits_and_the_stem_is_the_domain(write_csv):
     assert build_config({"stream": {"name": name}})[0]["method"]["name"] == DEFAULT_METHODS["ranking"]
 
 
+def test_files_in_a_folder_are_the_splits_and_the_folder_is_the_domain(tmp_path, write_csv):
+    plain = [{"query": row["query"], "positive": row["positive"]} for row in ROWS]
+    for split, some in (("training", plain[:8]), ("test", plain[8:])):
+        write_csv(some, f"faq/{split}.csv")
+    (stream,) = streams.load(tmp_path / "faq")
+    assert (stream.name, len(stream.train), len(stream.test)) == ("faq", 8, 4)
+    assert goal_of(str(tmp_path / "faq")) == "ranking"
+
+
+def test_a_folder_with_a_table_of_texts_is_learned_with_the_settings_for_texts(tmp_path, write_csv):
+    for split in ("train", "test"):
+        name = write_csv([{"text": f"{split} {i}", "label": "ab"[i % 2]} for i in range(12)], f"faq/{split}.csv")
+    folder = {"name": name.removesuffix("/test.csv")}
+    assert streams.load(**folder).input == input_of(folder) == "text"
+    recipe = build_config({"stream": folder, "method": "er"})[1]
+    assert recipe.parent.name == "clinc150"
+    write_csv([{"image": "1.png", "label": "a"}], "pictures/train.csv")
+    assert input_of({"name": str(tmp_path / "pictures")}) == input_of({"name": str(tmp_path)}) == "image"
+
+
 def test_equal_texts_are_one_query_and_one_document():
     queries = ["when to water", "when to water", "is it wet", "what is wet"] * 5
     documents = ["at six", "in the morning", "at six", "in the morning"] * 5

@@ -98,6 +98,13 @@ def test_json_lines_problems(tmp_path, line, parts):
     assert "left out 1 bad row: " in stream.notes[0] and "line 6" in stream.notes[0]
 
 
+def test_a_column_that_is_both_the_text_and_the_label_is_named(tmp_path):
+    path = tmp_path / "shop.csv"
+    path.write_text(GOOD)
+    with pytest.raises(DataError, match="the column 'label' is both the input and the label; the columns are text, la"):
+        streams.load(path, text_column="label")
+
+
 def test_parquet_problems_name_the_row(tmp_path):
     path = tmp_path / "shop.parquet"
     path.write_bytes(b"PAR1 is not enough")
@@ -132,6 +139,19 @@ def test_images_that_do_not_decode(tmp_path, png, damage):
     assert "dog/3.png" in stream.notes[-1]
     with pytest.raises(DataError, match=r"dog/3\.png"):
         streams.read_inputs(tmp_path / "set")
+
+
+def test_a_class_of_which_no_training_image_can_be_decoded_is_left_out_with_its_tests(tmp_path, png):
+    for name in ("cat", "dog", "cow"):
+        for split in ("train", "test"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                (tmp_path / split / name / f"{i}.png").write_bytes(
+                    b"x" if (name, split) == ("cat", "train") else png(i)
+                )
+    (stream,) = streams.load(tmp_path, tasks=1, skip_bad_rows=True)
+    assert set(stream.class_names) == {"dog", "cow"} and len(stream.test) == 6
+    assert "left out 6 bad rows" in streams.load(tmp_path, tasks=1, skip_bad_rows=True).notes[-1]
 
 
 def test_a_cut_off_jpeg_is_found_in_a_table(tmp_path):

@@ -229,6 +229,13 @@ def test_delimiter_and_encoding_of_a_table_are_found(tmp_path, encoding, ending,
     assert f"größe{delimiter} nummer 0" in [*stream[0].train.inputs, *stream[0].test.inputs]
 
 
+def test_rows_may_end_as_on_an_old_macintosh(write_csv, rows):
+    path = Path(write_csv(rows(3, 4)))
+    expected = streams.load(path, tasks=1).fingerprint()
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\r"))
+    assert streams.load(path, tasks=1).fingerprint() == expected
+
+
 def test_half_of_utf16_is_one_line(tmp_path):
     (tmp_path / "data.csv").write_bytes("text,label\n".encode("utf-16")[:-1])
     with pytest.raises(DataError, match=r"begins as UTF-16, but .*; save it as UTF-8"):

@@ -189,6 +189,9 @@ def test_a_file_of_which_nothing_is_left_is_one_line(tmp_path):
     path.write_text("text,label,domain\n" + "x,a,\ny,a,\nz,a,\n")
     told = "a.csv: no rows are left to make tasks of; correct those that were left out"
     assert told in refusal(streams.load, str(path), skip_bad_rows=True, kind="domain-incremental")
+    path.write_text("text,label\n" + "".join(f"x,alone {i}\n" for i in range(9)))
+    for kind in ("class-incremental", "online", "old-then-new"):
+        assert told in refusal(streams.load, str(path), skip_bad_rows=True, kind=kind)
 
 
 # -- tasks of new records ----------------------------------------------------------------------

@@ -79,6 +79,19 @@ def test_a_seeded_test_split_where_the_set_has_none(tmp_path, medical):
     assert streams.load(name, test=0.5).fingerprint() == stream.fingerprint()
 
 
+def test_a_query_that_is_asked_twice_is_never_on_both_sides(tmp_path):
+    documents = [{"doc_id": f"d{i}", "text": f"document {i}"} for i in range(20)]
+    queries = [{"query_id": f"q{i}", "text": f"query {i % 20}", "pos": [f"d{i % 20}"]} for i in range(40)]
+    for name, rows in (("corpus", documents), ("queries", queries)):
+        (tmp_path / f"faq_{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (task,) = streams.load(tmp_path / "faq", validation=0.2)
+    sides = [set(part.inputs) for part in (task.train, task.validation, task.test)]
+    assert list(map(len, sides)) == [13, 3, 4] and len(set.union(*sides)) == 20
+    queries[30]["split"] = "test"
+    (tmp_path / "faq_queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    assert streams.load(tmp_path / "faq").notes == ("1 of 1 test inputs also occur in train",)
+
+
 def test_domains_without_both_parts_are_left_out_or_refused(medical):
     extra = {"query_id": "e", "text": "e", "pos": ["skin0"], "split": "train", "domain": "eye"}
     stream = streams.load(medical(queries=[extra]))
