@@ -127,7 +127,7 @@ class ESN(Method):
         return lifted(scores, chosen)
 
     def current_scores(self, inputs: Sequence[Input]) -> Tensor:
-        return self.predict(inputs, self.task.index)
+        return self.stage_scores(inputs)[:, -1]
 
     def stage_scores(self, inputs: Sequence[Input]) -> Tensor:
         """(n, stages, classes seen so far), without gradient; -inf where a stage does not know a class."""
