@@ -64,6 +64,21 @@ def test_what_an_encoder_of_bfloat16_gives_alone_is_forgotten_too(tmp_path, name
     assert int(method.head.counts.sum()) == 65
 
 
+@pytest.mark.parametrize(("name", "settings"), [("simplecil", {}), ("lda", {}), ("klda", {"rff": 40, "members": 2}),
+                                                ("ranpac", {"width": 40, "first_session": False}), ("logistic", {}),
+                                                ("knn", {})])  # fmt: skip
+def test_a_model_that_has_learned_nothing_takes_all_that_another_has_learned(name: str, settings: dict) -> None:
+    stream = toy_stream(tasks=2)
+    learned = learn(name, stream, **settings)
+    nothing, neither = (methods.get(name)(backbones.load("tiny"), **settings) for _ in range(2))
+    nothing.merge(neither)
+    learned.merge(nothing)
+    nothing.merge(learned)
+    assert nothing.task.class_names == learned.task.class_names == stream.class_names
+    inputs = stream[0].test.inputs
+    assert torch.equal(nothing.predict(inputs), learned.predict(inputs))
+
+
 def test_the_copy_that_aper_trains_in_full_has_no_dropout() -> None:
     method = methods.get("aper")(backbones.load("tiny"), train="full")
     assert method.adapted is not method.backbone and not method.train().adapted.training and method.training
