@@ -78,8 +78,8 @@ class PackNet(Routed):
             self.deltas = own_parts(backbone, train)
         own_weights(self.deltas)
         if next(owned_weights(self.deltas), None) is None:
-            raise EverlearnError(f"method.train: packnet shares out weights, and {train} has none, but vectors alone: give "
-                                 "full, lora or an adapter such as houlsby")  # fmt: skip
+            raise EverlearnError(f"method.train: packnet shares out weights, and {train} has none, but vectors alone: "
+                                 "give full, lora or an adapter such as houlsby")  # fmt: skip
 
     def add_task(self) -> None:
         task = len(self.heads)
