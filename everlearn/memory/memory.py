@@ -19,6 +19,7 @@ from everlearn.streams.inputs import content, kind, original
 from everlearn.streams.stream import NO_EXAMPLES, Examples
 
 COLUMN = "column "  # how the buffers of named tensors begin
+UNCOUNTED = ("draw", "came")  # columns that say only which examples are chosen: no budget in bytes counts them
 
 
 class Memory(Stateful):
@@ -212,7 +213,7 @@ def _from_bytes(packed: Tensor) -> Examples:
 
 def _sizes(examples: Examples) -> list[int]:
     """Bytes of each example with all that is kept of it."""
-    columns = [column for name, column in examples.columns.items() if name != "draw" and len(column)]
+    columns = [column for name, column in examples.columns.items() if name not in UNCOUNTED and len(column)]
     fixed = 8 + sum(column[0].numel() * column.element_size() for column in columns)
     positives: Sequence[str] = examples.positives or [""] * len(examples)
     negatives: Sequence[Sequence[str]] = examples.negatives or [()] * len(examples)
