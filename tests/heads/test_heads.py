@@ -106,10 +106,12 @@ def test_prototype_order_split_merge_and_removal_are_exact():
 
 def test_prototype_refuses_unknown_labels_and_impossible_removals():
     head = Prototype(2)
-    head.grow(2)
+    head.grow(["tea", "sofa"])
     with pytest.raises(ContractError, match="call grow"):
         head.add(torch.ones(1, 2), torch.tensor([2]))
-    with pytest.raises(ContractError, match="fewer than 0"):
+    with pytest.raises(ContractError, match="label 2 in a head of 2 classes: it was never added; nothing was removed"):
+        head.remove(torch.ones(1, 2), torch.tensor([2]))
+    with pytest.raises(ContractError, match=r"the class 'tea' would be left with fewer than 0 examples.*nothing was"):
         head.remove(torch.ones(1, 2), torch.tensor([0]))
     assert float(head.sums.abs().sum()) == 0
 
