@@ -170,3 +170,19 @@ def test_a_covariance_that_cannot_be_inverted_is_one_line():
     head.moments[0] += torch.full((8, 8), 3.0, dtype=torch.float64)  # every pair of features is fully correlated
     with pytest.raises(EverlearnError, match="the covariance of class 0 cannot be inverted: give a larger gamma1"):
         head.solve()
+
+
+def test_the_correlations_of_a_few_classes_at_once_are_factored(monkeypatch):
+    monkeypatch.setattr("everlearn.heads.mahalanobis.AT_ONCE", 2)
+    head, asked = Mahalanobis(6, gamma2=0.3), []
+    head.grow(5)
+    head.add(torch.randn(40, 6), torch.arange(40) % 5)
+    expected = torch.linalg.cholesky(head.correlations()).float()
+    whole = head.correlations
+    monkeypatch.setattr(head, "correlations", lambda some: asked.append(some) or whole(some))
+    assert torch.equal(head.solve(), expected) and len(asked) == 3
+    head.gamma1 = head.gamma2 = 1.0
+    head.sums[3], head.moments[3] = 0.0, 1.0  # every pair of features is fully correlated
+    with pytest.raises(EverlearnError, match="the covariance of class 3 cannot be inverted"):
+        head.solve()
+    assert torch.equal(head.factors, expected)
