@@ -79,8 +79,10 @@ class Learning:
     def fit(self, training: Training | None, listeners: Sequence[Listener]) -> None:
         """Train on the batches of the task, from `step` on."""
         method = self.method
-        if method.head_lr is not None and self.task.goal == "classes" and training is None:  # else it is in there
-            method.feature_norm = feature_norm(method, self.task.train.inputs)
+        train = self.task.train
+        if method.head_lr is not None and self.task.goal == "classes" and training is None and len(train):
+            # Where the training goes on, its optimizer knows the rate; and without examples the norm stays as it was.
+            method.feature_norm = feature_norm(method, train.inputs)
         groups = method.param_groups()
         if not groups:
             return

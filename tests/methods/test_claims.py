@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from everlearn import backbones, methods
+from everlearn import backbones, engine, methods
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.batches import Batches
 from everlearn.features import FeatureStore, using_store
@@ -16,7 +16,7 @@ from everlearn.fisher import diagonal_fisher
 from everlearn.method import Method
 from everlearn.seeds import seeded
 from everlearn.streams.stream import Examples, Stream
-from everlearn.testing import session, toy_stream
+from everlearn.testing import session, tiny_pair, toy_stream
 
 
 def learn(name: str, stream: Stream, **settings) -> Method:
@@ -77,6 +77,18 @@ def test_a_model_that_has_learned_nothing_takes_all_that_another_has_learned(nam
     assert nothing.task.class_names == learned.task.class_names == stream.class_names
     inputs = stream[0].test.inputs
     assert torch.equal(nothing.predict(inputs), learned.predict(inputs))
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+@pytest.mark.parametrize("name", ["gdumb", "joint", "icarl", "slca", "cofima", "esn", "proof", "prompt_fusion"])
+def test_a_task_whose_examples_have_all_been_taken_out_teaches_nothing(name: str, empty: int) -> None:
+    cls = methods.get(name)
+    whole = toy_stream(cls.tags.inputs[0], per_class=4)
+    method = cls(tiny_pair() if "two towers" in cls.tags.needs else backbones.load("tiny"), epochs=1)
+    for task in whole.without(whole[empty].train.ids):
+        engine.learn(method, task)
+    scores = method.predict(whole[2].test.inputs)
+    assert scores.shape == (12, 6) and not scores.isnan().any()
 
 
 def test_the_copy_that_aper_trains_in_full_has_no_dropout() -> None:
