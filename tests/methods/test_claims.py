@@ -91,6 +91,22 @@ def test_a_task_whose_examples_have_all_been_taken_out_teaches_nothing(name: str
     assert scores.shape == (12, 6) and not scores.isnan().any()
 
 
+SKIPPING = [
+    ("task_adapters", {}), ("dual_prompt", {}), ("dap", {}), ("esn", {"length": 2}), ("l2p", {"diversify": "mask"}),
+    ("lae", {}), ("cofima", {}), ("aper", {}), ("ranpac", {"width": 40}), ("hat", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings"), SKIPPING)
+def test_tasks_that_are_left_out_do_not_count(name: str, settings: dict) -> None:
+    stream = toy_stream(tasks=4, per_class=4)
+    some, first = (methods.get(name)(backbones.load("tiny"), epochs=1, **settings) for _ in range(2))
+    for number, task in enumerate((stream[1], stream[3])):
+        assert engine.learn(some, task).task.index == number
+        engine.learn(first, replace(task, index=number))
+        assert torch.equal(some.predict(task.test.inputs), first.predict(task.test.inputs))
+
+
 def test_the_copy_that_aper_trains_in_full_has_no_dropout() -> None:
     method = methods.get("aper")(backbones.load("tiny"), train="full")
     assert method.adapted is not method.backbone and not method.train().adapted.training and method.training
