@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -79,8 +79,10 @@ class Learning:
     def fit(self, training: Training | None, listeners: Sequence[Listener]) -> None:
         """Train on the batches of the task, from `step` on."""
         method = self.method
-        if method.head_lr is not None and self.task.goal == "classes" and training is None:  # else it is in there
-            method.feature_norm = feature_norm(method, self.task.train.inputs)
+        train = self.task.train
+        if method.head_lr is not None and self.task.goal == "classes" and training is None and len(train):
+            # Where the training goes on, its optimizer knows the rate; and without examples the norm stays as it was.
+            method.feature_norm = feature_norm(method, train.inputs)
         groups = method.param_groups()
         if not groups:
             return
@@ -144,7 +146,8 @@ def learn(
 
     Args:
         method: who learns; it may have learned tasks before.
-        task: what; `everlearn.streams.task_from` makes one of new records.
+        task: what; `everlearn.streams.task_from` makes one of new records. Where tasks of a stream are left out, the
+            method counts those that it learns: the first has the index 0.
         listeners: told of every step.
         step, training: where to continue inside the task, as a checkpoint kept it.
 
@@ -159,10 +162,12 @@ def learn(
     >>> method.predict(["a tea"]).shape
     torch.Size([1, 2])
     """
+    number = _begun(method)
+    if step == 0 and task.index < number:
+        raise EverlearnError(f"the method has learned {number} tasks, and the new one has the index {task.index}: "
+                             f"give it the index {number}")  # fmt: skip
+    task = replace(task, index=number if step == 0 else max(0, number - 1))
     learning = Learning(method, task.for_learning(), step)
-    if step == 0 and hasattr(method, "task") and task.index <= method.task.index:
-        raise EverlearnError(f"the method has learned {method.task.index + 1} tasks, and the new one has the index "
-                             f"{task.index}: give it the index {method.task.index + 1}")  # fmt: skip
 
     def tell(event: str) -> None:
         for listener in listeners:
@@ -218,7 +223,12 @@ def replay(method: Method, tasks: Sequence[Task]) -> None:
     (('drink', 'furniture'), [0, 0])
     """
     for task in tasks:
-        _begin(method, task)
+        _begin(method, replace(task, index=_begun(method)))
+
+
+def _begun(method: Method) -> int:
+    """How many tasks the method has begun."""
+    return method.task.index + 1 if hasattr(method, "task") else 0
 
 
 def _begin(method: Method, task: Task) -> None:

@@ -380,7 +380,8 @@ class Method(nn.Module):
         self.head.merge(other.head)
         self.head.solve()
         names = self.head.class_names
-        self.task = replace(self.task, class_names=names, classes=tuple(range(len(names))))
+        if learned := [method.task for method in (self, other) if hasattr(method, "task")]:
+            self.task = replace(learned[0], class_names=names, classes=tuple(range(len(names))))
 
     def all_settings(self) -> dict[str, Any]:
         """Every setting but the seed, which random heads compare themselves."""

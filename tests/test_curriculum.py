@@ -13,6 +13,7 @@ from everlearn.batches import Batches
 from everlearn.curriculum import EASY, HARD, MEDIUM, REPEATS, Curriculum, bands
 from everlearn.engine import Listener, learn
 from everlearn.errors import EverlearnError
+from everlearn.losses import cross_entropy
 from everlearn.streams.stream import Examples
 from everlearn.testing.case import session, snapshot, stop_in_second_task
 from everlearn.testing.toy import toy_stream
@@ -156,6 +157,26 @@ def test_a_run_that_was_stopped_draws_the_same_batches_again(name: str, order: s
     here, there = snapshot(straight.method), snapshot(resumed.method)
     assert here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
     assert len(straight.method.curriculum.bands)
+
+
+TOLD = [
+    ("finetune", {"train": "lora"}), ("lwf", {"strength": 0.0}), ("lae", {}), ("slca", {}), ("task_adapters", {}),
+    ("extra_layers", {"strength": 0.0}), ("esn", {"strength": 0.0, "length": 2}), ("coda_prompt", {"components": 2}),
+    ("dual_prompt", {"pull": 0.0}), ("dap", {"pull": 0.0}), ("l2p", {"pull": 0.0, "diversify": "mask", "selected": 2}),
+    ("retrieval_augmented", {"neighbours": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings"), TOLD)
+def test_bands_are_told_by_the_scores_that_training_compares_with_the_labels(name: str, settings: dict) -> None:
+    stream = toy_stream(tasks=2)
+    method = methods.get(name)(backbones.load("tiny"), epochs=2, batch_size=8, **settings)
+    for task in stream:
+        learn(method, task)
+    batch = stream[1].train
+    told = method.current_scores(batch.inputs)
+    classes = stream[1].classes if method.masked else None
+    assert torch.allclose(cross_entropy(told, batch.labels, classes), method.losses(batch), atol=1e-4)
 
 
 def test_for_rankings_the_bands_choose_negatives(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, EverlearnWarning
 
 
 def solve_shifted(system: Callable[[], tuple[Tensor, Tensor]], strength: float) -> Tensor:
@@ -32,7 +32,8 @@ def solve_shifted(system: Callable[[], tuple[Tensor, Tensor]], strength: float) 
         if not torch.linalg.cholesky_ex(matrix.mT, upper=True, out=out).info:
             half = torch.linalg.solve_triangular(matrix, right, upper=False)
             return torch.linalg.solve_triangular(matrix.mT, half, upper=True)
-        warnings.warn(f"ridge: HᵀH + λI is singular at λ = {strength:.3g}; {raised:.3g} is used", stacklevel=3)
+        warnings.warn(f"ridge: HᵀH + λI is singular at λ = {strength:.3g}; {raised:.3g} is used",
+                      EverlearnWarning, stacklevel=3)  # fmt: skip
         strength = raised
 
 

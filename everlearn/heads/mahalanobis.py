@@ -12,6 +12,8 @@ from everlearn.errors import EverlearnError
 from everlearn.heads.gaussians import Gaussians
 from everlearn.state import check_saved
 
+AT_ONCE = 16  # classes whose correlations are factored together
+
 
 class Mahalanobis(Gaussians):
     """Scores minus the squared distance to the mean of each class, in the metric of that class: its
@@ -60,9 +62,9 @@ class Mahalanobis(Gaussians):
         unit = normalize(features, dim=1)
         return unit.sign() * unit.abs() ** self.power
 
-    def correlations(self) -> Tensor:
-        """(classes, width, width): the covariance of each class, shrunk and scaled to a diagonal of ones."""
-        covariance = self.covariances()
+    def correlations(self, classes: Tensor | slice = slice(None)) -> Tensor:
+        """(classes, width, width): the covariance of each of these classes, shrunk and scaled to a diagonal of ones."""
+        covariance = self.covariances(classes)
         width = covariance.shape[1]
         variance = covariance.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]  # V1 of the paper
         shared = (covariance.mean((1, 2), keepdim=True) * width - variance) / max(1, width - 1)  # V2
@@ -75,18 +77,23 @@ class Mahalanobis(Gaussians):
 
     @torch.no_grad()
     def solve(self) -> Tensor:
-        """Factor the correlations of all classes in one batch, (classes, width, width).
+        """Factor the correlations of all classes, (classes, width, width); of a few at once, because it needs several
+        times their size.
 
         Raises:
             EverlearnError: a correlation matrix is singular, as with gamma2 = gamma1 and few examples.
         """
-        factors, failed = torch.linalg.cholesky_ex(self.correlations())
-        if failed.any():
-            which = int(failed.nonzero()[0])
-            raise EverlearnError(f"fecam: the covariance of class {which} cannot be inverted: give a larger gamma1, or "
-                                 "a gamma2 that is further below it")  # fmt: skip
-        self.factors = factors.float().contiguous()  # as a checkpoint holds them
-        return self.factors
+        factors = self.factors.new_empty(self.moments.shape)
+        for start in range(0, self.classes, AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            found, failed = torch.linalg.cholesky_ex(self.correlations(some))
+            if failed.any():
+                which = start + int(failed.nonzero()[0])
+                raise EverlearnError(f"fecam: the covariance of class {which} cannot be inverted: give a larger "
+                                     "gamma1, or a gamma2 that is further below it")  # fmt: skip
+            factors[some] = found.float()
+        self.factors = factors
+        return factors
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, width) features -> (n, classes) scores."""

@@ -10,6 +10,16 @@ from torch import Tensor, nn
 from everlearn.heads.linear import Linear
 
 
+def attention_heads(width: int) -> int:
+    """Into how many heads an attention layer of this width is divided: of 64 numbers each, or of as few more as make
+    them equal.
+
+    >>> attention_heads(384), attention_heads(200), attention_heads(32)
+    (6, 2, 1)
+    """
+    return next(heads for heads in range(max(1, width // 64), 0, -1) if width % heads == 0)
+
+
 class ClassAttention(nn.Module):
     """A token of its own reads the states of all other tokens and becomes the feature.
 
@@ -29,7 +39,7 @@ class ClassAttention(nn.Module):
         super().__init__()
         self.token = nn.Parameter(0.02 * torch.randn(width))
         self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, max(1, width // 64), batch_first=True)
+        self.attention = nn.MultiheadAttention(width, attention_heads(width), batch_first=True)
         self.mlp = nn.Sequential(nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, width))
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from everlearn.errors import ContractError, EverlearnError
+from everlearn.errors import ContractError, EverlearnError, printable
 from everlearn.state import Stateful, check_finite, check_saved, grown
 
 
@@ -153,9 +153,11 @@ class Statistics(Stateful):
     def _counted(self, labels: Tensor, sign: int) -> Tensor:
         counted = torch.bincount(labels.to(self.counts.device), minlength=self.classes)
         if len(counted) > self.classes:
-            raise ContractError(f"label {len(counted) - 1} in a head of {self.classes} classes: call grow in "
-                                "begin_task first")  # fmt: skip
+            remedy = "call grow in begin_task first" if sign > 0 else "it was never added; nothing was removed"
+            raise ContractError(f"label {len(counted) - 1} in a head of {self.classes} classes: {remedy}")
         counts = self.counts + sign * counted
         if (counts < 0).any():
-            raise ContractError("remove: a class would be left with fewer than 0 examples")
+            name = (self.class_names or names_of(self.classes))[int((counts < 0).nonzero()[0])]
+            raise ContractError(f"remove: the class '{printable(name, 60)}' would be left with fewer than 0 examples: "
+                                "some of them were never added; nothing was removed")  # fmt: skip
         return counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,13 +13,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from everlearn.batches import WINDOW
-from everlearn.errors import EverlearnError, one_line
+from everlearn.errors import EverlearnError, EverlearnWarning, one_line
 from everlearn.memory.policies import Policy, Reservoir
 from everlearn.state import Stateful, check_saved
 from everlearn.streams.inputs import content, kind, original
 from everlearn.streams.stream import NO_EXAMPLES, Examples
 
 COLUMN = "column "  # how the buffers of named tensors begin
+UNCOUNTED = ("draw", "came")  # columns that say only which examples are chosen: no budget in bytes counts them
 
 
 class Memory(Stateful):
@@ -73,6 +75,9 @@ class Memory(Stateful):
 
         Raises:
             EverlearnError: a column does not have one row per example.
+
+        Warns:
+            EverlearnWarning: the budget in bytes suffices for no example.
         """
         for name, column in columns.items():
             if len(column) != len(examples):
@@ -87,6 +92,11 @@ class Memory(Stateful):
         self.seen += len(examples)
         candidates = Examples.concatenate(_widened(self._held, new))
         self._held = candidates if self.limits == (None, None) else candidates[self._chosen(candidates)]
+        most, room = self.limits
+        if not len(self) and room and most != 0:
+            warnings.warn(f"the memory keeps nothing: {room} bytes hold no example, and the smallest has "
+                          f"{min(_sizes(candidates))}: give a larger --method.memory_bytes",
+                          EverlearnWarning, stacklevel=2)  # fmt: skip
 
     def sample(self, n: int, alike: bool = False, among: Sequence[int] | None = None) -> Examples:
         """n examples, or all where there are fewer, drawn without replacement.
@@ -212,7 +222,7 @@ def _from_bytes(packed: Tensor) -> Examples:
 
 def _sizes(examples: Examples) -> list[int]:
     """Bytes of each example with all that is kept of it."""
-    columns = [column for name, column in examples.columns.items() if name != "draw" and len(column)]
+    columns = [column for name, column in examples.columns.items() if name not in UNCOUNTED and len(column)]
     fixed = 8 + sum(column[0].numel() * column.element_size() for column in columns)
     positives: Sequence[str] = examples.positives or [""] * len(examples)
     negatives: Sequence[Sequence[str]] = examples.negatives or [()] * len(examples)

@@ -99,7 +99,7 @@ class Herded(Balanced):
         [2, 0, 1, 0]
         """
         labels, places = labels.cpu(), torch.full((len(labels),), most)
-        if most:
+        if most and len(labels):
             chosen = herding(features.cpu(), labels, most)
             counts = labels[chosen].bincount()
             places[chosen] = torch.arange(len(chosen)) - (counts.cumsum(0) - counts)[labels[chosen]]

@@ -115,8 +115,8 @@ class ESN(Method):
         return -(self.sign * self.beta * scores).logsumexp(1) / self.beta
 
     def end_task(self, task: Task) -> None:
-        if task.index == 0:
-            return  # nothing to be told from
+        if task.index == 0 or not len(task.train):
+            return  # nothing to be told from, or nothing to tell
         scores = self.stage_scores(task.train.inputs)
         found = [(chosen_stage(scores, t) == task.index).float().mean().item() for t in self.candidates]
         self.kept[-1] = self.candidates[found.index(max(found))]
@@ -127,7 +127,7 @@ class ESN(Method):
         return lifted(scores, chosen)
 
     def current_scores(self, inputs: Sequence[Input]) -> Tensor:
-        return self.predict(inputs, self.task.index)
+        return self.stage_scores(inputs)[:, -1]
 
     def stage_scores(self, inputs: Sequence[Input]) -> Tensor:
         """(n, stages, classes seen so far), without gradient; -inf where a stage does not know a class."""

@@ -12,6 +12,7 @@ from torch.nn.functional import gelu, linear
 
 from everlearn.backbones.backbone import Backbone, Hidden, Role
 from everlearn.errors import EverlearnError
+from everlearn.heads.stages import attention_heads
 from everlearn.losses import distillation
 from everlearn.method import Method, Tags
 from everlearn.settings import Count, Factor, LargeSize, Rate, Seed, Strength
@@ -154,7 +155,7 @@ class Transformer(nn.TransformerEncoderLayer):
     """Attention and an MLP, each added to what it reads, with their last layers zero at first."""
 
     def __init__(self, width: int, hidden: int) -> None:
-        heads = max(1, width // 64)
+        heads = attention_heads(width)
         super().__init__(width, heads, hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
         _zero(self.self_attn.out_proj)
         _zero(self.linear2)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from everlearn.backbones.backbone import Backbone
+from everlearn.errors import EverlearnError
 from everlearn.first_weights import FirstWeights
 from everlearn.memory.memory import Memory
 from everlearn.memory.policies import Balanced
@@ -39,6 +40,9 @@ class GDumb(Finetune):
         epochs: passes over the memory, with each task.
         settings: the others of `finetune`.
 
+    Raises:
+        EverlearnError: no example is within the bytes.
+
     Relations: `joint` keeps all examples; `er` goes on from the weights of the task before, and sees all of the task.
 
     >>> from everlearn import backbones, engine
@@ -69,6 +73,9 @@ class GDumb(Finetune):
         # The memory as it will be: it changes in `end_task` alone, so that a resumed task finds the same batches.
         memory = copy.deepcopy(self.memory)
         memory.add(task.train)
+        if len(task.train) and not len(memory):
+            raise EverlearnError(f"method.memory_bytes: {memory.limits[1]} bytes hold no example, and nothing else is "
+                                 "learned from: give more")  # fmt: skip
         return self.shuffled(memory.examples(), replace(task, batch_size=None))
 
     def end_task(self, task: Task) -> None:

@@ -110,7 +110,7 @@ class Joint(Finetune):
 
         first = FrozenEncoder(self)
         self._first.restore(dict(first.named_parameters()))
-        return mined(first.backbone, task.train, most=self.negatives)
+        return mined(first, task.train, most=self.negatives)
 
     @torch.no_grad()
     def _probe(self, examples: Examples) -> None:

@@ -89,16 +89,14 @@ class L2R(Finetune):
             return task.train
         from everlearn.retrieval.negatives import mined
 
-        before = self.before.backbone
-        pairs = mined(before, task.train, most=self.candidates)
+        pairs = mined(self.before, task.train, most=self.candidates)
         assert pairs.positives is not None
         assert pairs.negatives is not None
         texts = list(dict.fromkeys(pairs.positives))  # the candidates are the positives of other queries
         row = {text: i for i, text in enumerate(texts)}
-        with before.reading("query"):
-            queries = comparable(before.encode(pairs.inputs), before.similarity)
-        with before.reading("document"):
-            documents = comparable(before.encode(texts), before.similarity)
+        similarity = self.backbone.similarity
+        queries = comparable(self.before.embed(pairs.inputs, "query"), similarity)
+        documents = comparable(self.before.embed(texts, "document"), similarity)
         chosen = []
         for query, positive, own in zip(queries, pairs.positives, pairs.negatives, strict=True):
             candidates = documents[[row[text] for text in own]]

@@ -50,7 +50,7 @@ class PackNet(Routed):
         settings: order and rescore, as of every method that trains (`Method`).
 
     Raises:
-        EverlearnError: there are more than 255 tasks.
+        EverlearnError: the insertion has no weights but vectors, as ssf, or there are more than 255 tasks.
 
     Relations: `hat` shares out units instead of weights; `piggyback` learns which weights to use and changes none;
     `task_adapters` gives each task new weights.
@@ -77,6 +77,9 @@ class PackNet(Routed):
         with seeded(seed):
             self.deltas = own_parts(backbone, train)
         own_weights(self.deltas)
+        if next(owned_weights(self.deltas), None) is None:
+            raise EverlearnError(f"method.train: packnet shares out weights, and {train} has none, but vectors alone: "
+                                 "give full, lora or an adapter such as houlsby")  # fmt: skip
 
     def add_task(self) -> None:
         task = len(self.heads)

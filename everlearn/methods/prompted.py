@@ -59,7 +59,14 @@ class Prompted(Method):
         return self.classification_losses(scores, batch) + self.pull(queries, choice)
 
     def embed(self, inputs: Sequence[Input], role: Role | None = None) -> Tensor:
-        choice = self.choose(self.backbone.encode(inputs))
+        return self._embedded(inputs, learning=False)
+
+    def current_scores(self, inputs: Sequence[Input]) -> Tensor:
+        return self.head(self._embedded(inputs, learning=True))
+
+    def _embedded(self, inputs: Sequence[Input], learning: bool) -> Tensor:
+        """Features (n, width) without gradient, with what each input is given when it is asked or learned."""
+        choice = self.choose(self.backbone.encode(inputs), learning)
         return self.backbone.infer(inputs, lambda batch, rows: self.prompted(batch, choice[rows]))
 
     def head_inputs(self, inputs: Sequence[Input]) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -67,7 +66,7 @@ class QDC(Finetune):
             return super().batches(task)
         from everlearn.retrieval.negatives import mined
 
-        return self.shuffled(mined(self.before.backbone, task.train, most=self.negatives), task)
+        return self.shuffled(mined(self.before, task.train, most=self.negatives), task)
 
     def losses(self, batch: Examples) -> Tensor:
         texts = batch.documents
@@ -81,8 +80,7 @@ class QDC(Finetune):
 
     def embedded_before(self, texts: Sequence[Input], role: Role) -> Tensor:
         """(n, width) as the model before this domain embeds them; computed once, then from the feature store."""
-        with torch.no_grad(), self.before.backbone.reading(role):
-            return self.before.backbone.encode(texts)
+        return self.before.embed(texts, role)
 
     def end_task(self, task: Task) -> None:
         queries = list(dict.fromkeys(task.train.inputs))
@@ -95,10 +93,9 @@ class QDC(Finetune):
     def _moved(self, then: Tensor, now: Tensor) -> None:
         """Record that the model before, as it is switched now, had the embeddings `then` (n, width) of queries, and
         that they have moved to `now`."""
-        before, similarity = self.before.backbone, self.backbone.similarity
+        similarity = self.backbone.similarity
         moved = comparable(now, similarity) - comparable(then, similarity)
-        with before.reading("document"):
-            self.drift.record(before.identity(), moved.mean(0))
+        self.drift.record(self.before.document_space(), moved.mean(0))
 
     def reaches(self, space: str) -> bool:
         return super().reaches(space) or (self.compensate and self.drift.since(space) is not None)

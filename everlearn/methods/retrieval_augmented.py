@@ -88,6 +88,9 @@ class RetrievalAugmented(Finetune):
     def losses(self, batch: Examples) -> Tensor:
         return self.classification_losses(self.scale * self.scores(batch.inputs), batch)
 
+    def current_scores(self, inputs: Sequence[Input]) -> Tensor:
+        return self.scale * super().current_scores(inputs)
+
     def end_task(self, task: Task) -> None:
         self.memory.add(task.train, feature=self.frozen(task.train.inputs).half())
 

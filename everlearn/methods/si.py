@@ -65,13 +65,15 @@ class SI(Finetune):
         optimizer_step.backward(loss)
         before = {name: (parameter.grad.clone(), parameter.detach().clone())
                   for name, parameter in trained.items() if parameter.grad is not None}  # fmt: skip
-        penalty = self.strength * quadratic_penalty(trained.items(), self.anchor, self.importance)
-        optimizer_step.backward(penalty, add=True)
+        if self.task.index > 0:  # before, no weight has an Omega
+            penalty = self.strength * quadratic_penalty(trained.items(), self.anchor, self.importance)
+            optimizer_step.backward(penalty, add=True)
+            loss = loss + penalty
         optimizer_step.apply()
         with torch.no_grad():
             for name, (gradient, value) in before.items():
                 self.path[name].addcmul_(gradient, value.sub_(trained[name]))
-        return (loss + penalty).detach()
+        return loss.detach()
 
     def end_task(self, task: Task) -> None:
         with torch.no_grad():

@@ -99,6 +99,8 @@ class SLCA(Method):
         return {"params": list(self.head.parameters()), "lr": self.head_rate, "momentum": MOMENTUM}
 
     def end_task(self, task: Task) -> None:
+        if not len(task.train):
+            return  # the head is aligned already
         features = self.embed(task.train.inputs)
         self.memory.add(features, self.labels(task.train))
         self.feature_norm = float(features.norm(dim=1).mean())

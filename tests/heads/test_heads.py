@@ -106,10 +106,12 @@ def test_prototype_order_split_merge_and_removal_are_exact():
 
 def test_prototype_refuses_unknown_labels_and_impossible_removals():
     head = Prototype(2)
-    head.grow(2)
+    head.grow(["tea", "sofa"])
     with pytest.raises(ContractError, match="call grow"):
         head.add(torch.ones(1, 2), torch.tensor([2]))
-    with pytest.raises(ContractError, match="fewer than 0"):
+    with pytest.raises(ContractError, match="label 2 in a head of 2 classes: it was never added; nothing was removed"):
+        head.remove(torch.ones(1, 2), torch.tensor([2]))
+    with pytest.raises(ContractError, match=r"the class 'tea' would be left with fewer than 0 examples.*nothing was"):
         head.remove(torch.ones(1, 2), torch.tensor([0]))
     assert float(head.sums.abs().sum()) == 0
 
@@ -168,3 +170,19 @@ def test_a_covariance_that_cannot_be_inverted_is_one_line():
     head.moments[0] += torch.full((8, 8), 3.0, dtype=torch.float64)  # every pair of features is fully correlated
     with pytest.raises(EverlearnError, match="the covariance of class 0 cannot be inverted: give a larger gamma1"):
         head.solve()
+
+
+def test_the_correlations_of_a_few_classes_at_once_are_factored(monkeypatch):
+    monkeypatch.setattr("everlearn.heads.mahalanobis.AT_ONCE", 2)
+    head, asked = Mahalanobis(6, gamma2=0.3), []
+    head.grow(5)
+    head.add(torch.randn(40, 6), torch.arange(40) % 5)
+    expected = torch.linalg.cholesky(head.correlations()).float()
+    whole = head.correlations
+    monkeypatch.setattr(head, "correlations", lambda some: asked.append(some) or whole(some))
+    assert torch.equal(head.solve(), expected) and len(asked) == 3
+    head.gamma1 = head.gamma2 = 1.0
+    head.sums[3], head.moments[3] = 0.0, 1.0  # every pair of features is fully correlated
+    with pytest.raises(EverlearnError, match="the covariance of class 3 cannot be inverted"):
+        head.solve()
+    assert torch.equal(head.factors, expected)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from everlearn.errors import ContractError, EverlearnError
+from everlearn.errors import ContractError, EverlearnError, EverlearnWarning
 from everlearn.heads import ridge
 from everlearn.heads.ridge import LAMBDAS, Ridge, held_out_errors
 
@@ -231,7 +231,7 @@ def test_singular_statistics_are_solved_with_a_warning():
     head.grow(2)
     head.add(torch.tensor([[1.0, 1, 0], [2, 2, 0]]), torch.tensor([0, 1]))
     head.lambda_.fill_(0)
-    with pytest.warns(UserWarning, match="singular"):
+    with pytest.warns(EverlearnWarning, match="singular"):
         assert torch.isfinite(head.solve()).all()
 
 

@@ -1,13 +1,14 @@
 """Memories: uniform inclusion, exact resume, and what a parameter carries as it grows."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, EverlearnWarning
 from everlearn.heads.linear import Linear
 from everlearn.memory.memory import Memory
 from everlearn.memory.per_parameter import PerParameter
@@ -192,6 +193,16 @@ def test_an_example_larger_than_the_whole_budget_takes_the_place_of_no_other(pol
         assert memory.examples().ids == even(0, 8).ids
         memory.add(Examples(["x" * 150], torch.tensor([0]), ["half"]))  # this one may be kept, in place of some
         assert memory.stored_bytes() <= 200
+
+
+def test_a_budget_that_suffices_for_no_example_is_told():
+    memory = Memory(5, bytes=19)
+    with pytest.warns(EverlearnWarning, match=r"19 bytes hold no example, and the smallest has 20: give a larger"):
+        memory.add(even(0, 4))
+    with warnings.catch_warnings(action="error"):
+        memory.add(NO_EXAMPLES)
+        for most, room in ((0, 19), (5, 0), (5, 20)):  # nothing is wanted, or there is room
+            Memory(most, bytes=room).add(even(0, 4))
 
 
 def test_the_tighter_of_two_budgets_holds():

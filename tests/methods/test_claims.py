@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from everlearn import backbones, methods
+from everlearn import backbones, engine, methods
 from everlearn.backbones.tiny import TinyBackbone
 from everlearn.batches import Batches
 from everlearn.features import FeatureStore, using_store
@@ -16,7 +16,7 @@ from everlearn.fisher import diagonal_fisher
 from everlearn.method import Method
 from everlearn.seeds import seeded
 from everlearn.streams.stream import Examples, Stream
-from everlearn.testing import session, toy_stream
+from everlearn.testing import session, tiny_pair, toy_stream
 
 
 def learn(name: str, stream: Stream, **settings) -> Method:
@@ -62,6 +62,49 @@ def test_what_an_encoder_of_bfloat16_gives_alone_is_forgotten_too(tmp_path, name
         for row in range(0, 60, 4):
             method.forget(train[[row]])
     assert int(method.head.counts.sum()) == 65
+
+
+@pytest.mark.parametrize(("name", "settings"), [("simplecil", {}), ("lda", {}), ("klda", {"rff": 40, "members": 2}),
+                                                ("ranpac", {"width": 40, "first_session": False}), ("logistic", {}),
+                                                ("knn", {})])  # fmt: skip
+def test_a_model_that_has_learned_nothing_takes_all_that_another_has_learned(name: str, settings: dict) -> None:
+    stream = toy_stream(tasks=2)
+    learned = learn(name, stream, **settings)
+    nothing, neither = (methods.get(name)(backbones.load("tiny"), **settings) for _ in range(2))
+    nothing.merge(neither)
+    learned.merge(nothing)
+    nothing.merge(learned)
+    assert nothing.task.class_names == learned.task.class_names == stream.class_names
+    inputs = stream[0].test.inputs
+    assert torch.equal(nothing.predict(inputs), learned.predict(inputs))
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+@pytest.mark.parametrize("name", ["gdumb", "joint", "icarl", "slca", "cofima", "esn", "proof", "prompt_fusion"])
+def test_a_task_whose_examples_have_all_been_taken_out_teaches_nothing(name: str, empty: int) -> None:
+    cls = methods.get(name)
+    whole = toy_stream(cls.tags.inputs[0], per_class=4)
+    method = cls(tiny_pair() if "two towers" in cls.tags.needs else backbones.load("tiny"), epochs=1)
+    for task in whole.without(whole[empty].train.ids):
+        engine.learn(method, task)
+    scores = method.predict(whole[2].test.inputs)
+    assert scores.shape == (12, 6) and not scores.isnan().any()
+
+
+SKIPPING = [
+    ("task_adapters", {}), ("dual_prompt", {}), ("dap", {}), ("esn", {"length": 2}), ("l2p", {"diversify": "mask"}),
+    ("lae", {}), ("cofima", {}), ("aper", {}), ("ranpac", {"width": 40}), ("hat", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings"), SKIPPING)
+def test_tasks_that_are_left_out_do_not_count(name: str, settings: dict) -> None:
+    stream = toy_stream(tasks=4, per_class=4)
+    some, first = (methods.get(name)(backbones.load("tiny"), epochs=1, **settings) for _ in range(2))
+    for number, task in enumerate((stream[1], stream[3])):
+        assert engine.learn(some, task).task.index == number
+        engine.learn(first, replace(task, index=number))
+        assert torch.equal(some.predict(task.test.inputs), first.predict(task.test.inputs))
 
 
 def test_the_copy_that_aper_trains_in_full_has_no_dropout() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from everlearn import backbones
+from everlearn.backbones.tiny import TinyBackbone
 from everlearn.engine import learn
 from everlearn.heads.stages import Stages, lifted, vote
 from everlearn.methods import ESN
@@ -23,6 +24,12 @@ def learned(stream, **settings) -> ESN:
     for task in stream:
         learn(method, task)
     return method
+
+
+def test_states_of_any_width_are_divided_into_equal_heads() -> None:
+    method = ESN(TinyBackbone(width=200), length=3)
+    method.begin_task(toy_stream()[0].sealed())
+    assert method.head[0].attention.attention.num_heads == 2 and method.predict(["a sofa"]).shape == (1, 2)
 
 
 def by_hand(stages: list[list[float]], temperatures: list[float]) -> int:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from everlearn import backbones, methods
+from everlearn.backbones.tiny import TinyBackbone
 from everlearn.engine import learn
 from everlearn.errors import EverlearnError
 from everlearn.method import Method
@@ -39,6 +40,12 @@ def test_a_new_block_changes_no_bit_of_the_old_scores(layer: str, blocks: str) -
         for parameter in method.blocks[-1].parameters():
             parameter.add_(0.1)
     assert not torch.allclose(method.predict(inputs)[:, :4], before)
+
+
+def test_states_of_any_width_are_divided_into_equal_heads() -> None:
+    method = methods.get("extra_layers")(TinyBackbone(width=200), layer="transformer")
+    method.begin_task(toy_stream()[0].sealed())
+    assert method.blocks[0].self_attn.num_heads == 2 and method.predict(["a sofa"]).shape == (1, 2)
 
 
 @pytest.mark.parametrize(("layer", "blocks"), FORMS)

@@ -156,6 +156,11 @@ def test_an_online_stream_is_pruned_within_its_one_pass():
     assert method.prune_at == round(0.75 * learning.step) and method.owned_shares() == [0.25]
 
 
+def test_packnet_refuses_an_insertion_that_has_nothing_to_share_out():
+    with pytest.raises(EverlearnError, match=r"method\.train: packnet shares out weights, and ssf has none"):
+        methods.get("packnet")(backbones.load("tiny"), train="ssf")
+
+
 def test_packnet_refuses_more_tasks_than_a_byte_can_tell():
     method = methods.get("packnet")(backbones.load("tiny"))
     method.heads.extend(torch.nn.Linear(1, 1) for _ in range(FREE))

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot, pad
 from everlearn import backbones, methods
 from everlearn.engine import END, Learning, Listener, learn
 from everlearn.fisher import diagonal_fisher, example_gradients
-from everlearn.losses import cross_entropy
+from everlearn.losses import cross_entropy, quadratic_penalty
 from everlearn.method import Method
 from everlearn.methods import EWC, MAS, SI, FeatureDistillation
 from everlearn.optimizer_step import OptimizerStep
@@ -226,6 +226,21 @@ def test_the_penalty_holds_what_is_important_from_the_second_task_on(name: str) 
         return float((after_first.importance["head.weight"] * change.square()).sum())
 
     assert moved(held) < 0.2 * moved(free)
+
+
+@pytest.mark.parametrize("name", ["ewc", "mas", "si"])
+def test_in_the_first_task_no_pass_over_the_weights_looks_for_what_is_important(name, monkeypatch) -> None:
+    passes = []
+
+    def counted(*given):
+        passes.append(method.task.index)
+        return quadratic_penalty(*given)
+
+    monkeypatch.setattr(f"everlearn.methods.{name}.quadratic_penalty", counted)
+    method = methods.get(name)(backbones.load("tiny"), epochs=1, batch_size=16)
+    for task in toy_stream(tasks=2):
+        learn(method, task)
+    assert set(passes) == {1}
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])

@@ -109,15 +109,16 @@ def test_er_ace_answers_the_classes_of_the_newest_task(input: str) -> None:
         assert (method.predict(task.test.inputs).argmax(1) == task.test.labels).float().mean() > 0.8
 
 
+@pytest.mark.parametrize("limit", [{"memory_size": 20}, {"memory_size": None, "memory_bytes": 1000}])
 @pytest.mark.parametrize("policy", ["reservoir", "balanced"])
-def test_er_ace_replays_the_memory_as_the_task_will_leave_it(policy: str) -> None:
+def test_er_ace_replays_the_memory_as_the_task_will_leave_it(policy: str, limit: dict[str, Any]) -> None:
     stream = toy_stream()
-    method: ERACE = begun("er_ace", stream, memory_size=20, replay_batch_size=20, policy=policy)
+    method: ERACE = begun("er_ace", stream, replay_batch_size=20, policy=policy, **limit)
     held, batches = method.memory.examples().ids, method.batches(stream[1].for_learning())
     drawn = method.replayed(batches[0])
     assert method.memory.examples().ids == held and set(drawn.labels.tolist()) == {0, 1, 2, 3}
     method.end_task(stream[1].for_learning())
-    er = learned("er", stream, 2, memory_size=20, policy=policy)
+    er = learned("er", stream, 2, policy=policy, **limit)
     assert sorted(drawn.ids) == sorted(method.memory.examples().ids) == sorted(er.memory.examples().ids)
 
 
@@ -294,6 +295,11 @@ def test_gdumb_reads_its_memory_in_epochs_where_the_stream_is_online() -> None:
     stream = toy_stream(kind="online")
     method: GDumb = begun("gdumb", stream, memory_size=16, epochs=3)
     assert len(method.batches(stream[1].for_learning())) == 3 * 16 // 8
+
+
+def test_gdumb_refuses_a_memory_that_holds_no_example() -> None:
+    with pytest.raises(EverlearnError, match=r"method\.memory_bytes: 9 bytes hold no example.*give more"):
+        learned("gdumb", toy_stream(), memory_bytes=9)
 
 
 # -- feature_replay ------------------------------------------------------------------------------------

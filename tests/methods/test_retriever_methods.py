@@ -15,6 +15,7 @@ from everlearn.errors import EverlearnError
 from everlearn.memory.drift_log import DriftLog
 from everlearn.methods import QDC, Finetune, Interpolate, Joint, PromptRetriever, TaskAdapters
 from everlearn.metrics.retrieval import nearest
+from everlearn.retrieval.negatives import mined
 from everlearn.testing.toy import toy_stream
 
 STREAM = toy_stream(goal="ranking")
@@ -204,6 +205,25 @@ def test_the_model_before_is_a_copy_and_not_a_view() -> None:
     learn(method, STREAM[0])
     assert torch.equal(method.embedded_before(QUERIES, "query"), untouched)
     assert not torch.allclose(method.embed(QUERIES, "query"), untouched)
+
+
+@pytest.mark.parametrize("side", ["query", "both"])
+@pytest.mark.parametrize("name", ["qdc", "l2r"])
+def test_the_model_before_reads_documents_as_the_method_did(name: str, side: str) -> None:
+    method = methods.get(name)(backbones.load("tiny"), train="lora", side=side, epochs=2, lr=0.03, negatives=1)
+    learn(method, STREAM[0])
+    queries, documents, space = (
+        method.embed(QUERIES, "query"),
+        method.embed(DOCUMENTS, "document"),
+        method.document_space(),
+    )
+    method.begin_task(STREAM[1].sealed())
+    assert torch.allclose(method.before.embed(QUERIES, "query"), queries, atol=1e-6)
+    assert torch.allclose(method.before.embed(DOCUMENTS, "document"), documents, atol=1e-6)
+    assert method.before.document_space() == space
+    found = method.supported(STREAM[1]) if name == "l2r" else method.batches(STREAM[1]).examples
+    candidates = mined(method, STREAM[1].train, most=method.candidates if name == "l2r" else 1)
+    assert all(set(own) <= set(all_) for own, all_ in zip(found.negatives, candidates.negatives, strict=True))
 
 
 def test_without_compensation_old_spaces_are_not_reached() -> None:
