@@ -127,7 +127,8 @@ def write_whole(file: Path, data: str | bytes, *, flush: bool = True) -> None:
             flush_to_disk(temporary)
         os.replace(temporary, file)
     except OSError as error:
-        error.filename = str(file)  # the one that the user knows
+        if error.filename is not None:
+            error.filename = str(file)  # the one that the user knows
         raise
     finally:
         with suppress(OSError):

@@ -206,6 +206,7 @@ def test_ewc_fisher_is_the_closed_form_of_a_softmax() -> None:
 def test_ewc_penalty_is_quadratic_around_the_last_task() -> None:
     stream = toy_stream()
     method = learn("ewc", replace(stream, tasks=stream.tasks[:1]), fisher_examples=4, strength=2.0, epochs=2)
+    method.begin_task(stream[1].sealed())
     batch = stream[0].train
     at_anchor = method.loss(batch).item()
     plain = torch.nn.functional.cross_entropy(method.head(method.backbone(batch.inputs)), batch.labels).item()
