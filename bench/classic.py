@@ -13,10 +13,10 @@ the files of these four in FOLDER; Amazon and Yelp have the same five classes. A
 same command goes on with a stopped one, and other sizes and methods are added to the page.
 
 Methods that keep examples run with every size of memory, the others once; the sizes above are about 2, 5 and 10
-examples of a class. Settings are those of the recipes. With --train lora the rate of the insertion is the method's own, because
-the one of the recipe was chosen for all weights. Written to docs/results/classic_STREAM.md, or classic_STREAM_lora.md:
-all methods with the middle memory, then those that replay with each memory, and the paired difference of `der_pp` and
-`er`.
+examples of a class. Settings are those of the recipes. With --train lora the rate of the insertion is the method's
+own, because the one of the recipe was chosen for all weights. Written to docs/results/classic_STREAM.md, or
+classic_STREAM_lora.md: all methods with the middle memory, then those that replay with each memory, and the paired
+difference of `der_pp` and `er`.
 """
 
 from __future__ import annotations
