@@ -176,7 +176,8 @@ class _Anchored(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.pull * (2 * gradient), None, None
+        pull, ctx.pull = ctx.pull, None  # changed in place, so there is one backward pass: it is as large as the model
+        return pull.mul_(2 * gradient), None, None
 
 
 def sparsemax(scores: Tensor, dim: int = -1) -> Tensor:

@@ -47,6 +47,21 @@ def same(one: Method, other: Method) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_end_task_has_the_memory_of_gradients_and_optimizer_for_itself() -> None:
+    found: list[Any] = []
+
+    class Watch(Listener):
+        def fitted(self, learning: Learning) -> None:
+            found.append((learning.optimizer_step, [name for name, p in trained.items() if p.grad is not None]))
+
+    method = built("ewc")
+    learning = learn(method, STREAM[0])
+    trained = method.trained()
+    assert learning.step == learning.steps > 0
+    learn(method, STREAM[1], Watch())
+    assert found == [(None, [])]
+
+
 # -- the Fisher information ----------------------------------------------------------------------
 def logistic() -> tuple[EWC, Examples, Tensor, Tensor]:
     """A linear softmax on fixed features (n, width), whose probabilities (n, classes) are not all alike."""
