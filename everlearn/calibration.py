@@ -18,6 +18,7 @@ from torch import Tensor
 
 from everlearn.evaluation import CHUNK
 from everlearn.method import Method
+from everlearn.progress import Progress
 from everlearn.seeds import derived_seed
 from everlearn.streams.inputs import Input
 from everlearn.streams.stream import NO_EXAMPLES, Examples, Task
@@ -65,10 +66,13 @@ def draw(examples: Examples, counts: dict[int, int], random: np.random.Generator
     return sorted(row for label, rows in of_label.items() for row in random.permutation(rows)[: counts[label]].tolist())
 
 
-def scores_of(method: Method, inputs: Sequence[Input]) -> Tensor:
+def scores_of(method: Method, inputs: Sequence[Input], progress: bool = False) -> Tensor:
     """The method's scores (n, classes) in float32 on the CPU, without gradient."""
-    with torch.no_grad():
-        parts = [method.predict(inputs[start : start + CHUNK]) for start in range(0, len(inputs), CHUNK)]
+    parts = []
+    with torch.no_grad(), Progress(len(inputs), "answering", progress, always=False) as bar:
+        for start in range(0, len(inputs), CHUNK):
+            parts.append(method.predict(inputs[start : start + CHUNK]))
+            bar.advance(len(parts[-1]))
     return torch.cat(parts).float().cpu() if parts else torch.empty(0, len(method.task.class_names))
 
 

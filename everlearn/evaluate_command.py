@@ -39,7 +39,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # of libraries
         from everlearn.model import load
 
-        scores = load(directory, method=args.method).evaluate(args.data, **given)
+        scores = load(directory, method=args.method).evaluate(args.data, progress=True, **given)
     if args.json:
         print(json.dumps(scores, indent=1))
     else:

@@ -12,8 +12,7 @@ import difflib
 import io
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,9 +23,8 @@ from torch import Tensor
 from everlearn import active
 from everlearn.backbones.backbone import Backbone
 from everlearn.errors import DataError, EverlearnError, printable, shown
-from everlearn.features import default_store
 from everlearn.files import write_whole
-from everlearn.listeners import Bar
+from everlearn.listeners import encoding
 from everlearn.model import Model, load
 from everlearn.schemas.results import read_results
 from everlearn.streams.cells import BadCell, as_id, as_image, as_label, as_text, is_missing
@@ -134,7 +132,7 @@ def ask(
     strategy = strategy or active.default(model is not None, max(len(known), _learned(model)))
     active.check(strategy, budget, has_model=model is not None)
     probabilities, agreements, guesses = None, tuple[float, ...](), [("", "")] * len(pool)
-    with _encoding(progress):
+    with encoding(progress):
         features = _features(model or backbone, [*pool, *known])
         if model is not None:
             probabilities = torch.from_numpy(model.predict_proba(pool))
@@ -253,24 +251,6 @@ def _agreements(model: Model, pool: Sequence[Input], guesses: Sequence[str]) -> 
     earlier = [load(model.directory, method=cls, version=number) for number in numbers[:-1]]
     of_each = [*(one.predict(pool) for one in earlier), guesses]
     return tuple(active.agreement(before, after) for before, after in pairwise(of_each))
-
-
-@contextmanager
-def _encoding(progress: bool) -> Iterator[None]:
-    """Inside the block a progress bar shows how far the feature store is."""
-    bar = Bar("encoding", progress)
-
-    def show(done: int, total: int) -> None:
-        bar.show(done, total)
-        if done == total:
-            bar.close()
-
-    default_store().on_progress = show
-    try:
-        yield
-    finally:
-        default_store().on_progress = None
-        bar.close()
 
 
 def _write(out: Path, column: str, rows: Sequence[tuple[str, ...]]) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from everlearn.engine import Learning, Listener
+from everlearn.features import default_store
 from everlearn.files import append_lines
 from everlearn.progress import Progress
 
@@ -18,8 +21,8 @@ BATCH = 50  # steps whose losses are written together: asking an accelerator for
 class Bar(Listener):
     """A progress bar that appears with the first step."""
 
-    def __init__(self, label: str, enabled: bool) -> None:
-        self.label, self.enabled = label, enabled
+    def __init__(self, label: str, enabled: bool, always: bool = True) -> None:
+        self.label, self.enabled, self.always = label, enabled, always
         self.bar: Progress | None = None
 
     def __enter__(self) -> Bar:
@@ -31,7 +34,7 @@ class Bar(Listener):
     def show(self, done: int, total: int, text: str = "") -> None:
         """Show how many steps are done."""
         if self.bar is None:
-            self.bar = Progress(total, self.label, self.enabled, done)
+            self.bar = Progress(total, self.label, self.enabled, done, self.always)
             self.bar.__enter__()
         self.bar.text = text
         self.bar.show(done)
@@ -48,6 +51,24 @@ class Bar(Listener):
 
     def fitted(self, learning: Learning) -> None:
         self.close()
+
+
+@contextmanager
+def encoding(progress: bool) -> Iterator[None]:
+    """Inside the block a progress bar shows how far the feature store is."""
+    store, bar = default_store(), Bar("encoding", progress, always=False)
+
+    def show(done: int, total: int) -> None:
+        bar.show(done, total)
+        if done == total:
+            bar.close()
+
+    store.on_progress = show
+    try:
+        yield
+    finally:
+        store.on_progress = None
+        bar.close()
 
 
 class Log(Listener):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from everlearn import backbones, checkpoint, methods, setfit_folder, versions
-from everlearn.calibration import probabilities
+from everlearn.calibration import probabilities, scores_of
 from everlearn.config import check_arguments
 from everlearn.errors import EverlearnError, as_word
 from everlearn.method import Method, Role
@@ -72,21 +72,27 @@ class Model:
         """
         return [self.class_names[k] for k in self._scores(inputs).argmax(1).tolist()]
 
-    def predict_proba(self, inputs: Sequence[Input]) -> np.ndarray:
+    def predict_proba(self, inputs: Sequence[Input], *, progress: bool = False) -> np.ndarray:
         """The probabilities of the classes (n, classes), which sum to 1: softmax(scores / temperature).
 
         Of the answers given with a probability of 0.8, about 80 in 100 are right on data like that of the training,
-        because the temperature was fitted on examples that were not learned. The report shows how closely."""
-        return probabilities(self._scores(inputs), self.temperature).numpy()
+        because the temperature was fitted on examples that were not learned. The report shows how closely.
+
+        Args:
+            progress: whether to show a progress bar.
+        """
+        return probabilities(self._scores(inputs, progress), self.temperature).numpy()
 
     def evaluate(
-        self, data: str | Path | Stream | Sequence[Record], *, skip_bad_rows: bool = False, **columns: str | None
-    ) -> dict[str, Any]:
+        self, data: str | Path | Stream | Sequence[Record], *, skip_bad_rows: bool = False, progress: bool = False,
+        **columns: str | None,
+    ) -> dict[str, Any]:  # fmt: skip
         """Scores on labelled examples that the model has not learned. Nothing is learned or written.
 
         Args:
             data: as for `update`. Where rows are of the split test, these alone are scored.
             skip_bad_rows, columns: as for `update`.
+            progress: whether to show a progress bar.
 
         Returns:
             `version`, `data`, `examples`, `accuracy`, `expected_calibration_error` (by how much the probabilities of
@@ -108,7 +114,8 @@ class Model:
         from everlearn.scores import scores_on
 
         needed, learned = _to_read(self.columns, _by_role(columns, "an evaluation"))
-        scores = scores_on(self.method.task, self.predict_proba, data, needed, learned, BadRows(skip_bad_rows))
+        answer = partial(self.predict_proba, progress=progress)
+        scores = scores_on(self.method.task, answer, data, needed, learned, BadRows(skip_bad_rows))
         return {"version": self.version, **scores}
 
     def update(
@@ -195,13 +202,12 @@ class Model:
         """Embeddings (n, width) of documents, float32, to be put into an index (`everlearn.Index`)."""
         return self.embed(documents, "document")
 
-    def _scores(self, inputs: Sequence[Input]) -> torch.Tensor:
+    def _scores(self, inputs: Sequence[Input], progress: bool = False) -> torch.Tensor:
         inputs = listed(inputs)
         if not self.class_names:
             raise EverlearnError("a retrieval model has no classes to predict: use embed, or on the command line "
                                  "everlearn index create and everlearn index search")  # fmt: skip
-        with torch.no_grad():
-            scores = self.method.predict(inputs).float().cpu()
+        scores = scores_of(self.method, inputs, progress)
         is_whole = not scores.isnan().any() and bool((scores.isfinite().any(1) & (scores < math.inf).all(1)).all())
         if scores.shape != (len(inputs), len(self.class_names)) or not is_whole:  # -inf is a class that is ruled out
             raise EverlearnError(f"the model gives scores {tuple(scores.shape)} for {len(inputs)} inputs and "

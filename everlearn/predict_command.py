@@ -57,7 +57,7 @@ def run_predict(args: argparse.Namespace) -> int:
             raise EverlearnError(f"{args.input} has no row that can be answered: {': '.join(bad.rows[0])}")
         if (found := kind(inputs[0])) != learned:
             raise EverlearnError(f"{args.input} holds {found}s, but the model in {args.directory} learned {learned}s")
-        scores = loaded.predict_proba(inputs)
+        scores = loaded.predict_proba(inputs, progress=True)
     names, best = loaded.class_names, scores.argmax(axis=1)
     rows = [(id_, names[k], float(row[k]), row) for id_, k, row in zip(ids, best, scores, strict=True)]
     if args.json:

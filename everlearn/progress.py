@@ -27,6 +27,7 @@ class Progress:
         total: number of steps.
         label: what is in progress, for example "task 3 of 10".
         done: how many steps were done before.
+        always: whether an outermost bar leaves its line also where it took less than a second.
 
     >>> with Progress(2, "task 1 of 1", enabled=False) as bar:
     ...     bar.advance(2, "loss 0.3")
@@ -38,8 +39,8 @@ class Progress:
     ended: ClassVar[threading.Event]
     said: ClassVar[float]
 
-    def __init__(self, total: int, label: str, enabled: bool = True, done: int = 0) -> None:
-        self.total, self.label, self.enabled = total, printable(label), enabled
+    def __init__(self, total: int, label: str, enabled: bool = True, done: int = 0, always: bool = True) -> None:
+        self.total, self.label, self.enabled, self.always = total, printable(label), enabled, always
         self.done, self.before, self.text = done, done, ""
 
     def __enter__(self) -> Progress:
@@ -93,7 +94,7 @@ class Progress:
         elif not Progress.active:
             Progress.ended.set()
         seconds = time.monotonic() - self.started
-        if kind is None and (not Progress.active or seconds >= 1):
+        if kind is None and (seconds >= 1 or (self.always and not Progress.active)):
             _to_stderr(f"{self.label}: {duration(seconds)}" + (f", {self.text}" if self.text else ""))
         if not Progress.active:
             Progress.display = None

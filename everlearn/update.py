@@ -19,7 +19,7 @@ from everlearn.evaluation import supports
 from everlearn.files import regular, sha256_of
 from everlearn.held_out import KEEP, HeldOut
 from everlearn.interrupts import Interrupted
-from everlearn.listeners import Bar
+from everlearn.listeners import Bar, encoding
 from everlearn.locks import alone
 from everlearn.method import Method
 from everlearn.schemas.values import check_names
@@ -60,7 +60,7 @@ def learn_version(
     """
     if isinstance(data, Stream):
         check_names((data.name, *data.class_names))
-    with alone(folder, versions.UPDATING):
+    with alone(folder, versions.UPDATING), encoding(progress):
         number = versions.current(folder)
         try:
             method, saved = restore()

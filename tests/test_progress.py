@@ -7,9 +7,14 @@ import time
 
 import pytest
 
-from everlearn import cli
+from everlearn import backbones, cli, methods
+from everlearn.engine import learn
+from everlearn.features import default_store
+from everlearn.listeners import encoding
+from everlearn.model import Model
 from everlearn.progress import Progress
 from everlearn.run_table import final_table
+from everlearn.testing import toy_stream
 
 OPTIONS = ["--method", "simplecil", "--stream", "digits", "--tasks", "5", "--backbone", "tiny"]
 
@@ -65,3 +70,43 @@ def test_only_json_goes_to_standard_output(monkeypatch, capsys, tmp_path):
     worst = min(results["per_class"], key=lambda score: score["recall"])
     told = f"lowest recall in %: {worst['name']} {100 * worst['recall']:.1f}, "
     assert told in capsys.readouterr().out
+
+
+def test_a_model_says_how_far_it_is_with_its_answers_where_they_take_long(monkeypatch, capsys):
+    method = methods.get("simplecil")(backbones.load("tiny"))
+    learn(method, toy_stream()[0])
+    model, texts = Model(method), ["a cup of tea"] * 2500
+    expected = model.predict_proba(texts, progress=True)
+    assert capsys.readouterr().err == ""  # it was quick
+    answer, now = method.predict, [0.0]
+    monkeypatch.setattr("everlearn.progress.time.monotonic", lambda: now[0])
+
+    def slow(inputs, task=None):
+        now[0] += 10
+        return answer(inputs, task)
+
+    monkeypatch.setattr(type(method), "predict", staticmethod(slow))
+    assert (model.predict_proba(texts, progress=True) == expected).all()
+    assert capsys.readouterr().err.splitlines() == [
+        "answering: 1,024 of 2,500 (10.0 s, about 14.4 s left)",
+        "answering: 2,048 of 2,500 (20.0 s, about 4.4 s left)",
+        "answering: 30.0 s",
+    ]
+    model.predict_proba(texts)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_the_feature_store_encodes_is_told_where_it_takes_long(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("everlearn.progress.time.monotonic", lambda: now[0])
+    with encoding(progress=True):
+        told = default_store().on_progress
+        for seconds in (0.1, 20):
+            for done in (0, 2048, 3000):
+                told(done, 3000)
+                now[0] += seconds
+    assert default_store().on_progress is None
+    assert capsys.readouterr().err.splitlines() == [
+        "encoding: 2,048 of 3,000 (20.0 s, about 9.3 s left)",
+        "encoding: 40.0 s",
+    ]
