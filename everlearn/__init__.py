@@ -11,9 +11,28 @@ if os.name != "posix":
                       "processes as POSIX does: on Windows run it in WSL")  # fmt: skip
 
 __version__ = "0.1.0"
-__all__ = ["Examples", "Index", "Method", "Stream", "Task", "compare", "load", "resume", "run", "tune"]
+__all__ = [
+    "Examples", "Index", "Method", "Stream", "Task", "backbones", "compare", "distillation", "engine", "heads", "load",
+    "methods", "metrics", "model", "peft", "report", "resume", "retrieval", "run", "streams", "testing", "tune",
+    "versions",
+]  # fmt: skip
 
 if TYPE_CHECKING:
+    from everlearn import (
+        backbones,
+        distillation,
+        engine,
+        heads,
+        methods,
+        metrics,
+        model,
+        peft,
+        report,
+        retrieval,
+        streams,
+        testing,
+        versions,
+    )
     from everlearn.comparison import compare
     from everlearn.method import Method
     from everlearn.model import load
@@ -31,4 +50,6 @@ def __getattr__(name: str) -> Any:
     # torch is imported with the first name that needs it, so `everlearn --help` answers at once.
     if name in _HOMES:
         return getattr(importlib.import_module(f"everlearn.{_HOMES[name]}"), name)
+    if name in __all__:  # a module, which need not be imported before it is named
+        return importlib.import_module(f"everlearn.{name}")
     raise AttributeError(f"module 'everlearn' has no attribute '{name}'")

@@ -6,11 +6,15 @@ Deferred imports and those for type checkers count too: a circle that Python doe
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import everlearn
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "everlearn"
@@ -111,3 +115,11 @@ def test_a_circle_is_found(tmp_path):
     for name, content in {"__init__": "", **circled}.items():
         (package / f"{name}.py").write_text(content)
     assert set(circle(graph(package))) == {"pack.a", "pack.b", "pack.c"}
+
+
+def test_what_messages_and_pages_name_is_there_after_one_import():
+    names = sorted(everlearn.__all__)
+    code = f"import everlearn; print(*(hasattr(everlearn, name) for name in {names})); everlearn.nonsense"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert {"streams", "versions", "testing"} < set(names) and found.stdout.split() == ["True"] * len(names)
+    assert found.stderr.splitlines()[-1] == "AttributeError: module 'everlearn' has no attribute 'nonsense'"
