@@ -188,6 +188,8 @@ def test_a_vit_without_a_class_token_pools_as_timm_does(tmp_path, name):
     timm = pytest.importorskip("timm")
     from safetensors.torch import save_file
 
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
     model = timm.create_model(name, num_classes=0, img_size=32).eval()
     assert model.cls_token is None
     save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
