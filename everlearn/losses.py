@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from everlearn.memory.per_parameter import PerParameter
 from everlearn.metrics.retrieval import comparable
 
 
@@ -135,49 +133,6 @@ def _similarities(queries: Tensor, documents: Tensor, similarity: str) -> Tensor
     """(n, m) cosines, at an inverse temperature of 20, or dot products, at 1."""
     scale = 20.0 if similarity == "cosine" else 1.0
     return scale * comparable(queries, similarity) @ comparable(documents, similarity).T
-
-
-def quadratic_penalty(
-    parameters: Iterable[tuple[str, Tensor]],
-    anchor: PerParameter | Mapping[str, Tensor],
-    importance: PerParameter | Mapping[str, Tensor] | None = None,
-) -> Tensor:
-    """Σ importance · (parameter − anchor)²: keeps important weights near their old values (EWC, SI, MAS).
-
-    A parameter whose term is zero gets no gradient, and not one of zero, with which the optimizer would let it decay: a
-    weight that the rest of the loss does not reach stays as it is.
-
-    Args:
-        parameters: (name, tensor) pairs, as from `named_parameters()`; those without an anchor are free.
-        anchor: the values to stay near, by name.
-        importance: of the same shapes; 1 everywhere by default.
-
-    >>> at, weight = {"w": torch.zeros(2)}, {"w": torch.tensor([1.0, 0.5])}
-    >>> float(quadratic_penalty([("w", torch.tensor([2.0, 2.0]))], at, weight))
-    6.0
-    """
-    terms = [_Anchored.apply(value, anchor[name], None if importance is None else importance[name])
-             for name, value in parameters if name in anchor]  # fmt: skip
-    sizes = torch.stack(terms).tolist() if terms else []  # of all at once, as a GPU makes each look wait
-    pulling = [term for term, size in zip(terms, sizes, strict=True) if size != 0]
-    return torch.stack(pulling).sum() if pulling else torch.zeros((), requires_grad=True)
-
-
-class _Anchored(torch.autograd.Function):
-    """Σ importance · (value − anchor)², whose gradient is computed in the forward pass: this halves the number of
-    passes over the parameters, which dominate the cost of a step of EWC."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, anchor: Tensor, importance: Tensor | None) -> Tensor:
-        drift = value - anchor
-        ctx.pull = drift if importance is None else importance * drift
-        return torch.dot(ctx.pull.flatten(), drift.flatten())
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        pull, ctx.pull = ctx.pull, None  # changed in place, so there is one backward pass: it is as large as the model
-        return pull.mul_(2 * gradient), None, None
 
 
 def sparsemax(scores: Tensor, dim: int = -1) -> Tensor:

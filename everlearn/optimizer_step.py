@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,12 +12,16 @@ import torch
 from torch import nn
 
 from everlearn.errors import EverlearnError
+from everlearn.memory.per_parameter import PerParameter
 from everlearn.streams.stream import Examples
+
+OfWeights = PerParameter | Mapping[str, torch.Tensor]
+"""A tensor for each parameter, of its shape, by its name."""
 
 
 class OptimizerStep:
     """One step of the optimizer. Call it with the loss; or, to change gradients in between, call
-    `backward(loss)` and then `apply()`.
+    `backward(loss)` and then `apply()`. A penalty on the weights themselves is added in between by `add_penalty`.
 
     Args:
         optimizer: a class of optimizers. groups: the parameters. lr: the learning rate of groups without one.
@@ -53,15 +57,59 @@ class OptimizerStep:
 
     def backward(self, loss: torch.Tensor, *, add: bool = False) -> None:
         """Set the gradients from the loss, a scalar; or add them to those that are there."""
-        if not torch.isfinite(loss):
-            ids = list(self.batch.ids[:5]) if self.batch is not None else []
-            raise EverlearnError(
-                f"the loss is {loss.item()} at a batch with the records {', '.join(map(str, ids))}…: the last "
-                "checkpoint is untouched; lower the learning rate (--method.lr) or look at these records"
-            )
+        self._check(loss)
         if not add:
             self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+
+    @torch.no_grad()
+    def add_penalty(
+        self, strength: float, parameters: Mapping[str, nn.Parameter], anchor: OfWeights,
+        importance: OfWeights | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Add to the gradients those of strength · Σ importance · (parameter − anchor)², which keeps important weights
+        near their old values (EWC, SI, MAS, L2-SP).
+
+        As a part of the loss it would keep a graph as large as the model beside the activations of the batch. Here it
+        takes one tensor of the size of one parameter, after `backward`, when the activations are gone.
+
+        A parameter whose term is zero gets no gradient, and not one of zero, with which the optimizer would let it
+        decay: a weight that the loss does not reach stays as it is.
+
+        Args:
+            parameters: by name; those without an anchor are free.
+            anchor: the values to stay near, by name.
+            importance: of the same shapes; 1 everywhere by default.
+
+        Returns:
+            The penalty, a scalar.
+
+        Raises:
+            EverlearnError: the penalty is NaN or infinite.
+
+        >>> weight = nn.Parameter(torch.tensor([2.0, 2.0]))
+        >>> step = OptimizerStep(torch.optim.SGD, [{"params": [weight]}], lr=0.5, clip=None)
+        >>> held = {"anchor": {"w": torch.zeros(2)}, "importance": {"w": torch.tensor([1.0, 0.5])}}
+        >>> step.add_penalty(2.0, {"w": weight}, **held), weight.grad
+        (tensor(12.), tensor([8., 4.]))
+        """
+        penalty = torch.zeros((), device=next(iter(parameters.values())).device)
+        for name, parameter in parameters.items():
+            if name not in anchor:
+                continue
+            drift = parameter - anchor[name]
+            gradient = torch.zeros_like(drift) if parameter.grad is None else parameter.grad
+            if importance is None:
+                gradient.add_(drift, alpha=2 * strength)
+                term = strength * drift.square_().sum()
+            else:
+                gradient.addcmul_(drift, importance[name], value=2 * strength)
+                term = strength * torch.dot(drift.square_().flatten(), importance[name].flatten())
+            penalty += term
+            if parameter.grad is None and term != 0:
+                parameter.grad = gradient
+        self._check(penalty)
+        return penalty
 
     def apply(self) -> None:
         """Change the weights by the gradients, and the learning rate as the schedule says."""
@@ -88,6 +136,15 @@ class OptimizerStep:
             with torch.no_grad():
                 for parameter, values in zip(trained, kept, strict=True):
                     parameter.copy_(values)
+
+    def _check(self, loss: torch.Tensor) -> None:
+        """Refuse a loss that is not a number."""
+        if not torch.isfinite(loss):
+            ids = list(self.batch.ids[:5]) if self.batch is not None else []
+            raise EverlearnError(
+                f"the loss is {loss.item()} at a batch with the records {', '.join(map(str, ids))}…: the last "
+                "checkpoint is untouched; lower the learning rate (--method.lr) or look at these records"
+            )
 
     def _trained(self) -> list[torch.Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -272,8 +272,8 @@ def test_ewc_on_lora_costs_what_lora_costs():
     assert trained[1] == trained[0] < trained[2] / 10
     sizes = [sum(t.numel() for t in method_state(method).values()) for method in (lora, ewc, full)]
     assert sizes[1] == 3 * sizes[0] and sizes[1] < sizes[2] / 10  # weights, anchor and Fisher of what is trained
-    assert all(name.startswith(("deltas.", "head.")) for name in ewc.fisher)
-    assert all(value.abs().sum() > 0 for name, value in ewc.fisher.items() if name.endswith((".b", "weight")))
+    assert all(name.startswith(("deltas.", "head.")) for name in ewc.importance)
+    assert all(value.abs().sum() > 0 for name, value in ewc.importance.items() if name.endswith((".b", "weight")))
 
 
 @pytest.mark.parametrize("train", ["head", "lora", "houlsby", "prefix", "deep_prompt", "ssf", "full"])

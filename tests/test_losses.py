@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from everlearn.losses import cross_entropy, distillation, multiple_negatives_ranking, quadratic_penalty
-from everlearn.memory.per_parameter import PerParameter
+from everlearn.losses import cross_entropy, distillation, multiple_negatives_ranking
 
 torch.set_num_threads(1)
 
@@ -101,34 +100,3 @@ def test_losses_agree_with_finite_differences():
         for each, slope in zip(loss(point), slopes, strict=True):  # of the loss of each example
             (gradient,) = torch.autograd.grad(each, point, retain_graph=True)
             assert torch.allclose(gradient.flatten(), slope, atol=1e-7)
-
-
-def test_quadratic_penalty_and_its_gradient():
-    layer = torch.nn.Linear(3, 2)
-    anchor, fisher = PerParameter(), PerParameter()
-    for memory in (anchor, fisher):
-        memory.grow(layer.named_parameters())
-    for name, value in layer.named_parameters():
-        anchor[name], fisher[name] = value, torch.rand_like(value)
-    assert quadratic_penalty(layer.named_parameters(), anchor, fisher) == 0
-    with torch.no_grad():
-        layer.weight += 2
-    layer.extra = torch.nn.Parameter(torch.ones(1))  # learned later: free
-    loss = quadratic_penalty(layer.named_parameters(), anchor, fisher)
-    loss.backward()
-    assert float(loss.detach()) == pytest.approx(4 * float(fisher["weight"].sum()), rel=1e-5)
-    assert torch.allclose(layer.weight.grad, 4 * fisher["weight"], atol=1e-5)
-    assert quadratic_penalty([], anchor, fisher) == 0
-
-
-def test_quadratic_penalty_gives_no_gradient_to_what_it_does_not_pull():
-    layer = torch.nn.Linear(3, 2)
-    anchor = {name: value.detach().clone() for name, value in layer.named_parameters()}
-    quadratic_penalty(layer.named_parameters(), anchor).backward()  # nothing has moved
-    assert layer.weight.grad is None and layer.bias.grad is None
-    with torch.no_grad():
-        layer.weight += 2
-        layer.bias += 2
-    importance = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
-    quadratic_penalty(layer.named_parameters(), anchor, importance).backward()
-    assert torch.allclose(layer.weight.grad, torch.full((2, 3), 4.0)) and layer.bias.grad is None

@@ -105,7 +105,7 @@ class Ours(shared.Batches):
         for task in stream:
             learn(self.method, task, self)
             self.answers.append(shared.answered(self.method, stream, task.index))
-            self.fishers.append({key: value.clone() for key, value in getattr(self.method, "fisher", {}).items()})
+            self.fishers.append({key: value.clone() for key, value in getattr(self.method, "importance", {}).items()})
 
     def _listen_to_the_memory(self) -> None:
         draw = self.method.replayed

@@ -32,6 +32,8 @@ class PerParameter(Stateful):
             if not parameter.requires_grad:
                 continue
             old = self[name] if name in self else parameter.detach().new_zeros([0] * parameter.dim())
+            if old.shape == parameter.shape:
+                continue
             more = [new - had for new, had in zip(parameter.shape, old.shape, strict=True)]
             self[name] = pad(old, [size for extra in reversed(more) for size in (0, extra)])
 
@@ -46,7 +48,11 @@ class PerParameter(Stateful):
         return value
 
     def __setitem__(self, name: str, value: Tensor) -> None:
-        self.register_buffer(_key(name), value.detach().clone())
+        old = self._buffers.get(_key(name))
+        if old is not None and (old.shape, old.dtype, old.device) == (value.shape, value.dtype, value.device):
+            old.copy_(value.detach())  # in its place, because new tensors beside the old ones leave holes in the memory
+        else:
+            self.register_buffer(_key(name), value.detach().clone())
 
     def update(self, values: Mapping[str, Tensor]) -> None:
         """Take these values, each of the shape of its parameter, by its name, as a dictionary does."""

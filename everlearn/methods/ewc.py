@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from everlearn.backbones.backbone import Backbone
 from everlearn.fisher import FisherLabels, diagonal_fisher
-from everlearn.losses import quadratic_penalty
-from everlearn.memory.per_parameter import PerParameter
-from everlearn.method import Tags
-from everlearn.methods.finetune import Finetune
+from everlearn.methods.anchored import Anchored
 from everlearn.settings import Count, Share, Strength
-from everlearn.streams.stream import Examples, Task
+from everlearn.streams.stream import Task
 
 
-class EWC(Finetune):
+class EWC(Anchored):
     """Overcoming catastrophic forgetting in neural networks. Kirkpatrick, Pascanu, Rabinowitz et al.,
     PNAS 2017, https://arxiv.org/abs/1612.00796, in the online form of Schwarz et al., ICML 2018,
     https://arxiv.org/abs/1805.06370: one Fisher and one anchor, whatever the number of tasks.
@@ -47,31 +42,17 @@ class EWC(Finetune):
     10.0
     """
 
-    tags = Tags(family="regularisation", trains="backbone")
+    factor = 0.5
 
     def __init__(
         self, backbone: Backbone, *, strength: Strength = 1000.0, decay: Share = 1.0,
         fisher: FisherLabels = "sampled", fisher_examples: Count = 200, **settings: Any,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, **settings)
-        self.strength, self.decay = strength, decay
-        self.fisher_labels, self.fisher_examples = fisher, fisher_examples
-        self.fisher, self.anchor = PerParameter(), PerParameter()
-
-    def begin_task(self, task: Task) -> None:
-        super().begin_task(task)
-        # New rows of the head get importance zero: nothing holds them yet.
-        for kept in (self.fisher, self.anchor):
-            kept.grow(self.named_parameters())
-
-    def loss(self, batch: Examples) -> Tensor:
-        if self.task.index == 0:  # no weight has an F yet, and the pass over all of them takes about as long as a step
-            return super().loss(batch)
-        penalty = quadratic_penalty(self.trained().items(), self.anchor, self.fisher)
-        return super().loss(batch) + 0.5 * self.strength * penalty
+        super().__init__(backbone, strength=strength, **settings)
+        self.decay, self.fisher_labels, self.fisher_examples = decay, fisher, fisher_examples
 
     def end_task(self, task: Task) -> None:
         fisher = diagonal_fisher(self, task.train, self.fisher_examples, labels=self.fisher_labels)
         for name in fisher:
-            self.fisher[name].mul_(self.decay).add_(fisher[name])
+            self.importance[name].mul_(self.decay).add_(fisher[name])
         self.anchor.update(self.trained())

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
-from everlearn.losses import quadratic_penalty
 from everlearn.memory.per_parameter import PerParameter
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
+from everlearn.optimizer_step import OptimizerStep
 from everlearn.settings import Strength
 from everlearn.streams.stream import Examples
 
@@ -49,9 +49,12 @@ class L2SP(Finetune):
         self.anchor.update({name: p for name, p in self.trained().items() if not name.startswith("head.")})
 
     def loss(self, batch: Examples) -> Tensor:
-        loss = super().loss(batch)
-        if self.strength:  # else weights that the loss does not reach would get a gradient of zero, and decay
-            loss = loss + 0.5 * self.strength * quadratic_penalty(self.trained().items(), self.anchor)
-        if self.head_strength:
-            loss = loss + 0.5 * self.head_strength * sum(p.square().sum() for p in self.head.parameters())
-        return loss
+        squared_norm = sum(p.square().sum() for p in self.head.parameters())
+        return super().loss(batch) + 0.5 * self.head_strength * squared_norm
+
+    def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
+        loss = self.loss(batch)
+        optimizer_step.backward(loss)
+        penalty = optimizer_step.add_penalty(0.5 * self.strength, self.trained(), self.anchor)
+        optimizer_step.apply()
+        return loss.detach() + penalty

@@ -8,15 +8,12 @@ from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.fisher import example_gradients
-from everlearn.losses import quadratic_penalty
-from everlearn.memory.per_parameter import PerParameter
-from everlearn.method import Tags
-from everlearn.methods.finetune import Finetune
+from everlearn.methods.anchored import Anchored
 from everlearn.settings import Count, Strength
-from everlearn.streams.stream import Examples, Task
+from everlearn.streams.stream import Task
 
 
-class MAS(Finetune):
+class MAS(Anchored):
     """Memory Aware Synapses: Learning what (not) to forget. Aljundi, Babiloni, Elhoseiny, Rohrbach & Tuytelaars,
     ECCV 2018, https://arxiv.org/abs/1711.09601
 
@@ -40,24 +37,9 @@ class MAS(Finetune):
     1.0
     """
 
-    tags = Tags(family="regularisation", trains="backbone")
-
     def __init__(self, backbone: Backbone, *, strength: Strength = 1.0, examples: Count = 200, **settings: Any) -> None:
-        super().__init__(backbone, **settings)
-        self.strength, self.examples = strength, examples
-        self.importance, self.anchor = PerParameter(), PerParameter()
-
-    def begin_task(self, task: Task) -> None:
-        super().begin_task(task)
-        # New rows of the head get importance zero: nothing holds them yet.
-        for kept in (self.importance, self.anchor):
-            kept.grow(self.named_parameters())
-
-    def loss(self, batch: Examples) -> Tensor:
-        if self.task.index == 0:  # no weight has an Omega yet, and the pass over all of them takes long
-            return super().loss(batch)
-        penalty = quadratic_penalty(self.trained().items(), self.anchor, self.importance)
-        return super().loss(batch) + self.strength * penalty
+        super().__init__(backbone, strength=strength, **settings)
+        self.examples = examples
 
     def end_task(self, task: Task) -> None:
         def squared_norm(scores: Tensor, row: int) -> list[tuple[float, Tensor]]:

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
-from everlearn.losses import quadratic_penalty
 from everlearn.memory.per_parameter import PerParameter
-from everlearn.method import Tags
-from everlearn.methods.finetune import Finetune
+from everlearn.methods.anchored import Anchored
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.settings import Factor, Strength
 from everlearn.streams.stream import Examples, Task
 
 
-class SI(Finetune):
+class SI(Anchored):
     """Continual Learning Through Synaptic Intelligence. Zenke, Poole & Ganguli, ICML 2017,
     https://arxiv.org/abs/1703.04200
 
@@ -45,18 +43,13 @@ class SI(Finetune):
     0.001
     """
 
-    tags = Tags(family="regularisation", trains="backbone")
-
     def __init__(self, backbone: Backbone, *, strength: Strength = 1.0, xi: Factor = 1e-3, **settings: Any) -> None:
-        super().__init__(backbone, **settings)
-        self.strength, self.xi = strength, xi
-        self.importance, self.path, self.anchor = PerParameter(), PerParameter(), PerParameter()
+        super().__init__(backbone, strength=strength, **settings)
+        self.xi, self.path = xi, PerParameter()
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        # New rows of the head get importance zero: nothing holds them yet.
-        for kept in (self.importance, self.path):
-            kept.grow(self.named_parameters())
+        self.path.grow(self.named_parameters())
         self.anchor.update(self.trained())
 
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
@@ -65,15 +58,12 @@ class SI(Finetune):
         optimizer_step.backward(loss)
         before = {name: (parameter.grad.clone(), parameter.detach().clone())
                   for name, parameter in trained.items() if parameter.grad is not None}  # fmt: skip
-        if self.task.index > 0:  # before, no weight has an Omega
-            penalty = self.strength * quadratic_penalty(trained.items(), self.anchor, self.importance)
-            optimizer_step.backward(penalty, add=True)
-            loss = loss + penalty
+        loss = loss.detach() + self.hold(optimizer_step)
         optimizer_step.apply()
         with torch.no_grad():
             for name, (gradient, value) in before.items():
                 self.path[name].addcmul_(gradient, value.sub_(trained[name]))
-        return loss.detach()
+        return loss
 
     def end_task(self, task: Task) -> None:
         with torch.no_grad():

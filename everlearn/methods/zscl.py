@@ -14,7 +14,7 @@ from everlearn.backbones.backbone import Backbone
 from everlearn.backbones.image_text import ImageText, as_pair
 from everlearn.errors import EverlearnError
 from everlearn.heads.zero_shot import ZeroShot
-from everlearn.losses import distillation, quadratic_penalty
+from everlearn.losses import distillation
 from everlearn.memory.before import Before
 from everlearn.merge import ema_step
 from everlearn.method import Method, Tags
@@ -121,12 +121,15 @@ class ZSCL(Method):
 
     def loss(self, batch: Examples) -> Tensor:
         loss = super().loss(batch)
-        if self._reference is not None:
-            loss = loss + self.strength * self._drift(self._reference)
-        return loss + self.pull * quadratic_penalty(self.weights.items(), self.before.weights()) if self.pull else loss
+        return loss if self._reference is None else loss + self.strength * self._drift(self._reference)
 
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
-        loss = super().step(batch, optimizer_step)
+        loss = self.loss(batch)
+        optimizer_step.backward(loss)
+        loss = loss.detach()
+        if self.pull:
+            loss = loss + optimizer_step.add_penalty(self.pull, self.weights, self.before.weights())
+        optimizer_step.apply()
         done = optimizer_step.number + 1
         if self.every and (done % self.every == 0 or done == self.steps):
             others = -(-done // self.every)  # weights that are in the mean already
