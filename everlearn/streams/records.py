@@ -129,23 +129,32 @@ def of_split(records: list[Record], split: str) -> list[Record]:
 
 
 def with_ids(records: list[Record], bad: BadRows) -> list[Record]:
-    """The records, each with its own id. A record with a repeated id is a bad row.
+    """The records, each with its own id. A record with an id that its file has already is a bad row.
 
     A record without an id gets the name of its file and its row as id, or the whole path and the row if two files
-    have the same name.
+    have the same name. Many files number their rows from 0: where a file has an id of an earlier file, all of its ids
+    get its name in front.
+
+    >>> records = [Record("tea", "drink", "0", "train.csv", 2), Record("a sofa", "furniture", "0", "test.csv", 2)]
+    >>> [record.id for record in with_ids(records, BadRows(skip=False))]
+    ['0', 'test.csv:0']
     """
     names = {file: Path(file).name for file in {record.file for record in records}}
     paths = Counter(names.values())
+    first_with = {record.id: record.file for record in reversed(records)}
+    numbered_again = {record.file for record in records if record.id and first_with[record.id] != record.file}
 
-    def default_id(record: Record) -> str:
+    def own_id(record: Record) -> str:
+        if record.id and record.file not in numbered_again:
+            return record.id
         name = names[record.file]
-        return f"{name if paths[name] == 1 else record.file}:{record.row}"
+        return f"{name if paths[name] == 1 else record.file}:{record.id or record.row}"
 
     seen: dict[str, Record] = {}
     for record in records:
-        record = record if record.id else replace(record, id=default_id(record))
-        first = seen.setdefault(record.id, record)
-        if first is not record:
-            cause = f"the id '{record.id}' is already used at {first.place}"
+        own = replace(record, id=own_id(record))
+        first = seen.setdefault(own.id, own)
+        if first is not own:
+            cause = f"the id '{record.id or own.id}' is already used at {first.place}"
             bad.add(record.place, cause, "give each record its own id, or name another column with id_column")
     return list(seen.values())

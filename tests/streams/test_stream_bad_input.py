@@ -220,3 +220,15 @@ def test_domain_incremental_needs_a_domain_in_every_row(tmp_path):
     path.write_text("text,label,domain\n" + "".join(f"t{i},a,{'x' if i != 5 else ''}\n" for i in range(9)))
     assert "line 7: no domain" in refusal(path, kind="domain-incremental")
     assert "line 7: no domain" in streams.load(str(path), kind="domain-incremental", skip_bad_rows=True).notes[0]
+
+
+def test_two_files_may_number_their_rows_alike(tmp_path):
+    for part in ("train", "test"):
+        rows = [f"{row},{part} {row},{'ab'[row % 2]}\n" for row in range(6)]
+        (tmp_path / f"{part}.csv").write_text("id,text,label\n" + "".join(rows))
+    task = streams.load(str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv"), tasks=1)[0]
+    assert sorted(task.train.ids) == list("012345")
+    assert sorted(task.test.ids) == [f"test.csv:{row}" for row in range(6)]
+    (tmp_path / "test.csv").write_text("id,text,label\n0,x,a\n7,y,b\n7,z,b\n")
+    with pytest.raises(DataError, match=r"line 4: the id '7' is already used at .*test.csv, line 3"):
+        streams.load(str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv"), tasks=1)
