@@ -10,7 +10,8 @@
 FOLDER holds NAME_train.parquet and NAME_test.parquet. texts4 is AG News, DBpedia, Amazon and Yelp, a task each, from
 the files of these four in FOLDER; Amazon and Yelp have the same five classes. A seed decides the order of the classes
 (not that of the four sets), which examples are learned, and what a method draws. Finished runs are not repeated, so the
-same command goes on with a stopped one, and other sizes and methods are added to the page.
+same command goes on with a stopped one, and other sizes and methods are added to the page; nor are those that
+docs/results/runs/classic_STREAM.jsonl keeps, except with --again.
 
 Methods that keep examples run with every size of memory, the others once; the sizes above are about 2, 5 and 10
 examples of a class. Settings are those of the recipes. With --train lora the rate of the insertion is the method's
@@ -29,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from common import command, machines, store_features, tuning_gain, write_page
-from families import finished, judged_by_name, mean, points, recipe, spread
+from families import judged_by_name, mean, points, recipe, spread
 from families import stream as stream_of
+from kept_runs import finished, keep, missing
 
 from everlearn import compare, methods, streams
 from everlearn.formats import ranged
@@ -46,6 +48,9 @@ METHODS = (
     "ewc", "si", "mas", "lwf", "l2_sp", "feature_distillation",
     "packnet", "hat", "piggyback",
 )  # fmt: skip
+BESIDE = ("methods", "seeds", "again", "data", "out")
+"""Options that select which runs a call makes, but do not change the runs themselves."""
+
 FOUR = ("agnews", "dbpedia14", "amazon", "yelp")
 
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,6 +67,7 @@ PARSER.add_argument("--tasks", type=int, default=10)
 PARSER.add_argument("--train-per-class", type=int, default=30)
 PARSER.add_argument("--test-per-class", type=int)
 PARSER.add_argument("--seeds", default="0,1,2")
+PARSER.add_argument("--again", action="store_true", help="also learn what is kept, with the present settings")
 PARSER.add_argument("--out", type=Path, help="a folder for the runs; a temporary one by default")
 
 
@@ -75,13 +81,20 @@ def main() -> None:
         store_features(streams.load(**varied(stream(args), seed)), args.backbone)
         for size in sizes:
             names = [name for name in args.methods.split(",") if keeps(name) or size == sizes[len(sizes) // 2]]
-            learn(args, names, size, seed, folder)
+            if not args.again:
+                names = missing(page(args), label(args, size), seed, names)
+            if names:
+                learn(args, names, size, seed, folder)
         write(args, folder, sizes)
 
 
 def keeps(name: str) -> bool:
     """Whether a method keeps examples, so that a size of the memory makes a difference."""
     return bool({"memory_size", "memory_bytes"} & set(arguments(methods.get(name))))
+
+
+def page(args: argparse.Namespace) -> str:
+    return f"classic_{args.stream}{'' if args.train == 'full' else '_lora'}"
 
 
 def label(args: argparse.Namespace, size: int) -> str:
@@ -136,7 +149,9 @@ def joined(data: Path, folder: Path) -> Path:
 
 def write(args: argparse.Namespace, folder: Path, sizes: list[int]) -> None:
     """Write the page from all finished runs."""
-    by_size = {size: finished(folder, label(args, size)) for size in sizes}
+    sets = finished(page(args), [label(args, size) for size in sizes], folder)
+    by_size = dict(zip(sizes, sets.values(), strict=True))
+    seeds = sorted({run["seed"] for rows in by_size.values() for runs in rows.values() for run in runs})
     middle = sizes[len(sizes) // 2]
     rows = by_size[middle]
     first = next(iter(rows.values()))[0]
@@ -145,9 +160,9 @@ def write(args: argparse.Namespace, folder: Path, sizes: list[int]) -> None:
     what = "all weights" if args.train == "full" else "LoRA, where a method may choose"
     lines = [
         f"# {args.stream}: replay, regularisation and isolation", "",
-        f"Measured with `{command(PARSER, args, ('out', 'seeds', 'methods', 'data'))}`: {len(first['tasks'])} tasks, "
+        f"Measured with `{command(PARSER, args, BESIDE)}`: {len(first['tasks'])} tasks, "
         f"{first['backbone']}, {what}, {args.steps} steps in a task, at most {args.train_per_class} training examples "
-        f"per class, seeds {args.seeds}; {machines(run for runs in rows.values() for run in runs)}. "
+        f"per class, seeds {', '.join(map(str, seeds))}; {machines(run for runs in rows.values() for run in runs)}. "
         "Mean ± 95 % interval.", "",
         f"## All methods, with {middle:,} {unit}", "",
         "| method | seeds | final | old | new | gate | forgetting proper | general | tuning | stored, MB | seconds |",
@@ -172,7 +187,8 @@ def write(args: argparse.Namespace, folder: Path, sizes: list[int]) -> None:
             gap = differences([both["der_pp"]], both["er"]).get(0)
             told = f"{conclusion(gap)} ({points(gap)})"
         lines.append(f"| {size:,} | {' | '.join(cells)} | {told} |")
-    write_page(f"classic_{args.stream}{'' if args.train == 'full' else '_lora'}", lines)
+    write_page(page(args), lines)
+    keep(page(args), sets)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,15 @@
 FOLDER holds NAME_train.parquet and NAME_test.parquet. For vit-tiny, EVERLEARN_WEIGHTS names the folder of its
 weights. Each seed has its own class order (1993 for seed 0, 1994 for seed 1, …), its own drawn examples and its
 own seed of the methods. The features of the frozen encoder are stored before anything is learned, so the seconds of no
-method hold them. Finished runs are not repeated, so the same command continues a stopped one. Writes
-docs/results/STREAM.md and STREAM.svg, and for CLINC150 the table of README: means with 95 % intervals over seeds,
-the gate, seconds, stored bytes and trained parameters, and below the table whether the published ordering holds, by
-the paired differences of the seeds.
+method hold them. Finished runs are not repeated, so the same command continues a stopped one; nor are those that
+docs/results/runs/STREAM.jsonl keeps, except with --again. Writes docs/results/STREAM.md and STREAM.svg, and for
+CLINC150 the table of README: means with 95 % intervals over seeds, the gate, seconds, stored bytes and trained
+parameters, and below the table whether the published ordering holds, by the paired differences of the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 from inspect import signature
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, command, machines, store_features, tuning_gain, write_page
+from kept_runs import Rows, finished, keep, missing
 
 from everlearn import compare, methods, streams
 from everlearn.comparison import select
@@ -52,7 +52,7 @@ ORDERING = [
 IN_README = ("joint", "ranpac", "slca", "lda", "simplecil", "coda_prompt", "er", "ewc", "frozen", "finetune")
 """The ten methods of README's table, from the page of CLINC150: references, and the best known of each family."""
 
-BESIDE = ("methods", "out")
+BESIDE = ("methods", "again", "out")
 """Options that select which runs a call makes, but do not change the runs themselves."""
 
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,6 +66,7 @@ PARSER.add_argument("--tasks", type=int, default=10)
 PARSER.add_argument("--train-per-class", type=int, default=30)
 PARSER.add_argument("--test-per-class", type=int)
 PARSER.add_argument("--seeds", default="0")
+PARSER.add_argument("--again", action="store_true", help="also learn what is kept, with the present settings")
 PARSER.add_argument("--out", type=Path, default=Path("runs/families"))
 
 
@@ -73,32 +74,31 @@ def main() -> None:
     args = PARSER.parse_args()
     for seed in map(int, args.seeds.split(",")):
         folder, section = args.out / f"{args.stream}-seed{seed}", varied(stream(args), seed)
+        names = [str(name) for name in select(args.methods)]
+        if not args.again:
+            names = missing(args.stream, args.stream, seed, names)
+        if not names:
+            continue
         store_features(streams.load(**section), args.backbone)
-        for run in compare(chosen(args), section, backbone=args.backbone, out=folder, seed=seed,
+        for run in compare(chosen(args, names), section, backbone=args.backbone, out=folder, seed=seed,
                            recipe=args.recipes, progress=True, jobs=default_jobs()):  # fmt: skip
             if "error" in run:
                 print(f"{run['method']} failed: {run['error']}")
-    write(args, finished(args.out, args.stream))
+    sets = finished(args.stream, [args.stream], args.out)
+    write(args, sets[args.stream])
+    keep(args.stream, sets)
 
 
-def chosen(args: argparse.Namespace) -> list[dict[str, Any]]:
+def chosen(args: argparse.Namespace, names: list[str]) -> list[dict[str, Any]]:
     """The method sections; with --epochs, every method that trains gets this number of epochs."""
     sections: list[dict[str, Any]] = []
-    for name in map(str, select(args.methods)):
+    for name in names:
         trains = args.epochs and "epochs" in signature(methods.get(name)).parameters
         sections.append({"name": name, "epochs": args.epochs} if trains else {"name": name})
     return sections
 
 
-def finished(folder: Path, name: str) -> dict[str, list[dict[str, Any]]]:
-    """All finished runs on the stream, also those of earlier calls: the seeds of each method."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for file in sorted(folder.glob(f"{name}-seed*/*/results.json")):
-        rows.setdefault(file.parent.name, []).append(json.loads(file.read_text(encoding="utf-8")))
-    return rows
-
-
-def judged_by_name(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Judged]:
+def judged_by_name(rows: Rows) -> dict[str, Judged]:
     """What is judged of each method.
 
     Raises:
@@ -123,7 +123,7 @@ def stream(args: argparse.Namespace) -> dict[str, Any]:
     return settings | {"tasks": args.tasks}
 
 
-def write(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> None:
+def write(args: argparse.Namespace, rows: Rows) -> None:
     """Write docs/results/STREAM.md and STREAM.svg."""
     order = sorted(rows, key=lambda method: -mean(rows[method], "final_accuracy"))
     judged = judged_by_name(rows)
@@ -194,7 +194,7 @@ def tested(limits: dict[str, Any]) -> str:
     return f"and {most} test " if most else ""
 
 
-def settings_of(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> str:
+def settings_of(args: argparse.Namespace, rows: Rows) -> str:
     """The source of the settings of the runs, and their epochs where these differ from the recipes."""
     told, collections = set(), set()
     for name, runs in rows.items():
@@ -227,7 +227,7 @@ def points(gap: Interval | None) -> str:
     return f"{100 * gap.mean:+.1f}{f' ± {100 * gap.half:.1f}' if gap.half is not None else ''} points{half}"
 
 
-def draw(file: Path, rows: dict[str, list[dict[str, Any]]], order: list[str]) -> None:
+def draw(file: Path, rows: Rows, order: list[str]) -> None:
     """Draw final accuracy against seconds, one point per method."""
     import matplotlib
 
