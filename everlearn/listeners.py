@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,14 +54,17 @@ class Bar(Listener):
 
 
 @contextmanager
-def encoding(progress: bool) -> Iterator[None]:
-    """Inside the block a progress bar shows how far the feature store is."""
+def encoding(progress: bool, pause: Callable[[], None] | None = None) -> Iterator[None]:
+    """Inside the block a progress bar shows how far the feature store is; `pause` is called between two chunks that it
+    encodes, and may raise: what was encoded is kept."""
     store, bar = default_store(), Bar("encoding", progress, always=False)
 
     def show(done: int, total: int) -> None:
         bar.show(done, total)
         if done == total:
             bar.close()
+        elif pause is not None:
+            pause()
 
     store.on_progress = show
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from everlearn.features import default_store
 from everlearn.files import append_lines, rewrite_lines
 from everlearn.held_out import KEEP, HeldOut
 from everlearn.interrupts import Interrupted, Stop
-from everlearn.listeners import Bar, Clock, Log
+from everlearn.listeners import Bar, Clock, Log, encoding
 from everlearn.method import Method
 from everlearn.presentations import FILE, Presentations
 from everlearn.progress import Progress
@@ -252,23 +252,12 @@ class Session(Listener):
     # -- stopping ------------------------------------------------------------------------------
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Inside the block Ctrl-C saves and stops, also between two chunks that the feature store encodes."""
-        store, bar = default_store(), Bar("encoding", self.progress)
-
-        def encoded(done: int, total: int) -> None:
-            bar.show(done, total)
-            if done == total or self.stop.asked:
-                bar.close()
-            if done < total:
-                self._stop_if_asked()  # what was encoded is kept: the resumed run finds it in the store
-
-        with self.stop.on_ctrl_c() as is_main_thread:
-            store.on_progress = encoded if is_main_thread else None
-            try:
-                yield
-            finally:
-                store.on_progress = None
-                bar.close()
+        """Inside the block Ctrl-C saves and stops, also while the feature store encodes."""
+        with (
+            self.stop.on_ctrl_c() as is_main_thread,
+            encoding(self.progress, self._stop_if_asked) if is_main_thread else nullcontext(),
+        ):
+            yield
 
     def _stop_if_asked(self) -> None:
         if self.stop.asked:
