@@ -21,11 +21,21 @@ class TaskResult(TypedDict):
     test: Count
 
 
-class ReliabilityBin(TypedDict):
+class _Bin(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
     examples: Count
     confidence: Score | None
     accuracy: Score | None
+
+
+def _filled(one: Any) -> Any:
+    """A bin has a confidence and an accuracy where it has examples."""
+    if one["examples"] and None in (one["confidence"], one["accuracy"]):
+        raise ValueError("a bin of the calibration has examples, but no confidence or accuracy")
+    return one
+
+
+ReliabilityBin = Annotated[_Bin, AfterValidator(_filled)]
 
 
 class Calibration(TypedDict):
@@ -36,7 +46,7 @@ class Calibration(TypedDict):
     fitted_on: Count
     expected_calibration_error: Score
     without_temperature: Score
-    bins: list[ReliabilityBin]
+    bins: Annotated[list[ReliabilityBin], Field(min_length=1)]
 
 
 class ClassResult(TypedDict):

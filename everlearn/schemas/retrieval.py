@@ -35,6 +35,8 @@ class LostQuery(TypedDict):
 Pairing = Literal[
     "old queries, old index", "old queries, new index", "new queries, old index", "new queries, new index"
 ]
+OfPairings = Annotated[dict[Pairing, Score], Field(min_length=4)]
+"""A score of each of the four."""
 
 
 class DomainResult(TypedDict):
@@ -45,18 +47,26 @@ class DomainResult(TypedDict):
     documents: Count
     queries: Count
     moved: bool
-    ndcg: dict[Pairing, Score]
-    recall: dict[Pairing, Score]
+    ndcg: OfPairings
+    recall: OfPairings
 
 
-class QueryScores(TypedDict):
-    """nDCG@10 of every test query of a domain."""
+def _of_each(scores: Any) -> Any:
+    if not len(scores["ids"]) == len(scores["when_learned"]) == len(scores["at_the_end"]):
+        raise ValueError("the scores are not those of as many queries")
+    return scores
 
+
+class _Scores(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
     task: str
     ids: list[str]
     when_learned: list[Score]
     at_the_end: list[Score]
+
+
+QueryScores = Annotated[_Scores, AfterValidator(_of_each)]
+"""nDCG@10 of every test query of a domain."""
 
 
 class Judged(TypedDict):
