@@ -29,6 +29,7 @@ def test_a_fitted_solution_is_the_method_of_that_head(solution: str, name: str, 
     inputs = toy_stream(tasks=2)[1].test.inputs
     joint, same = learned("joint", solution=solution), learned(name, **settings)
     assert torch.equal(joint.predict(inputs), same.predict(inputs))
+    assert len(joint.memory) == 0  # what the head keeps is enough
 
 
 def test_lp_ft_begins_as_the_linear_probe() -> None:

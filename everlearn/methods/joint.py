@@ -122,8 +122,9 @@ class Joint(Finetune):
         self.head.bias[present] = offset.to(self.head.bias)
 
     def end_task(self, task: Task) -> None:
-        columns = {"domain": torch.full((len(task.train),), task.index)} if task.goal == "ranking" else {}
-        self.memory.add(self._pairs(task), **columns)
-        if self.solution in FITTED:
+        if self.solution in FITTED:  # the head keeps what it needs of the data
             self.head.add(self.embed(task.train.inputs), self.labels(task.train))
             self.head.solve()
+            return
+        columns = {"domain": torch.full((len(task.train),), task.index)} if task.goal == "ranking" else {}
+        self.memory.add(self._pairs(task), **columns)
