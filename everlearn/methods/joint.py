@@ -49,7 +49,7 @@ class Joint(Finetune):
 
     Args:
         backbone: a pre-trained encoder.
-        solution: how all data are learned.
+        solution: how all data are learned; "lp", "ridge" and "lda" train no encoder, whatever `train` says.
         negatives: where documents are ranked, hard negatives a pair, mined once by the pre-trained model among the
             documents of the pair's domain (`everlearn.retrieval.negatives`).
         settings: those of `finetune`.
