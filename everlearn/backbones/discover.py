@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from everlearn.backbones.backbone import Backbone, Block
 from everlearn.backbones.precision import has_bfloat16
-from everlearn.errors import EverlearnError, one_line
+from everlearn.errors import EverlearnError, EverlearnWarning, one_line, printable
 from everlearn.peft.delta import Site
 
 # The names that the models of transformers and timm use for the same part.
@@ -53,16 +54,31 @@ class Discovered(Backbone):
         return next((norm for norm in found if isinstance(norm, nn.Module)), None)
 
     def check_forward(self, prepared: Any, where: object) -> None:
-        """Try the model on one input, so that files that do not fit together are noticed when they are loaded.
+        """Try the model on one input, so that files that do not fit together are noticed when they are loaded. A model
+        whose code mixes precisions fails in bfloat16 (DeBERTa): it computes in float32, which a warning says.
 
         Raises:
             EverlearnError: it fails, it has fewer or more tokens than its input, or its feature has another size or is
                 not finite.
         """
         remedy = "the files describe a model that cannot run; copy them again, or take another model"
-        with one_line(where, remedy), self.inference():
-            hidden = self.hidden(prepared)
-            feature, found, tokens = self.pool(hidden), hidden.states.shape[1], self.mask(prepared).shape[1]
+
+        def answer() -> tuple[torch.Tensor, int]:
+            with self.inference():
+                hidden = self.hidden(prepared)
+                return self.pool(hidden), hidden.states.shape[1]
+
+        with one_line(where, remedy):
+            tokens = self.mask(prepared).shape[1]
+            try:
+                feature, found = answer()
+            except RuntimeError as error:
+                if self.precision == "float32":
+                    raise
+                self.precision = self.training_precision = "float32"
+                feature, found = answer()
+                warnings.warn(f"{where}: the model cannot compute in bfloat16, so it computes in float32, which is "
+                              f"slower ({printable(error, 100)})", EverlearnWarning, stacklevel=2)  # fmt: skip
         if found != tokens:
             raise EverlearnError(f"{where}: the model has {found} tokens in its last layer for an input of {tokens}, "
                                  "as one that hides some at random: take another model")  # fmt: skip

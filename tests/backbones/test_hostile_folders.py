@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from small_models import TEXTS, png
 
 from everlearn import backbones
 from everlearn.backbones.folder import CONFIG, INDEX, WEIGHTS, ModelFolder
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, EverlearnWarning
 from everlearn.peft import folder as adapters
 from everlearn.peft.interop import load, save
 from everlearn.peft.targets import matching, of_layer, targets
@@ -333,6 +334,19 @@ def test_a_text_encoder_that_reads_the_padding_is_refused(copy_of):
     ConvBertModel(ConvBertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
                                  vocab_size=55, max_position_embeddings=40)).save_pretrained(folder)  # fmt: skip
     assert "a model of the type convbert gives a text another feature beside a longer text" in refused(folder)
+
+
+def test_a_text_encoder_that_fails_in_bfloat16_computes_in_float32(copy_of):
+    from transformers import DebertaConfig, DebertaModel
+
+    folder = copy_of("bert")
+    DebertaModel(DebertaConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+                               vocab_size=55, max_position_embeddings=40, relative_attention=True,
+                               pos_att_type=["c2p", "p2c"])).save_pretrained(folder)  # fmt: skip
+    usual = backbones.load(str(copy_of("vit"))).precision
+    with pytest.warns(EverlearnWarning, match="computes in float32") if usual == "bfloat16" else nullcontext():
+        encoder = backbones.load(str(folder))
+    assert encoder.precision == encoder.training_precision == "float32"
 
 
 # -- weights and tokenizers ----------------------------------------------------------------------------
