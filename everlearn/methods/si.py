@@ -26,7 +26,7 @@ class SI(Anchored):
 
     The gradient in the path integral is that of the loss of the task, without the penalty; its change is that of the
     whole step. Three tensors are kept for each trained weight (Omega, path integral and w*), whatever the number of
-    tasks; a step needs two more of the same size.
+    tasks; a step needs one more of the same size.
 
     Departures: as in the released code, and not in the paper, an Omega below zero is set to zero, because it would
     reward a weight for moving away without bound. The step is that of AdamW, with its weight decay, instead of Adam.
@@ -53,17 +53,22 @@ class SI(Anchored):
         self.anchor.update(self.trained())
 
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
-        trained = self.trained()
         loss = self.loss(batch)
         optimizer_step.backward(loss)
-        before = {name: (parameter.grad.clone(), parameter.detach().clone())
-                  for name, parameter in trained.items() if parameter.grad is not None}  # fmt: skip
+        gradients = {name: p.grad.clone() for name, p in self.trained().items() if p.grad is not None}
+        self._integrate(gradients, 1)
         loss = loss.detach() + self.hold(optimizer_step)
         optimizer_step.apply()
-        with torch.no_grad():
-            for name, (gradient, value) in before.items():
-                self.path[name].addcmul_(gradient, value.sub_(trained[name]))
+        self._integrate(gradients, -1)
         return loss
+
+    @torch.no_grad()
+    def _integrate(self, gradients: dict[str, Tensor], sign: int) -> None:
+        """Add the gradients times the weights, with a sign: before a step and, with the other sign, after it, which
+        needs no copy of the weights. They are taken from w*, so that the difference loses no digits."""
+        for name, parameter in self.trained().items():
+            if name in gradients:
+                self.path[name].addcmul_(gradients[name], parameter - self.anchor[name], value=sign)
 
     def end_task(self, task: Task) -> None:
         with torch.no_grad():
