@@ -21,7 +21,7 @@ from everlearn.schemas.results import read_results
 
 DIGITS = {"name": "digits", "tasks": 2, "max_train_per_class": 4, "max_test_per_class": 2}
 WRONG = [None, -1, 0, 1.5, 1e308, float("nan"), 10**9, True, "x", [], {}, [None], ["x"], [[]], {"a": 1}]
-TRIALS = 150
+TRIALS = 100
 
 
 @pytest.mark.parametrize("method, stream", [("er", DIGITS), ("frozen", "domains4")])
