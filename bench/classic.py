@@ -11,7 +11,7 @@ FOLDER holds NAME_train.parquet and NAME_test.parquet. texts4 is AG News, DBpedi
 the files of these four in FOLDER; Amazon and Yelp have the same five classes. A seed decides the order of the classes
 (not that of the four sets), which examples are learned, and what a method draws. Finished runs are not repeated, so the
 same command goes on with a stopped one, and other sizes and methods are added to the page; nor are those that
-docs/results/runs/classic_STREAM.jsonl keeps, except with --again.
+docs/results/single_runs/classic_STREAM.jsonl keeps, except with --again.
 
 Methods that keep examples run with every size of memory, the others once; the sizes above are about 2, 5 and 10
 examples of a class. Settings are those of the recipes. With --train lora the rate of the insertion is the method's

@@ -12,7 +12,7 @@ FOLDER holds NAME_train.parquet and NAME_test.parquet. For vit-tiny, EVERLEARN_W
 weights. Each seed has its own class order (1993 for seed 0, 1994 for seed 1, …), its own drawn examples and its
 own seed of the methods. The features of the frozen encoder are stored before anything is learned, so the seconds of no
 method hold them. Finished runs are not repeated, so the same command continues a stopped one; nor are those that
-docs/results/runs/STREAM.jsonl keeps, except with --again. Writes docs/results/STREAM.md and STREAM.svg, and for
+docs/results/single_runs/STREAM.jsonl keeps, except with --again. Writes docs/results/STREAM.md and STREAM.svg, and for
 CLINC150 the table of README: means with 95 % intervals over seeds, the gate, seconds, stored bytes and trained
 parameters, and below the table whether the published ordering holds, by the paired differences of the seeds.
 """

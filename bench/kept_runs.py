@@ -1,7 +1,7 @@
 """What is kept of the finished runs of a page, so that the page can be continued on another machine.
 
-docs/results/runs/PAGE.jsonl has a line for each run: its results, without what no page shows. A page shows sets of
-runs, such as those with one size of the memory, and in each set the seeds of every method.
+docs/results/single_runs/PAGE.jsonl has a line for each run: its results, without what no page shows. A page shows sets
+of runs, such as those with one size of the memory, and in each set the seeds of every method.
 """
 
 from __future__ import annotations
@@ -78,4 +78,4 @@ def _kept(page: str) -> dict[tuple[str, str, int], Run]:
 
 
 def _file(page: str) -> Path:
-    return RESULTS / "runs" / f"{page}.jsonl"
+    return RESULTS / "single_runs" / f"{page}.jsonl"
