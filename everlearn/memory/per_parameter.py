@@ -29,11 +29,9 @@ class PerParameter(Stateful):
         """Have a tensor for each trained parameter. Entries of new parameters, and of rows or columns by which a
         parameter has grown, are zero. Call it in `begin_task`, after everything has grown."""
         for name, parameter in parameters:
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or (name in self and self[name].shape == parameter.shape):
                 continue
             old = self[name] if name in self else parameter.detach().new_zeros([0] * parameter.dim())
-            if old.shape == parameter.shape:
-                continue
             more = [new - had for new, had in zip(parameter.shape, old.shape, strict=True)]
             self[name] = pad(old, [size for extra in reversed(more) for size in (0, extra)])
 

@@ -420,3 +420,14 @@ def test_per_parameter_keeps_values_not_references_and_takes_any_name():
     twin = copy.deepcopy(anchor)
     twin["grow"] = torch.zeros(2)
     assert anchor["grow"].tolist() == [1, 1]
+
+
+def test_per_parameter_keeps_a_single_number_and_leaves_what_has_not_grown():
+    net = torch.nn.Module()
+    net.scale, net.empty = torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(torch.ones(0, 3))
+    kept = PerParameter()
+    kept.grow(net.named_parameters())
+    assert list(kept) == ["scale", "empty"] and kept["scale"] == 0
+    kept.update({"scale": net.scale})
+    kept.grow(net.named_parameters())
+    assert kept["scale"] == 2
