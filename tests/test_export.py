@@ -72,13 +72,13 @@ def test_sentence_transformers_embeds_as_the_model(method: object, goal: str, be
     assert np.array_equal(model.embed(WORDS), before)
 
 
-CLASSIFIERS = [({"name": "ewc", "train": "houlsby", "epochs": 1}, "bert", 1e-3),
-               ({"name": "ranpac", "width": 60, "first_session": False}, "vit", 1e-2)]  # fmt: skip
-"""With how far two scores may be apart: a head solved on so few images makes 0.002 of a rounding of 0.000001."""
+# Solved on so few images, a wider head of ranpac would make 0.002 of a rounding of 0.000001.
+CLASSIFIERS = [({"name": "ewc", "train": "houlsby", "epochs": 1}, "bert"),
+               ({"name": "ranpac", "width": 10, "first_session": False}, "vit")]  # fmt: skip
 
 
-@pytest.mark.parametrize("method, kind, apart", CLASSIFIERS)
-def test_onnx_answers_as_the_model(method: object, kind: str, apart: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method, kind", CLASSIFIERS)
+def test_onnx_answers_as_the_model(method: object, kind: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     (tmp_path / "encoder").mkdir()
@@ -102,8 +102,8 @@ def test_onnx_answers_as_the_model(method: object, kind: str, apart: float, tmp_
         scores, probabilities = session.run(["scores", "probabilities"], given)
         with torch.no_grad():
             expected = model.method.head(model.method.backbone.infer(inputs[:n])).float().cpu().numpy()
-        assert np.allclose(scores, expected, rtol=apart, atol=apart)
-        assert np.allclose(probabilities, model.predict_proba(inputs[:n]), atol=apart)
+        assert np.allclose(scores, expected, rtol=1e-3, atol=1e-3)
+        assert np.allclose(probabilities, model.predict_proba(inputs[:n]), atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["text", "image"])
