@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from everlearn.state import Stateful, check_saved
 
@@ -31,9 +31,10 @@ class PerParameter(Stateful):
         for name, parameter in parameters:
             if not parameter.requires_grad or (name in self and self[name].shape == parameter.shape):
                 continue
-            old = self[name] if name in self else parameter.detach().new_zeros([0] * parameter.dim())
-            more = [new - had for new, had in zip(parameter.shape, old.shape, strict=True)]
-            self[name] = pad(old, [size for extra in reversed(more) for size in (0, extra)])
+            values = torch.zeros_like(parameter, requires_grad=False)
+            if name in self:
+                values[tuple(map(slice, self[name].shape))] = self[name]
+            self[name] = values
 
     def check_saved(self, saved: dict[str, Tensor]) -> None:
         """Each tensor has the shape of its parameter, which replaying has grown it to."""
