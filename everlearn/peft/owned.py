@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,19 @@ from everlearn.state import Stateful
 
 FREE = 255
 """The owner of a weight that belongs to no task."""
+
+
+class _Seen(torch.autograd.Function):
+    """A weight as a task sees it. Comparisons are written as numbers, because `torch.where` is five times slower."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, owner: Tensor, task: int) -> Tensor:
+        ctx.owner, ctx.task = owner, task
+        return torch.le(owner, task, out=torch.empty_like(weight)).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return torch.eq(ctx.owner, ctx.task, out=torch.empty_like(gradient)).mul_(gradient), None, None
 
 
 class Owned(Stateful):
@@ -41,8 +55,8 @@ class Owned(Stateful):
 
     def forward(self, weight: Tensor) -> Tensor:
         """What the task uses, of the same shape as the weight."""
-        own = torch.where(self.owner == self.task, weight, 0.0)
-        return torch.where(self.owner < self.task, weight.detach(), own)
+        seen: Tensor = _Seen.apply(weight, self.owner, self.task)
+        return seen
 
     def claim(self, task: int) -> None:
         """Give all free weights to this task."""
