@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from everlearn.backbones.backbone import Hidden
+from everlearn.backbones.crops import Crops
 from everlearn.backbones.discover import Discovered
 from everlearn.backbones.folder import CONFIG, ModelFolder, unreadable
 from everlearn.backbones.identity import config_hash
@@ -66,22 +67,22 @@ class VisionBackbone(Discovered):
         pooling = getattr(model, "global_pool", "token") if self.is_timm else "token"
         self.settings = {"size": size, "mean": list(mean), "std": list(std), "crop": crop,
                          "resize": resize, "pooling": "cls" if pooling == "token" else pooling}  # fmt: skip
+        self._crops = Crops()
         if squash:
             self.settings["squash"] = True
         if not self.is_timm:
             self.settings["config"] = config_hash(model.config)
 
     def prepare(self, inputs: Sequence[Input]) -> torch.Tensor:
-        return torch.stack([self._pixels(item) for item in inputs]).to(self.device)
+        keep = not self.is_frozen  # features of a frozen encoder are stored, and their images are not asked for again
+        crops = [self._crops.crop(item, self._cut, keep) for item in inputs]
+        pixels = torch.from_numpy(np.stack(crops)).to(self.device).permute(0, 3, 1, 2).contiguous().float().div_(255)
+        mean, std = (pixels.new_tensor(self.settings[name])[:, None, None] for name in ("mean", "std"))
+        return pixels.sub_(mean).div_(std)
 
-    def _pixels(self, item: Input) -> torch.Tensor:
-        pixels = np.asarray(self._centre(decode(item)), dtype=np.float32) / 255
-        pixels = (pixels - np.float32(self.settings["mean"])) / np.float32(self.settings["std"])
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-
-    def _centre(self, image: Any) -> Any:
-        """The centre of the resized image, of `size` pixels in height and width."""
-        size, crop = self.settings["size"], self.settings["crop"]
+    def _cut(self, item: Input) -> np.ndarray:
+        """The centre (size, size, 3) of the resized image, with one byte a colour."""
+        image, size, crop = decode(item), self.settings["size"], self.settings["crop"]
         shorter = math.floor(size / (crop or 1.0))
         if crop is None or self.settings.get("squash"):  # all of the image, whatever its shape
             wide = high = shorter
@@ -89,7 +90,7 @@ class VisionBackbone(Discovered):
             wide, high = (int(shorter * side / min(image.size)) for side in image.size)  # rounded as torchvision does
         image = image.resize((wide, high), RESIZING.index(self.settings["resize"]))
         left, top = (round((side - size) / 2) for side in (wide, high))
-        return image.crop((left, top, left + size, top + size))
+        return np.asarray(image.crop((left, top, left + size, top + size)))
 
     def mask(self, prepared: torch.Tensor) -> torch.Tensor:
         if self.is_timm:
