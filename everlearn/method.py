@@ -203,8 +203,14 @@ class Method(nn.Module):
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
         """Learn from one batch; returns the loss, a scalar without gradient."""
         loss = self.loss(batch)
-        optimizer_step(loss)
-        return loss.detach()
+        optimizer_step.backward(loss)
+        total = loss.detach() + self.hold(optimizer_step)
+        optimizer_step.apply()
+        return total
+
+    def hold(self, optimizer_step: OptimizerStep) -> Tensor | float:
+        """Add the gradients of a penalty to those of the loss, and return it, a scalar. There is none here."""
+        return 0.0
 
     def end_task(self, task: Task) -> None:
         """What remains to do after training: prototypes, statistics, memory. `task` has no test data here."""

@@ -12,7 +12,7 @@ from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.settings import Strength
-from everlearn.streams.stream import Examples, Task
+from everlearn.streams.stream import Task
 
 
 class Anchored(Finetune):
@@ -40,13 +40,6 @@ class Anchored(Finetune):
         # New rows of the head get importance zero: nothing holds them yet.
         for kept in (self.importance, self.anchor):
             kept.grow(self.named_parameters())
-
-    def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
-        loss = self.loss(batch)
-        optimizer_step.backward(loss)
-        loss = loss.detach() + self.hold(optimizer_step)
-        optimizer_step.apply()
-        return loss
 
     def hold(self, optimizer_step: OptimizerStep) -> Tensor | float:
         """Add the penalty to the gradients, and return it: a scalar. In the first task no weight is important yet, and

@@ -52,9 +52,5 @@ class L2SP(Finetune):
         squared_norm = sum(p.square().sum() for p in self.head.parameters())
         return super().loss(batch) + 0.5 * self.head_strength * squared_norm
 
-    def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
-        loss = self.loss(batch)
-        optimizer_step.backward(loss)
-        penalty = optimizer_step.add_penalty(0.5 * self.strength, self.trained(), self.anchor)
-        optimizer_step.apply()
-        return loss.detach() + penalty
+    def hold(self, optimizer_step: OptimizerStep) -> Tensor | float:
+        return optimizer_step.add_penalty(0.5 * self.strength, self.trained(), self.anchor)

@@ -123,13 +123,11 @@ class ZSCL(Method):
         loss = super().loss(batch)
         return loss if self._reference is None else loss + self.strength * self._drift(self._reference)
 
+    def hold(self, optimizer_step: OptimizerStep) -> Tensor | float:
+        return optimizer_step.add_penalty(self.pull, self.weights, self.before.weights()) if self.pull else 0.0
+
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:
-        loss = self.loss(batch)
-        optimizer_step.backward(loss)
-        loss = loss.detach()
-        if self.pull:
-            loss = loss + optimizer_step.add_penalty(self.pull, self.weights, self.before.weights())
-        optimizer_step.apply()
+        loss = super().step(batch, optimizer_step)
         done = optimizer_step.number + 1
         if self.every and (done % self.every == 0 or done == self.steps):
             others = -(-done // self.every)  # weights that are in the mean already
