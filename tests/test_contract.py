@@ -18,7 +18,7 @@ SETTINGS: dict[str, dict] = {
     "l2_sp": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "feature_distillation": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "aper": {"epochs": 8, "batch_size": 8, "lr": 0.1},
-    "packnet": {"epochs": 8, "retraining": 2, "batch_size": 8, "lr": 1e-3},
+    "packnet": {"epochs": 10, "batch_size": 8, "lr": 1e-3},
     "piggyback": {"epochs": 8, "batch_size": 8, "lr": 1e-3},
     "dap": {"epochs": 8, "batch_size": 8, "lr": 0.01},
     "sequential": {"epochs": 8, "batch_size": 8, "lr": 0.01},

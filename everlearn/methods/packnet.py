@@ -17,7 +17,7 @@ from everlearn.peft.owned import FREE, own_weights, owned_weights
 from everlearn.peft.unified import DeltaSet, insert, rate_for
 from everlearn.peft.weight import Weight, linear_sites
 from everlearn.seeds import seeded
-from everlearn.settings import Count, HeldOut, Natural, Rate, Seed
+from everlearn.settings import Count, HeldOut, Rate, Seed
 from everlearn.streams.stream import Examples, Task
 
 
@@ -40,9 +40,8 @@ class PackNet(Routed):
         backbone: a pre-trained encoder, whose own weights stay as they are: the router reads its features.
         train: what is shared out: "full" (the weights of all linear layers) or the weights of an insertion.
         pruned: share of a task's weights that is freed in each layer.
-        epochs: passes over each task before it is pruned.
-        retraining: passes over it afterwards; of an online stream, which shows an example once, the first part is
-            learned before pruning, and the rest afterwards, in the same proportion.
+        retraining: share of a task's steps that come after pruning; in the paper, 10 of 30 epochs.
+        epochs: passes over each task.
         batch_size: examples per step.
         lr: learning rate of the weights (AdamW); by default 5e-5 for those of the encoder and 1e-3 for an insertion.
         head_lr: learning rate of the heads, for features of norm 1; it is divided by their norm.
@@ -58,7 +57,7 @@ class PackNet(Routed):
     >>> from everlearn import backbones
     >>> from everlearn.engine import learn
     >>> from everlearn.testing import toy_stream
-    >>> method = PackNet(backbones.load("tiny"), epochs=1, retraining=1, pruned=0.75)
+    >>> method = PackNet(backbones.load("tiny"), epochs=1, pruned=0.75)
     >>> _ = learn(method, toy_stream()[0])
     >>> method.owned_shares()
     [0.25]
@@ -67,13 +66,13 @@ class PackNet(Routed):
     tags = Tags(family="isolation", trains="backbone", own_weights=True, task_at_test="used")
 
     def __init__(
-        self, backbone: Backbone, *, train: str = "full", pruned: HeldOut = 0.75, epochs: Count = 20,
-        retraining: Natural = 10, batch_size: Count = 32, lr: Rate | None = None, head_lr: Rate = 0.1, seed: Seed = 0,
+        self, backbone: Backbone, *, train: str = "full", pruned: HeldOut = 0.75, retraining: HeldOut = 1 / 3,
+        epochs: Count = 30, batch_size: Count = 32, lr: Rate | None = None, head_lr: Rate = 0.1, seed: Seed = 0,
         **settings: Any,
     ) -> None:  # fmt: skip
-        super().__init__(backbone, head_lr=head_lr, epochs=epochs + retraining, batch_size=batch_size,
-                         lr=rate_for(train, lr), seed=seed, **settings)  # fmt: skip
-        self.pruned, self.before, self.prune_at = pruned, epochs / (epochs + retraining), 0
+        super().__init__(backbone, head_lr=head_lr, epochs=epochs, batch_size=batch_size, lr=rate_for(train, lr),
+                         seed=seed, **settings)  # fmt: skip
+        self.pruned, self.retraining, self.prune_at = pruned, retraining, 0
         with seeded(seed):
             self.deltas = own_parts(backbone, train)
         own_weights(self.deltas)
@@ -102,7 +101,7 @@ class PackNet(Routed):
 
     def batches(self, task: Task) -> Sequence[Examples]:
         batches = super().batches(task)
-        self.prune_at = max(1, round(self.before * len(batches)))
+        self.prune_at = max(1, round((1 - self.retraining) * len(batches)))
         return batches
 
     def step(self, batch: Examples, optimizer_step: OptimizerStep) -> Tensor:

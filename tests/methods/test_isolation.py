@@ -106,7 +106,7 @@ def test_packed_bits_come_back(size):
 
 # -- packnet ---------------------------------------------------------------------------------------
 def test_a_task_owns_its_share_of_what_was_free_in_every_layer():
-    method, _ = taught("packnet", tasks=3, pruned=0.75, retraining=2)
+    method, _ = taught("packnet", tasks=3, pruned=0.75)
     weights = list(owned_weights(method.deltas))
     assert len(weights) == 12
     for weight, owned in weights:
@@ -131,7 +131,7 @@ def test_pruning_frees_the_smallest_weights_and_the_rest_is_trained_further():
                 seen.update(weight=weight.detach().clone(), owner=owned.owner.clone())
             return loss
 
-    method = Watched(backbones.load("tiny"), pruned=0.5, **QUICK, retraining=4)
+    method = Watched(backbones.load("tiny"), pruned=0.5, **{**QUICK, "epochs": 8}, retraining=0.5)
     learn(method, toy_stream()[0])
     weight, owned = next(iter(owned_weights(method.deltas)))
     kept = seen["owner"] == 0
@@ -141,7 +141,7 @@ def test_pruning_frees_the_smallest_weights_and_the_rest_is_trained_further():
 
 
 def test_biases_are_trained_with_the_first_task_and_then_fixed():
-    method, stream = taught("packnet", retraining=1)
+    method, stream = taught("packnet")
     biases = {name: p.detach().clone() for name, p in method.deltas.named_parameters() if p.dim() == 1}
     layers = {delta.site_name: delta.site.leave.bias for delta in method.deltas}
     assert any(not torch.equal(delta.bias, layers[delta.site_name]) for delta in method.deltas)
@@ -151,7 +151,7 @@ def test_biases_are_trained_with_the_first_task_and_then_fixed():
 
 def test_an_online_stream_is_pruned_within_its_one_pass():
     stream = toy_stream(kind="online")
-    method = methods.get("packnet")(backbones.load("tiny"), epochs=3, retraining=1)
+    method = methods.get("packnet")(backbones.load("tiny"), epochs=3, retraining=0.25)
     learning = learn(method, stream[0])
     assert method.prune_at == round(0.75 * learning.step) and method.owned_shares() == [0.25]
 

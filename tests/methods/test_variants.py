@@ -26,8 +26,8 @@ VARIANTS = [
     ("lora", {"train": "full"}),
     ("extra_layers", {"layer": "transformer", "hidden": 16}), ("extra_layers", {"blocks": "per task", "hidden": 16}),
     ("retrieval_augmented", {"train": "head"}),
-    ("packnet", {"train": "full", "retraining": 1}), ("packnet", {"train": "lora", "retraining": 0}),
-    ("packnet", {"train": "houlsby", "retraining": 1}),
+    ("packnet", {"train": "full"}), ("packnet", {"train": "lora", "retraining": 0.0}),
+    ("packnet", {"train": "houlsby", "retraining": 0.5}),
     ("hat", {"train": "full"}), ("hat", {"train": "lora"}), ("hat", {"train": "adaptformer"}),
     ("prompt_fusion", {"boosted": 0.5, "context": 2, "length": 2}),
 ]  # fmt: skip
