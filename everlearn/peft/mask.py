@@ -42,8 +42,9 @@ class Mask(Reweighted, Stateful):
         """Zeros and ones, of the same shape as the weight."""
         if len(self.bits):
             return unpacked(self.bits, math.prod(self.shape)).view(self.shape)
-        hard = (self.scores > self.threshold).to(self.scores.dtype)
-        return hard + (self.scores - self.scores.detach())  # the second term is zero, and carries the gradient
+        scores = self.scores.detach()
+        hard = torch.gt(scores, self.threshold, out=torch.empty_like(scores))  # as numbers at once, which is faster
+        return hard + (self.scores - scores)  # the second term is zero, and carries the gradient
 
     def weights(self) -> dict[str, Tensor]:
         assert self.site is not None and self.site.weight is not None
