@@ -114,6 +114,8 @@ class Backbone(nn.Module):
         self.origin: dict[str, str] = {}  # digests of the pre-trained tensors; empty until a method is built on it
         self._exact: dict[int, torch.Tensor] = {}  # in `inference`: the float32 weights, by parameter id
         self._digests = Digests()
+        self._joint: list[Sequence[Input]] = []  # in `together`: what one pass reads,
+        self._of_joint: list[torch.Tensor] = []  # and the features that it gave
 
     # -- defined by subclasses -----------------------------------------------------------------
     def prepare(self, inputs: Sequence[Input]) -> Any:
@@ -221,6 +223,33 @@ class Backbone(nn.Module):
 
     def forward(self, inputs: Sequence[Input]) -> torch.Tensor:
         """Features (n, width) of the model in its current state, with gradients if anything is trained."""
+        place = next((place for place, part in enumerate(self._joint) if part is inputs), None)
+        if place is None or not torch.is_grad_enabled():
+            return self.read(inputs)
+        if not self._of_joint:
+            features = self.read([item for part in self._joint for item in part])
+            self._of_joint = list(features.split([len(part) for part in self._joint]))
+        return self._of_joint[place]
+
+    @contextmanager
+    def together(self, *parts: Sequence[Input]) -> Iterator[None]:
+        """Inside the `with` statement, where the weights must not change, one pass with gradients reads all parts: the
+        first that `forward` is asked for. Passes apart take longer, because each computes gradients of all weights.
+
+        >>> from everlearn import backbones
+        >>> tiny, new, old = backbones.load("tiny"), ["a cup of tea"], ["a sofa", "a lamp"]
+        >>> with tiny.together(new, old):
+        ...     print(tiny(new).shape, tiny(old).shape)
+        torch.Size([1, 32]) torch.Size([2, 32])
+        """
+        self._joint = list(parts)
+        try:
+            yield
+        finally:
+            self._joint, self._of_joint = [], []
+
+    def read(self, inputs: Sequence[Input]) -> torch.Tensor:
+        """What `forward` says, from a pass of its own."""
         if self.layers == 1:
             return self.pool(self.hidden(self.prepare(inputs)))
         with outputs(self.blocks_of()[-self.layers : -1]) as states:

@@ -38,8 +38,8 @@ NEVER_READ = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpac
 KNOWN = frozenset((
     "active", "attached", "class_features", "depth", "device", "digests", "doubt", "encode", "encoders", "eval",
     "identity", "is_frozen", "is_image_text", "is_loaded", "layers", "name", "named_modules", "origin", "place",
-    "precision", "pretrained", "reads", "rounding", "settings", "state_dict", "train", "training", "training_precision",
-    "width",
+    "precision", "pretrained", "reads", "rounding", "settings", "state_dict", "together", "train", "training",
+    "training_precision", "width",
 ))  # fmt: skip
 """The attributes that are answered without the encoder."""
 

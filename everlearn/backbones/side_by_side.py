@@ -62,7 +62,7 @@ class SideBySide(Several):
         return [encoder for part in self._parts for encoder in part.encoders()]
 
     # -- features ------------------------------------------------------------------------------
-    def forward(self, inputs: Sequence[Input]) -> torch.Tensor:
+    def read(self, inputs: Sequence[Input]) -> torch.Tensor:
         return self._joined(lambda encoder: encoder(inputs))
 
     def encode(self, inputs: Sequence[Input]) -> torch.Tensor:

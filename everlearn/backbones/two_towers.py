@@ -54,7 +54,7 @@ class TwoTowers(Several):
         towers = [cast(Backbone, tower) for tower in self.towers.values()]
         return next((tower for tower in towers if inputs and kind(inputs[0]) in tower.reads), towers[0])
 
-    def forward(self, inputs: Sequence[Input]) -> torch.Tensor:
+    def read(self, inputs: Sequence[Input]) -> torch.Tensor:
         return self.tower(inputs)(inputs)
 
     def encode(self, inputs: Sequence[Input]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.method import Tags
-from everlearn.methods.er import ER
+from everlearn.methods.er import ER, Replayed
 from everlearn.settings import Strength
 from everlearn.streams.stream import Examples, Task
 
@@ -57,11 +58,10 @@ class DER(ER):
         super().__init__(backbone, **settings)
         self.alpha = alpha
 
-    def old_loss(self, batch: Examples) -> Tensor | float:
-        loss = self._of_distilled()
+    def replays(self, batch: Examples) -> Iterator[Replayed]:
         if self.alpha and len(self.memory):
-            loss = loss + self.alpha * self.drift(self.viewed(self.replayed(batch))).mean()
-        return loss
+            old = self.viewed(self.replayed(batch))
+            yield old.inputs, lambda: self.alpha * self.drift(old).mean()
 
     def drift(self, old: Examples) -> Tensor:
         """(n,): of each example the mean squared difference between its present scores and those that were kept."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
-
-from torch import Tensor
 
 from everlearn.backbones.backbone import Backbone
 from everlearn.method import Tags
 from everlearn.methods.der import DER
+from everlearn.methods.er import Replayed
 from everlearn.settings import Strength
 from everlearn.streams.stream import Examples
 
@@ -41,8 +41,8 @@ class DERpp(DER):
         super().__init__(backbone, alpha=alpha, **settings)
         self.beta = beta
 
-    def old_loss(self, batch: Examples) -> Tensor | float:
-        loss = super().old_loss(batch)
+    def replays(self, batch: Examples) -> Iterator[Replayed]:
+        yield from super().replays(batch)
         if self.beta and len(self.memory):
-            loss = loss + self.beta * self.losses(self.viewed(self.replayed(batch))).mean()
-        return loss
+            old = self.viewed(self.replayed(batch))
+            yield old.inputs, lambda: self.beta * self.losses(old).mean()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,11 @@ from everlearn.memory.policies import Balanced, MostForgotten, Policy, Reservoir
 from everlearn.method import Tags
 from everlearn.methods.finetune import Finetune
 from everlearn.settings import Count, Natural
+from everlearn.streams.inputs import Input
 from everlearn.streams.stream import Examples, Task
+
+Replayed = tuple[Sequence[Input], Callable[[], Tensor]]
+"""What the encoder reads of old examples, and what gives their loss, a scalar."""
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "reservoir": Reservoir, "balanced": Balanced, "most forgotten": MostForgotten,
@@ -83,8 +87,9 @@ class ER(Finetune):
         return super().batches(task)
 
     def loss(self, batch: Examples) -> Tensor:
-        old = self.old_loss(batch)  # first: whoever chooses by a trial step changes weights meanwhile
-        return self.new_loss(batch) + old
+        replays = list(self.replays(batch))
+        with self.backbone.together(batch.inputs, *(inputs for inputs, _ in replays)):
+            return self.new_loss(batch) + self._sum(replays)
 
     def new_loss(self, batch: Examples) -> Tensor:
         """The scalar loss of the new batch."""
@@ -92,10 +97,16 @@ class ER(Finetune):
 
     def old_loss(self, batch: Examples) -> Tensor | float:
         """The scalar loss of what is replayed together with the new batch; 0 where there is nothing yet."""
-        loss = self._of_distilled()
+        return self._sum(self.replays(batch))
+
+    def replays(self, batch: Examples) -> Iterator[Replayed]:
+        """What is replayed together with the new batch."""
         if len(self.memory):
-            loss = loss + super().loss(self.viewed(self.replayed(batch)))
-        return loss
+            old = self.viewed(self.replayed(batch))
+            yield old.inputs, lambda: self.losses(old).mean()
+
+    def _sum(self, replays: Iterable[Replayed]) -> Tensor | float:
+        return self._of_distilled() + sum(loss() for _, loss in replays)
 
     def viewed(self, old: Examples) -> Examples:
         """Examples of the memory, with new random views of the images where the stream asks for them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from everlearn.batches import Batches
 from everlearn.losses import cross_entropy
 from everlearn.memory.memory import Memory
 from everlearn.method import Tags
-from everlearn.methods.er import ER
+from everlearn.methods.er import ER, Replayed
 from everlearn.optimizer_step import OptimizerStep
 from everlearn.streams.stream import Examples, Task
 
@@ -79,9 +79,10 @@ class ERACE(ER):
         self._answered(batch, scores, labels)
         return cross_entropy(scores, labels, labels.unique().tolist()).mean()
 
-    def old_loss(self, batch: Examples) -> Tensor | float:
-        loss, old = self._of_distilled(), self.replayed(batch)
-        return loss + self.losses(self.viewed(old)).mean() if len(old) else loss
+    def replays(self, batch: Examples) -> Iterator[Replayed]:
+        if len(drawn := self.replayed(batch)):
+            old = self.viewed(drawn)
+            yield old.inputs, lambda: self.losses(old).mean()
 
     def replayed(self, batch: Examples) -> Examples:
         if not self._coming:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from everlearn.backbones.backbone import Backbone
 from everlearn.method import Tags
-from everlearn.methods.er import ER
+from everlearn.methods.er import ER, Replayed
 from everlearn.streams.stream import Examples, Task
 
 
@@ -51,13 +50,11 @@ class FeatureReplay(ER):
     def __init__(self, backbone: Backbone, *, train: str = "head", **settings: Any) -> None:
         super().__init__(backbone, train=train, **settings)
 
-    def old_loss(self, batch: Examples) -> Tensor | float:
-        loss = self._of_distilled()
+    def replays(self, batch: Examples) -> Iterator[Replayed]:
         if len(self.memory):
             old = self.replayed(batch)
-            scores = self.head(old.columns["feature"].to(self.backbone.device))
-            loss = loss + self.classification_losses(scores, old).mean()
-        return loss
+            features = old.columns["feature"].to(self.backbone.device)
+            yield [], lambda: self.classification_losses(self.head(features), old).mean()
 
     def end_task(self, task: Task) -> None:
         bare = replace(task.train, inputs=[""] * len(task.train))

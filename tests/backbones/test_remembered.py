@@ -88,7 +88,7 @@ def test_only_what_is_listed_is_answered_without_the_encoder():
     own = {name for name in vars(Remembered) if not name.startswith("_")}
     inherited = {"active", "attached", "depth", "encode", "encoders", "eval", "identity", "layers", "name", "origin",
                  "place", "precision", "pretrained", "reads", "settings", "training", "training_precision", "width",
-                 "doubt", "class_features", "is_image_text", "rounding"}  # fmt: skip
+                 "doubt", "class_features", "is_image_text", "rounding", "together"}  # fmt: skip
     assert own | inherited == KNOWN
 
 
