@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import Any
 
 from rich.console import Console
@@ -51,9 +52,11 @@ def trials_table(record: dict[str, Any]) -> None:
     for trial in sorted(record["trials"], key=lambda trial: -(trial["score"] or 0.0)):
         settings = trial["settings"]
         words = ["chosen"] * (settings.items() <= chosen.items()) + ["the method's own"] * (settings == default)
-        said = f"failed: {printable(trial['error'], 60)}" if trial["score"] is None else ", ".join(words)
+        if trial["score"] is None:
+            words.append(f"failed: {shorten(printable(trial['error'], 600), 40, placeholder=' …')}")
         seconds = "-" if trial["seconds"] is None else f"{trial['seconds']:.0f}"
-        table.add_row(*(told(value) for value in settings.values()), percent(trial["score"]), seconds, safe(said))
+        table.add_row(*(told(value) for value in settings.values()), percent(trial["score"]), seconds,
+                      safe(", ".join(words)))  # fmt: skip
     out.print(table)
     settings = ", ".join(f"{name} {told(chosen[name])}" for name in record["grid"])
     own, moved = record["default_score"], "the method's own values failed"

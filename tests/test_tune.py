@@ -15,6 +15,7 @@ import yaml
 from everlearn import methods, run, streams, tune
 from everlearn.cli import main
 from everlearn.config import build_config
+from everlearn.console import trials_table
 from everlearn.engine import Learning
 from everlearn.errors import DataError, EverlearnError
 from everlearn.grids import GRIDS, TRIALS, Line, grid_of
@@ -388,3 +389,17 @@ def test_without_optuna_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(EverlearnError, match=r"pip install 'everlearn\[tune\]'"):
         tune("klda", DIGITS, backbone="tiny")
+
+
+def test_a_failed_trial_takes_one_line_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    error = (
+        "the loss is nan at a batch with the records a1, a2…: lower the learning rate (--method.lr) or look"
+    )
+    trials = [{"settings": {"lr": lr}, "score": score, "error": error if score is None else None, "seconds": None}
+              for lr, score in ((0.1, None), (0.01, 0.5))]  # fmt: skip
+    trials_table({"method": {"name": "esn"}, "stream": "digits", "tasks": 2, "steps": 21, "metric": "accuracy",
+                  "grid": {"lr": [0.01, 0.1]}, "trials": trials, "chosen": {"name": "esn", "lr": 0.01}, "score": 0.5,
+                  "default": {"lr": 0.1}, "default_score": None})  # fmt: skip
+    told = capsys.readouterr().out
+    assert [line.split()[:3] for line in told.splitlines()[3:5]] == [["0.01", "50.0", "-"], ["0.1", "-", "-"]]
+    assert "the method's own, failed: the loss is nan" in told and "the method's own values failed" in told
