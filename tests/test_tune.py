@@ -392,9 +392,7 @@ def test_without_optuna_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_failed_trial_takes_one_line_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    error = (
-        "the loss is nan at a batch with the records a1, a2…: lower the learning rate (--method.lr) or look"
-    )
+    error = "the loss is nan at a batch with the records a1, a2…: lower the learning rate (--method.lr) or look"
     trials = [{"settings": {"lr": lr}, "score": score, "error": error if score is None else None, "seconds": None}
               for lr, score in ((0.1, None), (0.01, 0.5))]  # fmt: skip
     trials_table({"method": {"name": "esn"}, "stream": "digits", "tasks": 2, "steps": 21, "metric": "accuracy",
