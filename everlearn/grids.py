@@ -53,7 +53,7 @@ GRIDS: dict[str, dict[str, tuple[Value, ...]]] = {
     "l2_sp": {"strength": _STRENGTH, **_TRAINED},
     "lwf": {"strength": _STRENGTH, **_TRAINED},
     "feature_distillation": {"strength": _STRENGTH, **_TRAINED},
-    "extra_layers": {"strength": _STRENGTH, **_TRAINED},
+    "extra_layers": {**_TRAINED, "strength": _STRENGTH},  # its layers are new, and learn little at a wrong rate
     "qdc": {"distill": _STRENGTH, "lr": RATES},
     "zscl": {"strength": _STRENGTH, "lr": RATES},
     # prompts: the rates, then the weight of the term that the paper adds
