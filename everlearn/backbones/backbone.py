@@ -249,7 +249,7 @@ class Backbone(nn.Module):
             self._joint, self._of_joint = [], []
 
     def read(self, inputs: Sequence[Input]) -> torch.Tensor:
-        """What `forward` says, from a pass of its own."""
+        """Features (n, width) as of `forward`, from a pass of its own."""
         if self.layers == 1:
             return self.pool(self.hidden(self.prepare(inputs)))
         with outputs(self.blocks_of()[-self.layers : -1]) as states:
