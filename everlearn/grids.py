@@ -38,7 +38,7 @@ GRIDS: dict[str, dict[str, tuple[Value, ...]]] = {
     "joint": {**_TRAINED, "solution": ("ft", "lp-ft", "lp", "ridge", "lda")},
     # references, replay and lightweight fine-tuning: the rates of what is trained and of the head
     "finetune": _TRAINED, "lora": _TRAINED, "sequential": _TRAINED, "task_adapters": _TRAINED,
-    "vpt": _TRAINED, "retrieval_augmented": _TRAINED, "prompt_fusion": _TRAINED,
+    "vpt": _TRAINED, "prompt_fusion": _TRAINED, "retrieval_augmented": {"lr": RATES},
     "er": _TRAINED, "er_ace": _TRAINED, "mir": _TRAINED, "a_gem": _TRAINED, "gem": _TRAINED, "icarl": _TRAINED,
     "gdumb": _TRAINED, "feature_replay": {"head_lr": RATES},
     # replay of kept scores: their weight first
