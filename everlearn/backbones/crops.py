@@ -44,6 +44,8 @@ class Crops:
         Raises:
             DataError: the image cannot be read or decoded.
         """
+        if not (keep or self._kept):
+            return cut(item)  # a frozen encoder has no use for the key, for which a file would be read once more
         key = blake2b(content(item), digest_size=16).digest()
         if (crop := self._kept.get(key)) is None:
             crop = cut(item)

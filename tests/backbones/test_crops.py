@@ -86,3 +86,8 @@ def test_an_image_that_cannot_be_decoded_is_refused_every_time(encoder):
     for _ in range(2):
         with pytest.raises(DataError, match="cannot be decoded"):
             encoder.prepare([b"no image"])
+
+
+def test_without_crops_an_image_that_is_not_kept_is_read_once(monkeypatch):
+    monkeypatch.setattr("everlearn.backbones.crops.content", lambda item: pytest.fail("read for its key"))
+    assert Crops().crop(b"a", crop_of, keep=False).shape == (2, 2, 3)
