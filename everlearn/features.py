@@ -144,7 +144,7 @@ class FeatureStore:
         import torch
 
         plain = [original(item) for item in inputs]
-        keys = [_key(item) for item in plain]
+        keys = [content_key(item) for item in plain]
         with ONE_AT_A_TIME:
             for _ in range(2):
                 shelf = self._shelf(backbone)
@@ -298,7 +298,7 @@ def clear_cache(identity: str | None = None) -> int:
     return freed
 
 
-def _key(item: Input) -> bytes:
+def content_key(item: Input) -> bytes:
     """16 bytes that identify the content of an example. A text and an image of the same bytes get different keys."""
     if type(item) is str:  # as below, in half the time: a run asks for each text several times
         try:

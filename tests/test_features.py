@@ -119,7 +119,7 @@ def test_chunks_are_gathered_in_the_order_asked(store, tiny, monkeypatch):
 def test_a_text_and_an_image_of_the_same_bytes_do_not_collide(tmp_path):
     image = tmp_path / "a.png"
     image.write_bytes(b"same bytes")
-    assert features._key("same bytes") != features._key(b"same bytes") == features._key(image)
+    assert features.content_key("same bytes") != features.content_key(b"same bytes") == features.content_key(image)
 
 
 def test_inputs_of_a_kind_with_a_long_name_and_texts_that_are_none(store, tiny):
@@ -129,7 +129,7 @@ def test_inputs_of_a_kind_with_a_long_name_and_texts_that_are_none(store, tiny):
         def content(self):
             return b"clip"
 
-    assert len(features._key(Clip())) == 16
+    assert len(features.content_key(Clip())) == 16
     with pytest.raises(DataError, match=r"'a \\ud800' holds half a surrogate pair") as error:
         store.encode(tiny, ["a \ud800"])
     assert "\n" not in str(error.value)

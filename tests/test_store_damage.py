@@ -139,7 +139,7 @@ def test_where_one_of_two_copies_is_damaged_the_other_is_served(tmp_path, tiny, 
     one, two = FeatureStore(tmp_path), FeatureStore(tmp_path)
     shelves_of_both = [store._shelf(tiny) for store in (one, two)]
     assert [shelf.missing([]) for shelf in shelves_of_both] == [0, 0]
-    keys, rows = [features._key(text) for text in TEXTS], tiny.infer(TEXTS).numpy()
+    keys, rows = [features.content_key(text) for text in TEXTS], tiny.infer(TEXTS).numpy()
     for shelf in shelves_of_both:
         shelf.add(keys, rows)
     file = min(tmp_path.glob("*/*.f32"))

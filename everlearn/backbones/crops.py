@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
-from everlearn.streams.inputs import Input, content
+from everlearn.features import content_key
+from everlearn.streams.inputs import Input
 
 MOST_BYTES = 512 * 2**20  # 3,500 crops of 224 x 224 pixels
 
@@ -46,7 +46,7 @@ class Crops:
         """
         if not (keep or self._kept):
             return cut(item)  # a frozen encoder has no use for the key, for which a file would be read once more
-        key = blake2b(content(item), digest_size=16).digest()
+        key = content_key(item)
         if (crop := self._kept.get(key)) is None:
             crop = cut(item)
             if keep:

@@ -59,9 +59,7 @@ class DER(ER):
         self.alpha = alpha
 
     def replays(self, batch: Examples) -> Iterator[Replayed]:
-        if self.alpha and len(self.memory):
-            old = self.viewed(self.replayed(batch))
-            yield old.inputs, lambda: self.alpha * self.drift(old).mean()
+        yield from self.drawn(batch, self.drift, self.alpha)
 
     def drift(self, old: Examples) -> Tensor:
         """(n,): of each example the mean squared difference between its present scores and those that were kept."""

@@ -43,6 +43,4 @@ class DERpp(DER):
 
     def replays(self, batch: Examples) -> Iterator[Replayed]:
         yield from super().replays(batch)
-        if self.beta and len(self.memory):
-            old = self.viewed(self.replayed(batch))
-            yield old.inputs, lambda: self.beta * self.losses(old).mean()
+        yield from self.drawn(batch, self.losses, self.beta)

@@ -101,9 +101,13 @@ class ER(Finetune):
 
     def replays(self, batch: Examples) -> Iterator[Replayed]:
         """What is replayed together with the new batch."""
-        if len(self.memory):
+        yield from self.drawn(batch, self.losses)
+
+    def drawn(self, batch: Examples, losses: Callable[[Examples], Tensor], weight: float = 1.0) -> Iterator[Replayed]:
+        """A batch of the memory, with `weight` times the mean of its losses (n,); nothing where that is nothing."""
+        if weight and len(self.memory):
             old = self.viewed(self.replayed(batch))
-            yield old.inputs, lambda: self.losses(old).mean()
+            yield old.inputs, lambda: weight * losses(old).mean()
 
     def _sum(self, replays: Iterable[Replayed]) -> Tensor | float:
         return self._of_distilled() + sum(loss() for _, loss in replays)

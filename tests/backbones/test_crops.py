@@ -89,5 +89,5 @@ def test_an_image_that_cannot_be_decoded_is_refused_every_time(encoder):
 
 
 def test_without_crops_an_image_that_is_not_kept_is_read_once(monkeypatch):
-    monkeypatch.setattr("everlearn.backbones.crops.content", lambda item: pytest.fail("read for its key"))
+    monkeypatch.setattr("everlearn.backbones.crops.content_key", lambda item: pytest.fail("read for its key"))
     assert Crops().crop(b"a", crop_of, keep=False).shape == (2, 2, 3)
