@@ -7,12 +7,13 @@
         --train-per-class 20 --test-per-class 10
     python bench/families.py pacs --data FOLDER --backbone vit-tiny@112 \\
         --train-per-class 20 --test-per-class 40
+    python bench/families.py tinyimagenet100 --page tinyimagenet100_224 --backbone vit-tiny@224 …
 
 FOLDER holds NAME_train.parquet and NAME_test.parquet. For vit-tiny, EVERLEARN_WEIGHTS names the folder of its
 weights. Each seed has its own class order (1993 for seed 0, 1994 for seed 1, …), its own drawn examples and its
 own seed of the methods. The features of the frozen encoder are stored before anything is learned, so the seconds of no
 method hold them. Finished runs are not repeated, so the same command continues a stopped one; nor are those that
-docs/results/single_runs/STREAM.jsonl keeps, except with --again. Writes docs/results/STREAM.md and STREAM.svg, and for
+docs/results/single_runs/PAGE.jsonl keeps, except with --again. Writes docs/results/PAGE.md and PAGE.svg, and for
 CLINC150 the table of README: means with 95 % intervals over seeds, the gate, seconds, stored bytes and trained
 parameters, and below the table whether the published ordering holds, by the paired differences of the seeds.
 """
@@ -59,6 +60,7 @@ PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 PARSER.add_argument("stream")
 PARSER.add_argument("--data", type=Path, help="folder of the Parquet files, for a stream that is not in the package")
 PARSER.add_argument("--backbone")
+PARSER.add_argument("--page", help="name of the page, when it is not that of the stream: another encoder of a stream")
 PARSER.add_argument("--methods", default="all")
 PARSER.add_argument("--recipes", default="auto", help="the collection of recipes; by default that of the stream")
 PARSER.add_argument("--epochs", type=int, help="replaces the epochs of the recipes, for every method that trains")
@@ -72,11 +74,12 @@ PARSER.add_argument("--out", type=Path, default=Path("runs/families"))
 
 def main() -> None:
     args = PARSER.parse_args()
+    page = args.page or args.stream
     for seed in map(int, args.seeds.split(",")):
-        folder, section = args.out / f"{args.stream}-seed{seed}", varied(stream(args), seed)
+        folder, section = args.out / f"{page}-seed{seed}", varied(stream(args), seed)
         names = [str(name) for name in select(args.methods)]
         if not args.again:
-            names = missing(args.stream, args.stream, seed, names)
+            names = missing(page, page, seed, names)
         if not names:
             continue
         store_features(streams.load(**section), args.backbone)
@@ -84,9 +87,9 @@ def main() -> None:
                            recipe=args.recipes, progress=True, jobs=default_jobs()):  # fmt: skip
             if "error" in run:
                 print(f"{run['method']} failed: {run['error']}")
-    sets = finished(args.stream, [args.stream], args.out)
-    write(args, sets[args.stream])
-    keep(args.stream, sets)
+    sets = finished(page, [page], args.out)
+    write(args, page, sets[page])
+    keep(page, sets)
 
 
 def chosen(args: argparse.Namespace, names: list[str]) -> list[dict[str, Any]]:
@@ -123,8 +126,8 @@ def stream(args: argparse.Namespace) -> dict[str, Any]:
     return settings | {"tasks": args.tasks}
 
 
-def write(args: argparse.Namespace, rows: Rows) -> None:
-    """Write docs/results/STREAM.md and STREAM.svg."""
+def write(args: argparse.Namespace, page: str, rows: Rows) -> None:
+    """Write docs/results/PAGE.md and PAGE.svg."""
     order = sorted(rows, key=lambda method: -mean(rows[method], "final_accuracy"))
     judged = judged_by_name(rows)
     first = rows[order[0]][0]
@@ -135,7 +138,7 @@ def write(args: argparse.Namespace, rows: Rows) -> None:
             "| trained | stored, MB | seconds |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     lines = [
-        f"# {args.stream}", "",
+        f"# {page}", "",
         f"Measured with `{command(PARSER, all_seeds, BESIDE)}`: {len(first['tasks'])} tasks, {first['backbone']}, at "
         f"most {limits['max_train_per_class']} training {tested(limits)}examples per class, "
         f"{settings_of(args, rows)}; each method on "
@@ -162,10 +165,10 @@ def write(args: argparse.Namespace, rows: Rows) -> None:
             shown = conclusion(gap).replace("does not hold", "**does not hold**")
             lines.append(f"- {better} ≥ {worse}: {shown} ({points(gap)})")
     lines += ["", *above_joint([run for runs in rows.values() for run in runs])]
-    write_page(args.stream, lines)
-    if args.stream == "clinc150":
+    write_page(page, lines)
+    if page == "clinc150":
         write_readme([*head, *(line for method, line in table.items() if method in IN_README)])
-    draw(RESULTS / f"{args.stream}.svg", rows, order)
+    draw(RESULTS / f"{page}.svg", rows, order)
 
 
 def write_readme(table: list[str]) -> None:

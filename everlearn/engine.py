@@ -186,6 +186,7 @@ def learn(
     tell("fitted")
     with seeded(method.seed, task.index, END):
         method.end_task(learning.task)
+    method.drop_helpers()
     _doubt(method)
     method.eval()
     tell("ended")

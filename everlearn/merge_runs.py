@@ -101,6 +101,7 @@ def merge_parts(
     else:
         how, method = how or "average", first.build().to(first.method.backbone.device)
         replay(method.eval(), [Task.from_metadata(task) for task in tasks])
+        method.drop_helpers()
         if how == "interpolate":
             weights = _to_target(method, parts, names, target, validation)
         _take(method, _merged(parts, names, how, weights, density, drop))

@@ -215,6 +215,18 @@ class Method(nn.Module):
     def end_task(self, task: Task) -> None:
         """What remains to do after training: prototypes, statistics, memory. `task` has no test data here."""
 
+    def drop_helpers(self) -> tuple[str, ...]:
+        """Remove the modules that are only needed while a task is learned, such as the teacher of `lwf`, so that they
+        are neither held nor stored until the next one.
+
+        Returns:
+            How the names of their tensors begin.
+        """
+        helpers = [name for name, module in self.named_children() if getattr(module, "is_helper", False)]
+        for name in helpers:
+            setattr(self, name, None)
+        return tuple(f"{name}." for name in helpers)
+
     def predict(self, inputs: Sequence[Input], task: int | None = None) -> Tensor:
         """Scores (n, classes seen so far), without gradient. Each depends on its own input alone.
 

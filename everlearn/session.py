@@ -313,7 +313,10 @@ def restore_method(method: Method, saved: checkpoint.Checkpoint) -> None:
         )
     with one_line("the checkpoint", "it does not belong to this method; learn the run again", EverlearnError):
         replay(method, [Task.from_metadata(metadata) for metadata in saved.state["tasks"]])
-        checkpoint.load_method_state(method, saved.method)
+        # Between two tasks a method has no helpers, and those that an older checkpoint holds are not needed.
+        helpers = () if saved.training else method.drop_helpers()
+        state = {name: tensor for name, tensor in saved.method.items() if not name.startswith(helpers)}
+        checkpoint.load_method_state(method, state)
 
 
 def _position(line: dict[str, Any]) -> tuple[int, int]:

@@ -15,13 +15,16 @@ from everlearn.streams.inputs import Input
 
 
 class FrozenEncoder(nn.Module):
-    """A frozen copy of the encoder and insertion of a method, as they are now.
+    """A frozen copy of the encoder and insertion of a method, as they are now, for the time in which a task is learned.
 
     >>> from everlearn import backbones
     >>> encoder = FrozenEncoder(Finetune(backbones.load("tiny"), train="lora"))
     >>> encoder.backbone.is_frozen, encoder.embed(["tea please"], "query").shape
     (True, torch.Size([1, 32]))
     """
+
+    is_helper = True
+    """Dropped when the task is learned: `Method.drop_helpers`."""
 
     def __init__(self, method: Finetune) -> None:
         super().__init__()

@@ -68,6 +68,7 @@ class Resuming(Case):
         for stream in self.streams:
             method, again = self.learned(stream=stream), self.build()
             replay(again, stream.tasks)
+            again.drop_helpers()
             load_method_state(again, {name: tensor.detach().clone() for name, tensor in method_state(method).items()})
             expect(same(self._told(method, stream), self._told(again, stream)), "a method built anew from the "
                    f"checkpoint answers differently: something is not in the state dict ({KEEP_IT})")  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, log_softmax, normalize
 
 import everlearn
 from everlearn import backbones, streams
-from everlearn.engine import learn
+from everlearn.engine import Listener, learn
 from everlearn.errors import EverlearnError
 from everlearn.losses import ranking_alignment
 from everlearn.memory.drift_log import DriftLog
@@ -32,6 +34,7 @@ def test_the_loss_against_an_independent_computation() -> None:
     method = small(memory_size=6, replay_batch_size=6, align=0.5)
     learn(method, STREAM[0])
     learn(method, STREAM[1])  # so that the kept embeddings differ from new ones
+    method.begin_task(STREAM[1].sealed())  # the model before it chooses the negatives
     new, old = method.supported(STREAM[1])[range(4)], method.memory.examples()
     queries = normalize(method.embed([*new.inputs, *old.inputs], "query"))
     kept, texts = old.columns["documents"], [*new.positives, *old.positives]  # type: ignore[misc]
@@ -126,9 +129,11 @@ def test_without_chosen_negatives_those_of_the_data_are_used_and_not_kept() -> N
 def test_the_model_before_is_a_copy_and_not_a_view() -> None:
     method = small()
     untouched = backbones.load("tiny").encode(TEXTS)
-    learn(method, STREAM[0])
-    with method.before.backbone.reading("query"):
-        assert torch.equal(method.before.backbone.encode(TEXTS), untouched)
+    told = Mock(spec=Listener)
+    told.fitted.side_effect = lambda learning: setattr(told, "before", learning.method.before)
+    learn(method, STREAM[0], told)
+    with told.before.backbone.reading("query"):
+        assert torch.equal(told.before.backbone.encode(TEXTS), untouched)
     assert not torch.allclose(method.embed(TEXTS, "query"), untouched)
 
 
