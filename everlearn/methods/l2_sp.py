@@ -20,11 +20,13 @@ class L2SP(Finetune):
     https://arxiv.org/abs/1802.01483
 
     The loss gains strength/2 · sum (w_i - w0_i)², with w0 the pre-trained weights, in every task; and head_strength/2
-    times the squared norm of the head, which has no pre-trained value. Where an insertion is trained, w0 are its first
-    values, with which the encoder is the pre-trained one. One w0 is kept for each trained weight of the encoder.
+    times the squared norm of the new head, which has no pre-trained value: the rows of the classes of the task. Where
+    an insertion is trained, w0 are its first values, with which the encoder is the pre-trained one. One w0 is kept for
+    each trained weight of the encoder.
 
-    Departure: the paper learns one task, and its penalty takes the place of weight decay; here that of AdamW stays, so
-    that strength and head_strength 0 give `finetune`.
+    Departures: the paper learns one task. In later ones the rows of old classes are not pulled to zero, because Adam
+    makes a step of full size of the smallest gradient, and they would soon be there. The penalty of the paper takes the
+    place of weight decay; here that of AdamW stays, so that strength and head_strength 0 give `finetune`.
 
     Args:
         backbone: a pre-trained encoder.
@@ -49,7 +51,8 @@ class L2SP(Finetune):
         self.anchor.update({name: p for name, p in self.trained().items() if not name.startswith("head.")})
 
     def loss(self, batch: Examples) -> Tensor:
-        squared_norm = sum(p.square().sum() for p in self.head.parameters())
+        new = list(self.task.classes)
+        squared_norm = sum(p[new].square().sum() for p in self.head.parameters())
         return super().loss(batch) + 0.5 * self.head_strength * squared_norm
 
     def hold(self, optimizer_step: OptimizerStep) -> Tensor | float:
