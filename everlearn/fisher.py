@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from everlearn.method import Method
 from everlearn.streams.stream import Examples
@@ -32,7 +33,8 @@ def example_gradients(
 
     Returns:
         For each scalar its weight, divided by the number of examples, and the gradients (tensors of the shapes of the
-        trained parameters, by their names). A parameter that has no influence is missing.
+        trained parameters, by their names). A parameter that has no influence is missing. That of an embedding is a
+        sparse tensor, with the rows that the example reads.
 
     >>> from everlearn import backbones, methods
     >>> from everlearn.testing import toy_stream
@@ -45,11 +47,26 @@ def example_gradients(
     trained = method.trained()
     chosen = torch.randperm(len(examples))[:most].tolist()
     # A single short example is as fast in float32 as in bfloat16, whose compiled kernels for every length take memory.
-    with method.backbone.full_precision():
+    with method.backbone.full_precision(), _sparse_embeddings(method):
         for row in chosen:
             for weight, scalar in scalars(method.scores(examples[[row]].inputs), row):
                 found = torch.autograd.grad(scalar, list(trained.values()), allow_unused=True, retain_graph=True)
-                yield weight / len(chosen), {name: g for name, g in zip(trained, found, strict=True) if g is not None}
+                gradients = {name: g for name, g in zip(trained, found, strict=True) if g is not None}
+                yield weight / len(chosen), {n: g.coalesce() if g.is_sparse else g for n, g in gradients.items()}
+
+
+@contextmanager
+def _sparse_embeddings(method: nn.Module) -> Iterator[None]:
+    """Inside the block, the gradient of an embedding has no rows of words that were not read: for one short text, to
+    fill them with zeros and to add them takes as long as all the rest."""
+    tables = [module for module in method.modules() if isinstance(module, nn.Embedding) and not module.sparse]
+    for table in tables:
+        table.sparse = True
+    try:
+        yield
+    finally:
+        for table in tables:
+            table.sparse = False
 
 
 def diagonal_fisher(
@@ -94,5 +111,5 @@ def diagonal_fisher(
     fisher = {name: torch.zeros_like(parameter) for name, parameter in method.trained().items()}
     for weight, gradients in example_gradients(method, examples, most, log_probabilities):
         for name, gradient in gradients.items():
-            fisher[name].addcmul_(gradient, gradient, value=weight)
+            fisher[name].add_(gradient.square(), alpha=weight)
     return fisher

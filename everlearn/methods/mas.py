@@ -47,5 +47,5 @@ class MAS(Anchored):
 
         for weight, gradients in example_gradients(self, task.train, self.examples, squared_norm):
             for name, gradient in gradients.items():
-                self.importance[name].add_(gradient.abs(), alpha=weight)
+                self.importance[name].add_(gradient.abs_(), alpha=weight)
         self.anchor.update(self.trained())

@@ -113,6 +113,25 @@ def test_single_examples_are_differentiated_in_float32() -> None:
     assert found == ["float32"] * 3 and method.backbone.training_precision == "bfloat16"
 
 
+def test_a_gradient_of_an_embedding_holds_the_rows_that_were_read() -> None:
+    method = built("mas")
+    method.begin_task(STREAM[0].sealed())
+    tables = [module for module in method.modules() if isinstance(module, torch.nn.Embedding)]
+    gradients = example_gradients(method, STREAM[0].train, 3, lambda scores, row: [(1.0, scores.square().sum())])
+    with seeded(0):
+        found = [of_one for _, of_one in gradients]
+    sparse = {name for name, gradient in found[0].items() if gradient.is_sparse}
+    assert 0 < len(sparse) == len(tables) < len(found[0]) and not any(table.sparse for table in tables)
+    with seeded(0):
+        rows = torch.randperm(len(STREAM[0].train))[:3].tolist()
+    for row, of_one in zip(rows, found, strict=True):
+        scores = method.scores(STREAM[0].train[[row]].inputs)
+        trained = method.trained()
+        dense = torch.autograd.grad(scores.square().sum(), [trained[name] for name in of_one])
+        for (name, gradient), whole in zip(of_one.items(), dense, strict=True):
+            torch.testing.assert_close(gradient.to_dense() if name in sparse else gradient, whole)
+
+
 def test_labels_of_other_classes_are_found_among_the_classes_given() -> None:
     method = built("ewc", train="head")
     for task in STREAM:
