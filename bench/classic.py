@@ -15,9 +15,9 @@ docs/results/single_runs/classic_STREAM.jsonl keeps, except with --again.
 
 Methods that keep examples run with every size of memory, the others once; the sizes above are about 2, 5 and 10
 examples of a class. Settings are those of the recipes. With --train lora the rate of the insertion is the method's
-own, because the one of the recipe was chosen for all weights. Written to docs/results/classic_STREAM.md, or
-classic_STREAM_lora.md: all methods with the middle memory, then those that replay with each memory, and the paired
-difference of `der_pp` and `er`.
+own, because the one of the recipe was chosen for all weights. Methods of isolation find the task of an example, and are
+also judged with the task told. Written to docs/results/classic_STREAM.md, or classic_STREAM_lora.md: all methods with
+the middle memory, then those that replay with each memory, and the paired difference of `der_pp` and `er`.
 """
 
 from __future__ import annotations
@@ -121,6 +121,12 @@ def learn(args: argparse.Namespace, names: list[str], size: int, seed: int, fold
             print(f"{run['method']} failed: {run['error']}")
 
 
+def told_the_task(runs: list[dict[str, Any]]) -> str:
+    """The mean accuracy of the tasks at the end, where a method was also told the task of each example."""
+    found = [run.get("other_matrices", {}).get("accuracy told the task") for run in runs]
+    return spread([{"told": statistics.mean(matrix[-1])} for matrix in found if matrix], "told")
+
+
 def stream(args: argparse.Namespace) -> dict[str, Any]:
     settings = stream_of(args)
     if args.stream == "texts4":
@@ -165,12 +171,13 @@ def write(args: argparse.Namespace, folder: Path, sizes: list[int]) -> None:
         f"per class, seeds {', '.join(map(str, seeds))}; {machines(run for runs in rows.values() for run in runs)}. "
         "Mean ± 95 % interval.", "",
         f"## All methods, with {middle:,} {unit}", "",
-        "| method | seeds | final | old | new | gate | forgetting proper | general | tuning | stored, MB | seconds |",
-        "|---" * 11 + "|",
+        "| method | seeds | final | told the task | old | new | gate | forgetting proper | general | tuning "
+        "| stored, MB | seconds |",
+        "|---" * 12 + "|",
     ]  # fmt: skip
     for name in sorted(rows, key=lambda name: -mean(rows[name], "final_accuracy")):
         one, runs, gain = judged[name], rows[name], tuning_gain(recipe(args, name))
-        figures = [ranged(one.final), ranged(one.old), ranged(one.new), one.at_the_gate,
+        figures = [ranged(one.final), told_the_task(runs), ranged(one.old), ranged(one.new), one.at_the_gate,
                    spread(runs, "forgetting_proper"),
                    ranged(one.general) if one.general else "", "" if gain is None else f"{gain:+.1f}"]  # fmt: skip
         lines.append(f"| {name} | {len(runs)} | {' | '.join(figures)} "

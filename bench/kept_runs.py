@@ -20,7 +20,7 @@ Rows = dict[str, list[Run]]
 """The seeds of each method."""
 
 LEFT_OUT = ("per_class", "confusion", "calibration", "diagnostics", "seconds_per_task", "answer_per_task",
-            "stored_bytes_per_task", "other_matrices")  # fmt: skip
+            "stored_bytes_per_task")  # fmt: skip
 """The longest parts of the results, which no page shows."""
 
 
