@@ -222,7 +222,8 @@ class Method(nn.Module):
         Returns:
             How the names of their tensors begin.
         """
-        helpers = [name for name, module in self.named_children() if getattr(module, "is_helper", False)]
+        # The class is asked, because an attribute of an encoder that is not loaded would have it loaded.
+        helpers = [name for name, module in self.named_children() if getattr(type(module), "is_helper", False)]
         for name in helpers:
             setattr(self, name, None)
         return tuple(f"{name}." for name in helpers)

@@ -396,10 +396,10 @@ class Backbone(nn.Module):
         return [self]
 
     # -- identity ------------------------------------------------------------------------------
-    def digests(self, module: nn.Module | None = None, prefix: str = "") -> dict[str, str]:
+    def digests(self) -> dict[str, str]:
         """SHA-256 of every tensor, by name. A tensor is hashed again only if it was written to: torch counts the
         writes in its version, except those through `.data` and numpy, for which `doubt` has its content compared."""
-        return self._digests.of(self if module is None else module, prefix, self._exact)
+        return self._digests.of(self, self._exact)
 
     def doubt(self) -> None:
         """Say that code has run which may have written to the weights through `.data` or numpy: the next `identity`
@@ -409,8 +409,9 @@ class Backbone(nn.Module):
 
     def identity(self) -> str:
         """A hash of all that determines a feature: weights, active deltas, preprocessing, pooling, precision."""
+        used = self._digests.as_used
         deltas = [
-            (delta.site_name, type(delta).__name__, self.digests(delta, f"delta {number} "), plain_state(delta))
+            (delta.site_name, type(delta).__name__, used(delta, f"delta {number} "), plain_state(delta))
             for number, delta in enumerate(self.attached)
             if delta.is_active
         ]

@@ -111,7 +111,7 @@ class Remembered(Backbone):
     def is_frozen(self) -> bool:
         return True
 
-    def digests(self, module: torch.nn.Module | None = None, prefix: str = "") -> dict[str, str]:
+    def digests(self) -> dict[str, str]:
         return dict(self._facts["digests"])
 
     def train(self, mode: bool = True) -> Remembered:

@@ -54,12 +54,17 @@ class Gate(Stateful):
 
     def forward(self) -> Tensor:
         """The attention (units,) of the task."""
-        if self.task < len(self.used):
+        if self.is_finished:
             return self.used[self.task].to(self.e.dtype)
         if not self.sharpness:
             return (self.e > 0).to(self.e.dtype)
         plain = torch.sigmoid(self.e)
         return torch.sigmoid(self.sharpness * self.e).detach() + self.sharpest * (plain - plain.detach())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the task is learned, so that the units that it uses stay."""
+        return self.task < len(self.used)
 
     @property
     def taken(self) -> Tensor:
@@ -98,8 +103,11 @@ class Incoming(nn.Module):
         self.gate = (gate,)  # in a tuple: `Outgoing` has it as a module, and it is saved once
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight, of the same shape."""
-        return _learned(weight, ~self.gate[0].taken.view(-1, *[1] * (weight.dim() - 1)))
+        """The weight, of the same shape; of a finished task without the units that it does not use."""
+        gate, column = self.gate[0], (-1, *[1] * (weight.dim() - 1))
+        if gate.is_finished:
+            return weight * gate().view(column)  # they change later, and the weights of a finished task do not
+        return _learned(weight, ~gate.taken.view(column))
 
 
 class Outgoing(nn.Module):

@@ -49,6 +49,41 @@ def test_answers_to_old_tasks_stay_the_same_to_the_bit(name, settings, input, tm
     assert all(torch.equal(later, answers[0]) for later in answers[1:]) and len(set(told)) == 1
 
 
+@pytest.mark.parametrize(("name", "settings"), [
+    ("piggyback", {}), ("packnet", {}), ("packnet", {"train": "lora"}), ("packnet", {"train": "houlsby"}),
+    ("hat", {}), ("hat", {"train": "lora"}), ("hat", {"train": "houlsby"}),
+])  # fmt: skip
+def test_the_features_of_a_finished_task_are_computed_once(name, settings, tmp_path):
+    store = FeatureStore(tmp_path)
+    with using_store(store):
+        method, stream = taught(name, **{"lr": 1e-2, **settings})
+        first = list(stream[0].test.inputs)
+        answers = method.predict(first, 0)
+        for task in stream.tasks[1:]:
+            learn(method, task)
+            encoded = store.encoded
+            assert torch.equal(method.predict(first, 0)[:, :2], answers) and store.encoded == encoded
+
+
+@pytest.mark.parametrize("name", ["packnet", "hat"])
+@pytest.mark.parametrize("train", ["full", "lora", "houlsby"])
+def test_the_identity_of_a_task_follows_the_weights_that_it_uses_and_no_others(name, train):
+    method, _ = taught(name, tasks=2, lr=1e-2, train=train)
+    method._activate(0)
+    made = [part for part in method.modules() if isinstance(part, ParametrizationList)]
+    last, identities = [part for part in made if 0 < int(part().ne(0).sum()) < part.original.numel()][-1], []
+    used, hidden = last().nonzero()[0].tolist(), (last() == 0).nonzero()[0].tolist()
+    original = last.original.detach().clone()
+    for place, write in ((hidden, last.original.detach()), (used, last.original.detach()), (used, last.original.data)):
+        with torch.no_grad():
+            last.original.copy_(original)
+            identities.append(method.backbone.identity())
+            write[tuple(place)] += 1.0
+        method.backbone.doubt()
+        identities.append(method.backbone.identity())
+    assert identities[0] == identities[1] == identities[2] == identities[4] != identities[3] == identities[5]
+
+
 def test_where_the_task_is_not_told_the_router_decides():
     method, stream = taught("piggyback", tasks=3, lr=1e-3)
     inputs = [text for task in stream for text in task.test.inputs]
