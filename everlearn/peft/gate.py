@@ -92,7 +92,7 @@ class Incoming(nn.Module):
 
     >>> layer, gate = nn.Linear(2, 3), Gate(3, sharpest=400.0)
     >>> _ = parametrize.register_parametrization(layer, "weight", Incoming(gate))
-    >>> gate.used = torch.tensor([[True, False, False]])
+    >>> gate.used, gate.task = torch.tensor([[True, False, False]]), 1
     >>> layer.weight.sum().backward()
     >>> layer.parametrizations.weight.original.grad.sum(1).tolist()
     [0.0, 2.0, 2.0]
