@@ -35,6 +35,7 @@ from families import stream as stream_of
 from kept_runs import finished, keep, missing
 
 from everlearn import compare, methods, streams
+from everlearn.evaluation import TOLD
 from everlearn.formats import ranged
 from everlearn.judgement import differences, judge
 from everlearn.metrics.intervals import conclusion
@@ -123,7 +124,7 @@ def learn(args: argparse.Namespace, names: list[str], size: int, seed: int, fold
 
 def told_the_task(runs: list[dict[str, Any]]) -> str:
     """The mean accuracy of the tasks at the end, where a method was also told the task of each example."""
-    found = [run.get("other_matrices", {}).get("accuracy told the task") for run in runs]
+    found = [run.get("other_matrices", {}).get(TOLD) for run in runs]
     return spread([{"told": statistics.mean(matrix[-1])} for matrix in found if matrix], "told")
 
 
